@@ -1,0 +1,75 @@
+"""minigemma: Gemma 4 in plain NumPy, to be read, taught from and debugged with. Start at model.py."""
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from .cache import EMPTY, Cache
+from .config import Config
+from .errors import Error
+from .files import read_json
+from .generate import generate, generate_ids, prefill
+from .model import forward
+from .tokenizer import Tokenizer
+from .trace import Edit, Trace
+from .weights import random_weights, read_weights, save
+
+__all__ = [
+    "EMPTY", "Cache", "Config", "Edit", "Error", "Model", "Tokenizer", "Trace", "forward", "generate", "generate_ids",
+    "load", "prefill", "random_weights", "read_weights", "save",
+]  # fmt: skip
+
+TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+
+
+@dataclass(eq=False)
+class Model:
+    """What a checkpoint directory holds. Calling it runs `forward`."""
+
+    directory: Path
+    config: Config
+    weights: object = field(repr=False)
+    generation_config: dict = field(repr=False)
+
+    def __call__(self, tokens, cache=EMPTY, **options):
+        return forward(tokens, self.weights, self.config, cache, **options)
+
+    @cached_property
+    def tokenizer(self):
+        """The directory's tokenizer, None where it has no tokenizer.json. A real one takes a second: read when used."""
+        path = self.directory / "tokenizer.json"
+        return Tokenizer(path) if path.exists() else None
+
+
+def load(path=None, dtype="bfloat16"):
+    """A checkpoint directory, or a name such as "google/gemma-4-E2B-it" from the hub's local cache -> Model.
+
+    Without a path: MINIGEMMA_WEIGHTS, else the tiny weights of this repository. dtype: "bfloat16" keeps the weights in
+    the mapped file, "float32" converts the layers at load for the fastest decode, "float64" is for exact tests.
+    """
+    directory = _find(path or os.environ.get("MINIGEMMA_WEIGHTS") or TINY)
+    config = Config.from_json(directory)
+    defaults = directory / "generation_config.json"
+    return Model(
+        directory, config, read_weights(directory, config, dtype), read_json(defaults) if defaults.exists() else {}
+    )
+
+
+def _find(path):
+    """A directory as it is; a hub name by its snapshot in the local cache. Never reaches the network."""
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        return directory
+    if isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            config = try_to_load_from_cache(path, "config.json")
+        except HFValidationError:
+            config = None
+        if isinstance(config, str):
+            return Path(config).parent
+        raise Error(f"{path}: neither a directory nor a model in the hub's local cache; run: hf download {path}")
+    raise Error(f"{path}: no such directory; give the folder that holds config.json and model.safetensors")

@@ -1,0 +1,158 @@
+"""The command line: one function a command. Results go to stdout, progress and errors to stderr."""
+
+import argparse
+import os
+import sys
+import time
+
+from . import TINY, load
+from .cache import EMPTY
+from .errors import Error
+from .generate import generate_ids
+from .trace import Trace
+
+
+def generate(args):
+    """Continue a prompt, streaming."""
+    model = load(args.weights, args.dtype)
+    ids = _tokenizer(model).encode(args.prompt)
+    _stream(model, ids, args)
+
+
+def chat(args):
+    """Talk with the model; an empty line or end of file ends."""
+    model = load(args.weights, args.dtype)
+    tokenizer = _tokenizer(model)
+    cache, ids = EMPTY, tokenizer.encode("")  # <bos> opens the conversation, once
+    print("An empty line ends.", file=sys.stderr)
+    while text := _ask():
+        ids = [*ids, *tokenizer.open_turn("user", text), *tokenizer.close_turn(), *tokenizer.open_turn("model")]
+        cache, last = _stream(model, ids, args, cache)
+        ids = [*last, *tokenizer.close_turn()]
+
+
+def trace(args):
+    """Record every intermediate of a prompt's pass."""
+    model = load(args.weights, args.dtype)
+    ids = _tokenizer(model).encode(args.prompt)
+    record = Trace(args.only)
+    model(ids, tap=record)
+    if not record:
+        raise Error(f"--only {args.only!r} fits no tap; names look like layers.3.attn.pattern, see minigemma/trace.py")
+    record.save(args.out, tokens=ids, model=str(model.directory))
+    size = sum(array.nbytes for array in record.values())
+    print(f"{args.out}: {len(record)} arrays of {len(ids)} tokens, {size / 1e6:.1f} MB")
+
+
+def _tokenizer(model):
+    if model.tokenizer is None:
+        raise Error(f"{model.directory}: has no tokenizer.json, so text cannot be read; download the whole repository")
+    return model.tokenizer
+
+
+def _ask():
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def _stream(model, ids, args, cache=EMPTY):
+    """Print what the model says -> the cache it ends with, and the ids drawn that this cache does not yet hold."""
+    drawn, start, stamps = [], time.perf_counter(), []
+
+    def draws():
+        nonlocal cache
+        sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+        for id, behind in generate_ids(model, ids, args.n, cache, **sampling):
+            cache = behind
+            stamps.append(time.perf_counter())
+            drawn.append(id)
+            yield id
+
+    for piece in model.tokenizer.stream(draws()):
+        print(piece, end="", flush=True)
+    print()
+    if args.stats:
+        _print_stats(len(ids), start, stamps)
+    return cache, drawn[-1:]
+
+
+def _print_stats(prompt, start, stamps):
+    print(f"prompt        {prompt} tokens", file=sys.stderr)
+    if stamps:
+        first = stamps[0] - start
+        print(f"prefill       {first:.3f} s, {prompt / first:.0f} tokens/s", file=sys.stderr)
+    if len(stamps) > 1:
+        rate = (len(stamps) - 1) / (stamps[-1] - stamps[0])
+        print(f"decode        {len(stamps)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
+    print(f"peak memory   {_peak_memory()}", file=sys.stderr)
+
+
+def _peak_memory():
+    """The most memory the process has had, mapped pages of the checkpoint included."""
+    try:
+        import resource
+    except ImportError:
+        return "not available on this system"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:.0f} MB"
+
+
+def parser():
+    """The argument parser of every command."""
+    root = argparse.ArgumentParser(prog="minigemma", description="Gemma 4 in plain NumPy.")
+    commands = root.add_subparsers(dest="command", required=True)
+
+    def command(run, *arguments):
+        sub = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        sub.set_defaults(run=run)
+        for names, options in arguments:
+            sub.add_argument(*names, **options)
+
+    def flag(*names, **options):
+        return names, options
+
+    where = flag(
+        "--weights",
+        metavar="W",
+        help="a checkpoint directory, or a model name in the hub's local cache; "
+        f"default: MINIGEMMA_WEIGHTS, else {os.path.relpath(TINY)}",
+    )
+    dtype = flag("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float64"), help="default: bfloat16")
+    prompt = flag("prompt", help="the text to start from")
+    sampling = (
+        flag("-n", type=int, default=200, metavar="N", help="at most this many new tokens (default 200)"),
+        flag("--temperature", type=float, metavar="T", help="0 is greedy; default: the checkpoint's own"),
+        flag("--top-k", type=int, metavar="K", help="draw from the K most probable tokens; 0 from all"),
+        flag("--top-p", type=float, metavar="P", help="draw from the fewest tokens of this probability"),
+        flag("--seed", type=int, metavar="S", help="makes a draw repeatable"),
+        flag("--stats", action="store_true", help="print rates and memory to stderr at the end"),
+    )
+    command(generate, prompt, where, dtype, *sampling)
+    command(chat, where, dtype, *sampling)
+    out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
+    only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
+    command(trace, prompt, where, dtype, out, only)
+    return root
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except Error as error:
+        print(f"minigemma: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""A safetensors directory -> Weights, and back; random weights for tests.
+
+Weights are data: the safetensors library checks a file's header before anything in it is believed, and nothing in a
+checkpoint is ever executed. Tensors are views of the memory-mapped file; nothing is copied at load unless it is asked
+for, except what is small (norms, and matrices that fit in a core's cache).
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from .bf16 import HalfMatrix, narrow, widen
+from .errors import Error
+from .files import read_json, replacing
+from .tensors import NOT_TEXT, PREFIXES, TABLES, text_tensors, unused_tensors
+
+DTYPES = ("bfloat16", "float32", "float64")
+FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+SMALL = 256 * 1024  # bytes; below this a matrix is converted at load: mapping saves no memory worth a slower product
+
+
+def assemble(config, arrays):
+    """name -> array, as text_tensors names them, into Weights: `.embed_tokens`, `.layers[3].q_proj`, ..."""
+    weights = SimpleNamespace(layers=[SimpleNamespace() for _ in config.layers])
+    for tensor in text_tensors(config):
+        owner = weights if tensor.layer is None else weights.layers[tensor.layer]
+        setattr(owner, tensor.attribute, arrays[tensor.name])
+    return weights
+
+
+def read_weights(directory, config, dtype="bfloat16"):
+    """Weights of a checkpoint directory.
+
+    dtype "bfloat16" maps the file and converts while multiplying; "float32" converts the layers at load, the two
+    tables staying mapped; "float64" converts everything, for exact tests.
+    """
+    if dtype not in DTYPES:
+        raise Error(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    found = {}
+    for path in _shards(Path(directory)):
+        for name, bits in map_safetensors(path).items():
+            if name.startswith(NOT_TEXT):
+                continue
+            short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
+            if short in found:
+                raise Error(f"{path}: holds {short} twice, under two prefixes or in two shards")
+            found[short] = bits
+    _check(directory, config, found)
+    arrays = {tensor.name: _convert(tensor, found[tensor.name], dtype) for tensor in text_tensors(config)}
+    return assemble(config, arrays)
+
+
+def map_safetensors(path):
+    """Every tensor of a safetensors file as a read-only view of the mapped file, bfloat16 as its bits in uint16."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="np"):  # checks lengths, offsets, dtypes and shapes
+            pass
+    except FileNotFoundError:
+        raise Error(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise Error(f"{path}: not a whole safetensors file ({error}); download it again") from None
+    raw = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    header_bytes = int(raw[:8].view("<u8")[0])
+    header = json.loads(raw[8 : 8 + header_bytes].tobytes())
+    data = raw[8 + header_bytes :]
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        dtype = FILE_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            if not name.startswith(NOT_TEXT):
+                raise Error(f"{path}: {name} is {entry['dtype']}; minigemma reads {', '.join(FILE_DTYPES)}")
+            continue
+        tensors[name] = data[start:end].view(dtype).reshape(entry["shape"])
+    return tensors
+
+
+def _shards(directory):
+    """The safetensors files of a checkpoint directory."""
+    if not directory.is_dir():
+        raise Error(f"{directory}: no such directory; give the folder that holds config.json and model.safetensors")
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        return [directory / "model.safetensors"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise Error(f"{index}: has no weight_map of tensor names to file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if name != os.path.basename(name) or not name.endswith(".safetensors"):
+            raise Error(f"{index}: {name!r} is not the name of a safetensors file in its own directory")
+    return [directory / name for name in names]
+
+
+def _check(directory, config, found):
+    """Compare names and shapes with the table; one Error lists every kind of difference."""
+    table = {tensor.name: tensor.shape for tensor in text_tensors(config)}
+    unused = {tensor.name: tensor.shape for tensor in unused_tensors(config)}
+    problems = []
+    missing = [name for name in table if name not in found]
+    known = table | unused
+    unknown = [name for name in found if name not in known and name != "lm_head.weight"]  # tied: a copy of the table
+    wrong = [
+        f"{name} is {list(found[name].shape)} and should be {list(shape)}"
+        for name, shape in known.items()
+        if name in found and found[name].shape != shape
+    ]
+    for problem, names in (("missing", missing), ("of the wrong shape", wrong), ("unknown", unknown)):
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            problems.append(f"{len(names)} {problem} ({shown})")
+    if problems:
+        raise Error(f"{directory}: tensors do not fit config.json: {'; '.join(problems)}")
+
+
+def _convert(tensor, bits, dtype):
+    """A tensor of the file in the form that the pass multiplies."""
+    if dtype == "float64":
+        return _wide(bits).astype(np.float64)
+    mapped = tensor.part in TABLES or dtype == "bfloat16"
+    if not mapped or len(tensor.shape) < 2 or bits.nbytes <= SMALL:
+        return _wide(bits)
+    return bits if bits.dtype == np.float32 else HalfMatrix(bits)
+
+
+def _wide(bits):
+    """A copy as float32."""
+    return bits.astype(np.float32) if bits.dtype == np.float32 else widen(bits)
+
+
+def save(directory, weights, config, dtype="bfloat16"):
+    """Write config.json and model.safetensors, text only, as transformers loads them; dtype bfloat16 or float32."""
+    if dtype not in ("bfloat16", "float32"):
+        raise Error(f"dtype {dtype!r} cannot be saved; choose bfloat16 or float32")
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"{directory}: cannot make this directory ({error.strerror})") from None
+
+    def arrays():
+        for tensor in text_tensors(config):
+            owner = weights if tensor.layer is None else weights.layers[tensor.layer]
+            array = np.asarray(getattr(owner, tensor.attribute), np.float32)
+            yield narrow(array) if dtype == "bfloat16" else array
+
+    table = [(f"model.{tensor.name}", tensor.shape) for tensor in text_tensors(config)]
+    write_safetensors(directory / "model.safetensors", "BF16" if dtype == "bfloat16" else "F32", table, arrays())
+    with replacing(directory / "config.json") as path:
+        path.write_text(json.dumps(config.to_dict() | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
+
+
+def write_safetensors(path, dtype, table, arrays):
+    """Write arrays, one at a time, as the (name, shape) of `table`; dtype as in FILE_DTYPES.
+
+    The safetensors library writes no bfloat16 from NumPy and wants all of a file in memory; the format is a length, a
+    JSON header and the data.
+    """
+    header, end, item = {"__metadata__": {"format": "pt"}}, 0, FILE_DTYPES[dtype]
+    for name, shape in table:
+        start, end = end, end + math.prod(shape) * item.itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            file.write(np.ascontiguousarray(array, item).data)
+
+
+def random_weights(config, seed=0, dtype=np.float32):
+    """Weights of any member at any size, for tests: norm weights and layer_scalar are away from 1, so that leaving one
+    out shows; q_norm is small enough that attention scores stay of order 1, so that rounding is not amplified."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for tensor in text_tensors(config):
+        if len(tensor.shape) == 1:
+            low, high = (0.3, 0.9) if tensor.attribute == "layer_scalar" else (0.5, 1.5)
+            scale = tensor.shape[0] ** -0.5 if tensor.attribute == "q_norm" else 1.0
+            array = scale * rng.uniform(low, high, tensor.shape)
+        else:
+            array = rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5
+        arrays[tensor.name] = array.astype(dtype)
+    return assemble(config, arrays)
