@@ -8,21 +8,22 @@ import time
 from . import TINY, load
 from .cache import EMPTY
 from .errors import Error
-from .generate import generate_ids
+from .generate import generate_ids, prompt_ids
 from .trace import Trace
 
 
 def generate(args):
     """Continue a prompt, streaming."""
     model = load(args.weights, args.dtype)
-    ids = _tokenizer(model).encode(args.prompt)
-    _stream(model, ids, args)
+    _stream(model, prompt_ids(model, args.prompt), args)
 
 
 def chat(args):
     """Talk with the model; an empty line or end of file ends."""
     model = load(args.weights, args.dtype)
-    tokenizer = _tokenizer(model)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise Error(f"{model.directory}: has no tokenizer.json, so it cannot chat; download the whole repository")
     cache, ids = EMPTY, tokenizer.encode("")  # <bos> opens the conversation, once
     print("An empty line ends.", file=sys.stderr)
     while text := _ask():
@@ -34,7 +35,7 @@ def chat(args):
 def trace(args):
     """Record every intermediate of a prompt's pass."""
     model = load(args.weights, args.dtype)
-    ids = _tokenizer(model).encode(args.prompt)
+    ids = prompt_ids(model, args.prompt)
     record = Trace(args.only)
     model(ids, tap=record)
     if not record:
@@ -42,12 +43,6 @@ def trace(args):
     record.save(args.out, tokens=ids, model=str(model.directory))
     size = sum(array.nbytes for array in record.values())
     print(f"{args.out}: {len(record)} arrays of {len(ids)} tokens, {size / 1e6:.1f} MB")
-
-
-def _tokenizer(model):
-    if model.tokenizer is None:
-        raise Error(f"{model.directory}: has no tokenizer.json, so text cannot be read; download the whole repository")
-    return model.tokenizer
 
 
 def _ask():

@@ -5,7 +5,6 @@ Two spellings of config.json are read: Google's (`text_config` inside, global la
 what differs from them). The rules were read in transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import Error
+from .files import read_json
 
 SLIDING, GLOBAL = "sliding_attention", "full_attention"
 
@@ -92,13 +92,7 @@ class Config:
         """Read a config.json, or the one in a directory."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise Error(f"{path}: no such file; a checkpoint directory has a config.json") from None
-        except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise Error(f"{path}: not a readable JSON file ({error})") from None
-        return cls.from_dict(data, str(path))
+        return cls.from_dict(read_json(path), str(path))
 
     @classmethod
     def from_dict(cls, data, where="config"):
@@ -135,8 +129,6 @@ def inverse_frequencies(rope, head_dim, where="rope_parameters"):
 
 def _resolve(data, where):
     """The arguments of Config from a parsed config.json."""
-    if not isinstance(data, dict):
-        raise Error(f"{where}: a config.json holds one object, not {type(data).__name__}")
     model_type = data.get("model_type", "gemma4_text")
     if model_type not in MODEL_TYPES:
         raise Error(f"{where}: model_type {model_type!r} is not Gemma 4; expected one of {', '.join(MODEL_TYPES)}")

@@ -1,7 +1,5 @@
 """Prefill, sampling, streaming."""
 
-from itertools import islice
-
 import numpy as np
 
 from .cache import EMPTY
@@ -98,13 +96,14 @@ def generate(model, prompt, max_new_tokens=100, **options):
 
     options: temperature, top_k, top_p (by default what the checkpoint's generation_config says), seed.
     """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise Error(f"{model.directory}: has no tokenizer.json; use generate_ids with token ids")
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    return tokenizer.stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
+    ids = prompt_ids(model, prompt) if isinstance(prompt, str) else prompt
+    return model.tokenizer.stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
 
 
-def first(generator, count):
-    """The first `count` ids of generate_ids, as a list."""
-    return [id for id, _ in islice(generator, count)]
+def prompt_ids(model, prompt):
+    """A prompt's ids, <bos> in front. Raises Error where there is no tokenizer or no prompt."""
+    if model.tokenizer is None:
+        raise Error(f"{model.directory}: has no tokenizer.json, so text cannot be read; download the whole repository")
+    if not prompt:
+        raise Error("the prompt is empty; give at least one character")
+    return model.tokenizer.encode(prompt)

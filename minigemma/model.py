@@ -7,9 +7,10 @@ P hidden_size_per_layer_input, L layers, V vocabulary, E experts, k experts a to
 import numpy as np
 
 from .cache import EMPTY, Cache
+from .errors import Error
 from .ops import (
-    as_tokens, attention_scores, attention_values, experts, gelu, linear, rms_norm, rope, rotation, softcap, softmax,
-    top_k, visible,
+    as_soft_tokens, as_tokens, attention_scores, attention_values, experts, gelu, linear, rms_norm, rope, rotation,
+    softcap, softmax, top_k, visible,
 )  # fmt: skip
 
 
@@ -25,6 +26,8 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
     they do not run at all: all that a prompt's earlier part needs, because these layers write no K and V.
     soft_tokens: (positions [M], rows [M, D]), image or audio embeddings that take the place of the tokens' own.
     """
+    if logits not in ("all", "last", None):
+        raise Error(f'logits must be "all", "last" or None, not {logits!r}')
     ids = as_tokens(tokens, cache, config)  # [T]
     T, D, N, P = len(ids), config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input
     eps, end = config.rms_norm_eps, cache.length + len(ids)
@@ -32,7 +35,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
 
     x = weights.embed_tokens[ids] * D**0.5  # [T, D]
     if soft_tokens is not None:
-        where, rows = soft_tokens
+        where, rows = as_soft_tokens(soft_tokens, T, config)  # [M], [M, D]
         x[where] = rows  # not multiplied by sqrt(D): only the table's rows are
         ids[where] = config.pad_token_id  # PLE has no row for an image: it looks up the pad token's
     x = tap("embed", x)  # [T, D]
@@ -42,7 +45,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
         token = tap("ple.token", ple)  # [T, L, P]
         context = linear(x, weights.per_layer_model_projection) * D**-0.5  # [T, L*P]
         context = rms_norm(context.reshape(T, -1, P), weights.per_layer_projection_norm, eps)  # [T, L, P]
-        context = tap("ple.context", context)  # [T, L, P], "context" for images; of text it sees one token's embedding
+        context = tap("ple.context", context)  # [T, L, P], of this token's embedding alone: a second view of its identity
         ple = tap("ple", (context + token) * 2**-0.5)  # [T, L, P]
 
     kv = {}  # this call's K and V by the layer that wrote them

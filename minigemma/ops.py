@@ -26,11 +26,27 @@ def as_tokens(tokens, cache, config):
     return ids.astype(np.int64)
 
 
+def as_soft_tokens(soft_tokens, count, config):
+    """(positions [M], rows [M, D]) as arrays. Raises Error where they do not fit `count` tokens of this model."""
+    if config.use_bidirectional_attention:
+        raise Error("soft tokens: this model's images need bidirectional attention, and minigemma's pass is causal")
+    where, rows = (np.asarray(part) for part in soft_tokens)
+    if rows.shape != (where.size, config.hidden_size):
+        raise Error(f"soft tokens: {where.size} position(s) need rows of {config.hidden_size}, not {list(rows.shape)}")
+    for position in where:
+        if not 0 <= position < count:
+            raise Error(f"soft tokens: position {position} is outside this call's {count} tokens")
+    if len(np.unique(where)) != len(where):
+        raise Error("soft tokens: a position is given twice")
+    return where, rows
+
+
 def linear(x, weight):
     """x [..., in], weight [out, in] as checkpoints store it -> [..., out]. No Gemma 4 has biases."""
     return half_linear(x, weight) if isinstance(weight, HalfMatrix) else x @ weight.T
 
 
+@np.errstate(over="ignore")
 def rms_norm(x, weight=None, eps=1e-6):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. The weight is plain: not 1 + weight as in Gemma 1 to 3."""
     mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
@@ -42,10 +58,10 @@ def rms_norm(x, weight=None, eps=1e-6):
     return normed if weight is None else normed * weight
 
 
+@np.errstate(over="ignore")  # x^2 may become infinite: tanh(+-inf) is the right limit
 def gelu(x):
     """GELU in the tanh form that Gemma was trained with (gelu_pytorch_tanh), not the erf form."""
-    with np.errstate(over="ignore"):  # x^2 may become infinite: tanh(+-inf) is the right limit
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * x * (1 + 0.044715 * x * x)))
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(x.dtype) * x * (1 + 0.044715 * x * x)))
 
 
 def softmax(x):

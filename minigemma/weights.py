@@ -177,15 +177,22 @@ def write_safetensors(path, dtype, table, arrays):
 
 
 def random_weights(config, seed=0, dtype=np.float32):
-    """Weights of any member at any size, for tests: norm weights and layer_scalar are away from 1, so that leaving one
-    out shows; q_norm is small enough that attention scores stay of order 1, so that rounding is not amplified."""
+    """Weights of any member at any size, for tests.
+
+    Norm weights and layer_scalar are away from 1, so that leaving one out shows. q_norm keeps attention scores of order
+    1 and the post-norms keep what a layer writes below the residual: without that a deep random net amplifies rounding
+    so much that comparing two implementations says nothing.
+    """
     rng = np.random.default_rng(seed)
     arrays = {}
     for tensor in text_tensors(config):
         if len(tensor.shape) == 1:
             low, high = (0.3, 0.9) if tensor.attribute == "layer_scalar" else (0.5, 1.5)
-            scale = tensor.shape[0] ** -0.5 if tensor.attribute == "q_norm" else 1.0
-            array = scale * rng.uniform(low, high, tensor.shape)
+            array = rng.uniform(low, high, tensor.shape)
+            if tensor.attribute == "q_norm":
+                array *= tensor.shape[0] ** -0.5
+            elif tensor.attribute.startswith("post_"):
+                array *= 0.25
         else:
             array = rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5
         arrays[tensor.name] = array.astype(dtype)

@@ -1,0 +1,244 @@
+"""Checkpoints: one file or several, three prefixes, three dtypes, mapped or converted; what does not fit is listed."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from family import fields, small
+from numpy.testing import assert_array_equal
+
+import minigemma
+from minigemma import Config, Error, forward
+from minigemma.bf16 import HalfMatrix, half_linear, narrow, widen
+from minigemma.tensors import text_tensors, unused_tensors
+from minigemma.weights import SMALL, map_safetensors, write_safetensors
+
+TOKENS = np.arange(17)
+
+
+def write(directory, config, arrays, dtype="F32", files=1, prefix="model."):
+    """A checkpoint directory with the given arrays, in one file or several."""
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    names = list(arrays)
+    if files == 1:
+        shards = {"model.safetensors": names}
+    else:
+        shards = {f"model-{i + 1:05}-of-{files:05}.safetensors": names[i::files] for i in range(files)}
+        weight_map = {prefix + name: shard for shard, held in shards.items() for name in held}
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for shard, held in shards.items():
+        table = [(prefix + name, arrays[name].shape) for name in held]
+        write_safetensors(directory / shard, dtype, table, [arrays[name] for name in held])
+    return directory
+
+
+def tensors_of(config, weights):
+    """name -> float32 array of every tensor of the text model."""
+    return {
+        t.name: getattr(weights if t.layer is None else weights.layers[t.layer], t.attribute)
+        for t in text_tensors(config)
+    }
+
+
+@pytest.fixture
+def e2b():
+    config, weights = small("E2B")
+    expected, _ = forward(TOKENS, weights, config)
+    return config, tensors_of(config, weights), expected
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "model.", ""])
+@pytest.mark.parametrize("files", [1, 3])
+def test_names_under_every_prefix_and_in_several_files_load_to_the_same_logits(tmp_path, e2b, prefix, files):
+    config, arrays, expected = e2b
+    model = minigemma.load(write(tmp_path / "w", config, arrays, files=files, prefix=prefix))
+    assert_array_equal(model(TOKENS)[0], expected)
+
+
+def test_the_unused_k_and_v_of_sharing_layers_may_be_there_and_towers_are_passed_over(tmp_path, e2b):
+    config, arrays, expected = e2b
+    extra = {t.name: np.zeros(t.shape, np.float32) for t in unused_tensors(config)}
+    assert len(extra) == 15
+    model = minigemma.load(write(tmp_path / "w", config, arrays | extra, prefix="model.language_model."))
+    assert_array_equal(model(TOKENS)[0], expected)
+    tower = {"vision_tower.patch.weight": np.zeros((2, 2), np.float32), "embed_vision.w": np.zeros(3, np.float32)}
+    model = minigemma.load(write(tmp_path / "w", config, arrays | tower))
+    assert_array_equal(model(TOKENS)[0], expected)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+def test_sixteen_bit_files_give_the_logits_of_their_values_in_every_mode(tmp_path, e2b, stored, monkeypatch):
+    monkeypatch.setattr("minigemma.weights.SMALL", 0)  # map even these small matrices
+    config, arrays, _ = e2b
+    if stored == "bfloat16":
+        bits = {name: narrow(array) for name, array in arrays.items()}
+    else:
+        bits = {name: array.astype(np.float16) for name, array in arrays.items()}
+    directory = write(tmp_path / "w", config, bits, dtype={"bfloat16": "BF16", "float16": "F16"}[stored])
+    exact, _ = minigemma.load(directory, "float64")(TOKENS)
+    assert exact.dtype == np.float64
+    for dtype in ("bfloat16", "float32"):
+        model = minigemma.load(directory, dtype)
+        assert isinstance(model.weights.embed_tokens_per_layer, HalfMatrix)
+        assert isinstance(model.weights.layers[0].q_proj, HalfMatrix) == (dtype == "bfloat16")
+        logits, _ = model(TOKENS)
+        assert logits.dtype == np.float32
+        assert np.linalg.norm(logits - exact) < 1e-5 * np.linalg.norm(exact)
+
+
+def test_nothing_large_is_copied_at_load(tmp_path):
+    config, weights = small("E2B", vocab_size=4096, vocab_size_per_layer_input=4096)
+    minigemma.save(tmp_path, weights, config)
+    model = minigemma.load(tmp_path)
+    table = model.weights.embed_tokens_per_layer
+    assert table.bits.nbytes > SMALL
+    assert not table.bits.flags.owndata
+    assert not table.bits.flags.writeable
+
+
+def test_saving_and_loading_keeps_every_value_in_float32_and_the_nearest_in_bfloat16(tmp_path, member):
+    config, weights = small(member)
+    minigemma.save(tmp_path / "exact", weights, config, "float32")
+    assert_array_equal(minigemma.load(tmp_path / "exact")(TOKENS)[0], forward(TOKENS, weights, config)[0])
+    minigemma.save(tmp_path / "half", weights, config)
+    again = minigemma.load(tmp_path / "half", "float32").weights
+    for tensor in text_tensors(config):
+        before, after = tensors_of(config, weights)[tensor.name], tensors_of(config, again)[tensor.name]
+        np.testing.assert_allclose(np.asarray(after), before, rtol=2**-8)
+
+
+def test_one_error_lists_what_is_missing_what_has_the_wrong_shape_and_what_is_unknown(tmp_path, e2b):
+    config, arrays, _ = e2b
+    del arrays["layers.3.mlp.up_proj.weight"]
+    arrays["norm.weight"] = np.ones(7, np.float32)
+    arrays["layers.0.self_attn.q_proj.bias"] = np.ones(7, np.float32)
+    with pytest.raises(Error) as caught:
+        minigemma.load(write(tmp_path / "w", config, arrays))
+    message = str(caught.value)
+    assert "1 missing (layers.3.mlp.up_proj.weight)" in message
+    assert "1 of the wrong shape (norm.weight is [7] and should be [24])" in message
+    assert "1 unknown (layers.0.self_attn.q_proj.bias)" in message
+    assert "\n" not in message
+
+
+def test_a_tensor_that_appears_under_two_prefixes_is_refused(tmp_path, e2b):
+    config, arrays, _ = e2b
+    twice = {f"model.{name}": array for name, array in arrays.items()} | {"norm.weight": arrays["norm.weight"]}
+    with pytest.raises(Error, match="twice"):
+        minigemma.load(write(tmp_path / "w", config, twice, prefix=""))
+
+
+def test_a_quantised_file_is_refused_with_its_dtype(tmp_path, e2b):
+    config, arrays, _ = e2b
+    directory = write(tmp_path / "w", config, arrays)
+    path = directory / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"F32"', b'"I32"'))
+    with pytest.raises(Error, match="I32"):
+        minigemma.load(directory)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 500, -1])
+def test_a_truncated_file_is_refused(checkpoint, keep):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(Error, match="safetensors"):
+        minigemma.load(checkpoint)
+
+
+def test_a_file_of_another_kind_is_refused(checkpoint):
+    (checkpoint / "model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"pickle")
+    with pytest.raises(Error, match=r"model\.safetensors"):
+        minigemma.load(checkpoint)
+
+
+def test_missing_files_are_named(checkpoint, tmp_path):
+    with pytest.raises(Error, match="no such directory"):
+        minigemma.load(tmp_path / "nowhere")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(Error, match=r"model\.safetensors: no such file"):
+        minigemma.load(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "weights.bin"])
+def test_an_index_cannot_lead_out_of_its_directory(checkpoint, name):
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(Error, match=r"index\.json"):
+        minigemma.load(checkpoint)
+
+
+def test_an_unknown_dtype_is_refused(checkpoint):
+    with pytest.raises(Error, match="int8"):
+        minigemma.load(checkpoint, "int8")
+
+
+def test_weights_come_from_the_environment_when_no_path_is_given(checkpoint, monkeypatch):
+    monkeypatch.setenv("MINIGEMMA_WEIGHTS", str(checkpoint))
+    assert minigemma.load().directory == checkpoint
+
+
+def test_a_hub_name_is_found_in_the_local_cache_and_never_downloaded(checkpoint, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    snapshot = tmp_path / "hub" / "models--google--gemma-4-E2B-it" / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    checkpoint.rename(snapshot)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert minigemma.load("google/gemma-4-E2B-it").directory == snapshot
+    with pytest.raises(Error, match="hf download google/gemma-4-E4B-it"):
+        minigemma.load("google/gemma-4-E4B-it")
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(checkpoint, monkeypatch):
+    before = (checkpoint / "model.safetensors").read_bytes()
+    config, weights = small("E2B")
+    weights.layers[7].q_proj = "not an array"
+    with pytest.raises(ValueError, match="could not convert"):
+        minigemma.save(checkpoint, weights, config)
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_random_weights_are_the_same_for_the_same_seed_and_nowhere_equal_to_one(member):
+    config, weights = small(member)
+    _, again = small(member)
+    _, other = small(member, seed=2)
+    for name, array in tensors_of(config, weights).items():
+        assert_array_equal(array, tensors_of(config, again)[name])
+        assert not np.array_equal(array, tensors_of(config, other)[name])
+        assert not (array == 1).any()
+
+
+def test_bfloat16_rounds_to_the_nearest_and_ties_to_even():
+    values = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -2.5e38, 1e-40, np.inf, -np.inf], np.float32)
+    expected = np.array([1.0, 1.0, 1 + 2**-6, 1 + 2**-7, -2.5e38, 1e-40, np.inf, -np.inf])
+    assert_array_equal(widen(narrow(values)).astype(np.float32), widen(narrow(expected.astype(np.float32))))
+    assert widen(narrow(values))[:4].tolist() == expected[:4].tolist()
+    assert np.isnan(widen(narrow(np.array([np.nan], np.float32)))).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (300, 64), (1000, 1537), (3, 40_000)])
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 40])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_half_matrix_multiplies_like_its_values(shape, rows, dtype):
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((rows, shape[1]), np.float32), rng.standard_normal(shape, np.float32)
+    bits = narrow(w) if dtype == "bfloat16" else w.astype(np.float16)
+    exact = x.astype(np.float64) @ widen(bits).astype(np.float64).T
+    assert np.abs(half_linear(x, HalfMatrix(bits)) - exact).max() < 1e-5 * np.sqrt(shape[1]) * 4
+
+
+def test_a_big_endian_machine_reads_the_same_numbers(monkeypatch):
+    monkeypatch.setattr("minigemma.bf16.sys.byteorder", "big")
+    test_a_half_matrix_multiplies_like_its_values((300, 64), 1, "bfloat16")
+
+
+def test_map_safetensors_gives_views_of_the_file(checkpoint):
+    tensors = map_safetensors(checkpoint / "model.safetensors")
+    assert all(not array.flags.writeable for array in tensors.values())
+    assert Config.from_dict(fields("E2B")).hidden_size == tensors["model.norm.weight"].shape[0]
