@@ -4,11 +4,18 @@ A released checkpoint is bfloat16: the upper half of a float32. NumPy has no suc
 takes twice its size in memory; but a row can be converted when it is read, and a block of rows when it is multiplied.
 """
 
-import sys
+import math
+import os
+import threading
+from functools import cache, partial
+from itertools import pairwise
 
 import numpy as np
 
-BLOCK_BYTES = 1_500_000  # converted values at a time: they stay in the cores' cache until they are multiplied
+FEW = 12  # rows of x up to which dot products on converted blocks beat the BLAS
+BLOCK = 768 * 1024  # values widened at a time, 3 MB: few calls, and still in the cache when they are multiplied
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_local = threading.local()
 
 
 class HalfMatrix:
@@ -54,18 +61,66 @@ def narrow(array):
 
 
 def half_linear(x, matrix):
-    """x [T, in] times matrix [out, in] transposed -> [T, out], in float32, converting one block of rows at a time."""
-    bits = matrix.bits
+    """x [T, in] times matrix [out, in] transposed -> [T, out] in float32, converting a block of rows at a time.
+
+    Two regimes. Up to FEW rows of x, conversion is most of the work: all cores convert, and each multiplies its block
+    by dot products while it is in its cache. For more rows the product is most of the work: one thread converts, then
+    the BLAS multiplies with all cores. Every output is the same sum whatever the number of threads.
+    """
+    bits = matrix.bits  # [out, in]
     out = np.empty((len(x), len(bits)), np.float32)  # [T, out]
-    rows = max(1, BLOCK_BYTES // (4 * max(1, bits.shape[1])))
-    if len(x) == 1 and bits.dtype == np.uint16 and bits.shape[1] % 2 == 0 and sys.byteorder == "little":
-        words = bits.view(np.uint32)  # [out, in/2]: two bfloat16 a word, the even column in the lower half
-        even, odd = np.ascontiguousarray(x[0, ::2]), np.ascontiguousarray(x[0, 1::2])
-        for start in range(0, len(bits), rows):
-            block = words[start : start + rows]
-            out[0, start : start + rows] = (block << 16).view(np.float32) @ even
-            out[0, start : start + rows] += (block & 0xFFFF0000).view(np.float32) @ odd
+    if len(x) <= FEW:
+        _all_cores(partial(_dots, x, bits, out), len(bits), bits.size)
     else:
-        for start in range(0, len(bits), rows):
-            out[:, start : start + rows] = x @ widen(bits[start : start + rows]).T
+        for rows in _blocks(0, *bits.shape):
+            np.matmul(x, _widen_here(bits[rows]).T, out=out[:, rows])
     return out
+
+
+def _dots(x, bits, out, start, stop):
+    """out[:, start:stop] from the rows start:stop of bits."""
+    for rows in _blocks(start, stop, bits.shape[1]):
+        np.vecdot(_widen_here(bits[rows]), x[:, None], out=out[:, rows])
+
+
+def _blocks(start, stop, width):
+    """Slices of start:stop of about BLOCK values each."""
+    rows = max(1, BLOCK // max(1, width))
+    return [slice(first, min(first + rows, stop)) for first in range(start, stop, rows)]
+
+
+def _widen_here(bits):
+    """widen(bits) in this thread's scratch memory, valid until its next call; fresh memory costs as much as widening."""
+    size = math.prod(bits.shape)
+    if getattr(_local, "words", np.empty(0)).size < size:
+        _local.words = np.empty(size, np.uint32)
+    words = _local.words[:size].reshape(bits.shape)
+    wide = words.view(np.float32)
+    if bits.dtype == np.float16:
+        wide[...] = bits
+    else:
+        words[...] = bits
+        words <<= 16
+    return wide
+
+
+def _all_cores(work, rows, size):
+    """work(start, stop) over range(rows), a share for each core; alone where the shares would be less than a block."""
+    shares = max(1, min(CORES, size // BLOCK))
+    bounds = [rows * i // shares for i in range(shares + 1)]
+    waiting = [_pool().submit(work, *pair) for pair in pairwise(bounds[1:])]
+    work(*bounds[:2])
+    for share in waiting:
+        share.result()
+
+
+@cache
+def _pool():
+    """The one pool of threads: with the caller, as many as there are cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(max(1, CORES - 1), "minigemma")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads

@@ -45,7 +45,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
         token = tap("ple.token", ple)  # [T, L, P]
         context = linear(x, weights.per_layer_model_projection) * D**-0.5  # [T, L*P]
         context = rms_norm(context.reshape(T, -1, P), weights.per_layer_projection_norm, eps)  # [T, L, P]
-        context = tap("ple.context", context)  # [T, L, P], of this token's embedding alone: a second view of its identity
+        context = tap("ple.context", context)  # [T, L, P], of this token's embedding: a second view of it
         ple = tap("ple", (context + token) * 2**-0.5)  # [T, L, P]
 
     kv = {}  # this call's K and V by the layer that wrote them

@@ -233,9 +233,13 @@ def test_a_half_matrix_multiplies_like_its_values(shape, rows, dtype):
     assert np.abs(half_linear(x, HalfMatrix(bits)) - exact).max() < 1e-5 * np.sqrt(shape[1]) * 4
 
 
-def test_a_big_endian_machine_reads_the_same_numbers(monkeypatch):
-    monkeypatch.setattr("minigemma.bf16.sys.byteorder", "big")
-    test_a_half_matrix_multiplies_like_its_values((300, 64), 1, "bfloat16")
+@pytest.mark.parametrize("cores", [1, 2, 3, 16])
+def test_the_number_of_cores_changes_no_bit_of_a_product(cores, monkeypatch):
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((3, 1536), np.float32), HalfMatrix(narrow(rng.standard_normal((4099, 1536), np.float32)))
+    alone = half_linear(x, w)
+    monkeypatch.setattr("minigemma.bf16.CORES", cores)
+    np.testing.assert_array_equal(half_linear(x, w), alone)
 
 
 def test_map_safetensors_gives_views_of_the_file(checkpoint):
