@@ -21,7 +21,7 @@ _local = threading.local()
 class HalfMatrix:
     """[..., out, in] of bfloat16 or float16, held as it is in the file.
 
-    `bits` is an array of uint16 (bfloat16, which NumPy lacks) or of float16. Indexing gives float32 rows, except that
+    `bits` is an array of uint16 (bfloat16, which NumPy lacks), in either byte order, or of float16. Indexing gives float32 rows, except that
     indexing a stack of matrices by one number gives the HalfMatrix of that number.
     """
 
@@ -33,7 +33,7 @@ class HalfMatrix:
         return self.bits.shape
 
     def __repr__(self):
-        return f"HalfMatrix({'bfloat16' if self.bits.dtype == np.uint16 else 'float16'} {list(self.shape)})"
+        return f"HalfMatrix({'bfloat16' if self.bits.dtype.kind == 'u' else 'float16'} {list(self.shape)})"
 
     def __getitem__(self, index):
         if self.bits.ndim == 3 and isinstance(index, int | np.integer):
@@ -47,10 +47,25 @@ class HalfMatrix:
 
 
 def widen(bits):
-    """float16 or the bits of bfloat16 -> float32, exactly: bfloat16 is a float32 without its lower 16 bits."""
-    if bits.dtype == np.float16:
-        return bits.astype(np.float32)
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    """float16, float32 or the bits of bfloat16 -> a new array of float32, exactly, with all cores where it is large."""
+    wide, flat = np.empty(bits.shape, np.float32), bits.reshape(-1)
+    words = wide.reshape(-1).view(np.uint32)
+
+    def share(start, stop):
+        for part in _blocks(start, stop, 1):
+            _widen_into(words[part], flat[part])
+
+    _all_cores(share, flat.size, flat.size)
+    return wide
+
+
+def _widen_into(words, bits):
+    """Write bits as float32 into the uint32 array `words`: a bfloat16 is a float32 without its lower 16 bits."""
+    if bits.dtype.kind == "u":
+        words[...] = bits
+        words <<= 16
+    else:
+        words.view(np.float32)[...] = bits
 
 
 def narrow(array):
@@ -90,18 +105,13 @@ def _blocks(start, stop, width):
 
 
 def _widen_here(bits):
-    """widen(bits) in this thread's scratch memory, valid until its next call; fresh memory costs as much as widening."""
+    """widen(bits) in this thread's own memory, valid until its next call: fresh memory costs as much as widening."""
     size = math.prod(bits.shape)
     if getattr(_local, "words", np.empty(0)).size < size:
         _local.words = np.empty(size, np.uint32)
     words = _local.words[:size].reshape(bits.shape)
-    wide = words.view(np.float32)
-    if bits.dtype == np.float16:
-        wide[...] = bits
-    else:
-        words[...] = bits
-        words <<= 16
-    return wide
+    _widen_into(words, bits)
+    return words.view(np.float32)
 
 
 def _all_cores(work, rows, size):

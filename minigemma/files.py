@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +22,24 @@ def read_json(path):
     if not isinstance(data, dict):
         raise Error(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
+
+
+@contextmanager
+def progress(label, total):
+    """Give a function that counts towards `total`; from the second second on, stderr shows the share done."""
+    start = shown = time.monotonic()
+    done = 0
+
+    def advance(count):
+        nonlocal done, shown
+        done, now = done + count, time.monotonic()
+        if now - start > 1 and now - shown > 0.2:
+            shown = now
+            print(f"\r{label}: {100 * done // total} %", end="", file=sys.stderr, flush=True)
+
+    yield advance
+    if shown != start:
+        print(f"\r{label}: done in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 @contextmanager

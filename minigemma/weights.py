@@ -7,19 +7,21 @@ for, except what is small (norms, and matrices that fit in a core's cache).
 
 import json
 import math
+import mmap
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
 from .bf16 import HalfMatrix, narrow, widen
 from .errors import Error
-from .files import read_json, replacing
+from .files import progress, read_json, replacing
 from .tensors import NOT_TEXT, PREFIXES, TABLES, text_tensors, unused_tensors
 
 DTYPES = ("bfloat16", "float32", "float64")
-FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
 SMALL = 256 * 1024  # bytes; below this a matrix is converted at load: mapping saves no memory worth a slower product
 
 
@@ -32,6 +34,21 @@ def assemble(config, arrays):
     return weights
 
 
+class Stored(NamedTuple):
+    """Where a tensor lies in a safetensors file."""
+
+    path: Path
+    dtype: str  # as safetensors names it: "BF16", "F16", "F32"
+    shape: tuple[int, ...]
+    offset: int
+
+    def map(self):
+        """A read-only view of the file, bfloat16 as its bits in uint16."""
+        if self.dtype not in FILE_DTYPES:
+            raise Error(f"{self.path}: holds {self.dtype} tensors; minigemma reads {', '.join(FILE_DTYPES)}")
+        return np.memmap(self.path, FILE_DTYPES[self.dtype], "r", self.offset, self.shape)
+
+
 def read_weights(directory, config, dtype="bfloat16"):
     """Weights of a checkpoint directory.
 
@@ -42,20 +59,25 @@ def read_weights(directory, config, dtype="bfloat16"):
         raise Error(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     found = {}
     for path in _shards(Path(directory)):
-        for name, bits in map_safetensors(path).items():
+        for name, stored in read_header(path).items():
             if name.startswith(NOT_TEXT):
                 continue
             short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
             if short in found:
                 raise Error(f"{path}: holds {short} twice, under two prefixes or in two shards")
-            found[short] = bits
+            found[short] = stored
     _check(directory, config, found)
-    arrays = {tensor.name: _convert(tensor, found[tensor.name], dtype) for tensor in text_tensors(config)}
+    table = text_tensors(config)
+    with progress("converting the weights", sum(math.prod(tensor.shape) for tensor in table)) as advance:
+        arrays = {}
+        for tensor in table:
+            arrays[tensor.name] = _convert(tensor, found[tensor.name], dtype)
+            advance(math.prod(tensor.shape))
     return assemble(config, arrays)
 
 
-def map_safetensors(path):
-    """Every tensor of a safetensors file as a read-only view of the mapped file, bfloat16 as its bits in uint16."""
+def read_header(path):
+    """name -> Stored of every tensor in a safetensors file. Raises Error where it is not a whole one."""
     import safetensors
 
     try:
@@ -65,22 +87,14 @@ def map_safetensors(path):
         raise Error(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError) as error:
         raise Error(f"{path}: not a whole safetensors file ({error}); download it again") from None
-    raw = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    header_bytes = int(raw[:8].view("<u8")[0])
-    header = json.loads(raw[8 : 8 + header_bytes].tobytes())
-    data = raw[8 + header_bytes :]
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = entry["data_offsets"]
-        dtype = FILE_DTYPES.get(entry["dtype"])
-        if dtype is None:
-            if not name.startswith(NOT_TEXT):
-                raise Error(f"{path}: {name} is {entry['dtype']}; minigemma reads {', '.join(FILE_DTYPES)}")
-            continue
-        tensors[name] = data[start:end].view(dtype).reshape(entry["shape"])
-    return tensors
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    return {
+        name: Stored(Path(path), entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _shards(directory):
@@ -121,19 +135,22 @@ def _check(directory, config, found):
         raise Error(f"{directory}: tensors do not fit config.json: {'; '.join(problems)}")
 
 
-def _convert(tensor, bits, dtype):
+def _convert(tensor, stored, dtype):
     """A tensor of the file in the form that the pass multiplies."""
+    bits = stored.map()
     if dtype == "float64":
-        return _wide(bits).astype(np.float64)
+        return widen(bits).astype(np.float64)
+    if tensor.part in TABLES:  # a few rows are read by id: the system need not read ahead
+        _expect_random_reads(bits)
     mapped = tensor.part in TABLES or dtype == "bfloat16"
     if not mapped or len(tensor.shape) < 2 or bits.nbytes <= SMALL:
-        return _wide(bits)
-    return bits if bits.dtype == np.float32 else HalfMatrix(bits)
+        return widen(bits)
+    return bits.view(np.ndarray) if bits.dtype == np.float32 else HalfMatrix(bits.view(np.ndarray))
 
 
-def _wide(bits):
-    """A copy as float32."""
-    return bits.astype(np.float32) if bits.dtype == np.float32 else widen(bits)
+def _expect_random_reads(mapped):
+    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+        mapped._mmap.madvise(mmap.MADV_RANDOM)
 
 
 def save(directory, weights, config, dtype="bfloat16"):

@@ -1,5 +1,6 @@
 """Prefill in chunks, sampling and streaming."""
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ from family import small
 import minigemma
 from minigemma import Error, forward, generate_ids
 from minigemma.generate import prefill, sample, settings
+
+MODULE = import_module("minigemma.generate")  # as an attribute of the package, that name is the function
 
 
 def model_of(member, dtype="float64", generation_config=None, **changes):
@@ -22,7 +25,7 @@ def drawn(model, ids, count, **options):
 
 @pytest.mark.parametrize("chunk", [1, 7, 23, 512])
 def test_a_prefill_in_chunks_ends_where_one_call_ends(member, chunk, monkeypatch):
-    monkeypatch.setattr("minigemma.generate.CHUNK", chunk)
+    monkeypatch.setattr(MODULE, "CHUNK", chunk)
     model = model_of(member)
     tokens = np.arange(23)
     whole, _ = forward(tokens, model.weights, model.config)
@@ -41,8 +44,8 @@ def test_a_chunk_never_needs_more_scores_than_the_limit(monkeypatch):
         sizes.extend(array.size * 4 for array in trace.values())
         return result
 
-    monkeypatch.setattr("minigemma.generate.forward", watched)
-    monkeypatch.setattr("minigemma.generate.SCORE_BYTES", 10_000)
+    monkeypatch.setattr(MODULE, "forward", watched)
+    monkeypatch.setattr(MODULE, "SCORE_BYTES", 10_000)
     prefill(np.arange(100), model.weights, model.config)
     assert 5_000 < max(sizes) <= 10_000
 
