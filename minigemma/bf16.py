@@ -21,8 +21,8 @@ _local = threading.local()
 class HalfMatrix:
     """[..., out, in] of bfloat16 or float16, held as it is in the file.
 
-    `bits` is an array of uint16 (bfloat16, which NumPy lacks), in either byte order, or of float16. Indexing gives float32 rows, except that
-    indexing a stack of matrices by one number gives the HalfMatrix of that number.
+    `bits` is an array of uint16 (bfloat16, which NumPy lacks), in either byte order, or of float16. Indexing gives
+    float32 rows, except that indexing a stack of matrices by one number gives the HalfMatrix of that number.
     """
 
     def __init__(self, bits):
