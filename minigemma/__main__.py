@@ -1,6 +1,7 @@
 """The command line: one function a command. Results go to stdout, progress and errors to stderr."""
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -69,11 +70,23 @@ def _stream(model, ids, args, cache=EMPTY):
         print(piece, end="", flush=True)
     print()
     if args.stats:
-        _print_stats(len(ids), start, stamps)
+        _print_stats(model, len(ids), start, stamps)
     return cache, drawn[-1:]
 
 
-def _print_stats(prompt, start, stamps):
+def bench(args):
+    """Measure load, cold start, prefill, decode and memory, beside this machine's ceilings."""
+    from . import bench
+
+    if args.repeats < 1:
+        raise Error(f"--repeats must be at least 1, not {args.repeats}")
+    result = bench.bench(args.weights, args.dtype, args.repeats)
+    print(json.dumps(result) if args.json else bench.report(result))
+
+
+def _print_stats(model, prompt, start, stamps):
+    from .bench import ple_table
+
     print(f"prompt        {prompt} tokens", file=sys.stderr)
     if stamps:
         first = stamps[0] - start
@@ -82,6 +95,8 @@ def _print_stats(prompt, start, stamps):
         rate = (len(stamps) - 1) / (stamps[-1] - stamps[0])
         print(f"decode        {len(stamps)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
     print(f"peak memory   {_peak_memory()}", file=sys.stderr)
+    for name, size in ple_table(model).items():
+        print(f"{name:<13} {'not available' if size is None else f'{size / 1e6:.1f} MB'}", file=sys.stderr)
 
 
 def _peak_memory():
@@ -129,6 +144,9 @@ def parser():
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
     command(trace, prompt, where, dtype, out, only)
+    as_json = flag("--json", action="store_true", help="print JSON, for programs")
+    repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
+    command(bench, where, dtype, repeats, as_json)
     return root
 
 

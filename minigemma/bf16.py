@@ -32,6 +32,10 @@ class HalfMatrix:
     def shape(self):
         return self.bits.shape
 
+    @property
+    def nbytes(self):
+        return self.bits.nbytes
+
     def __repr__(self):
         return f"HalfMatrix({'bfloat16' if self.bits.dtype.kind == 'u' else 'float16'} {list(self.shape)})"
 

@@ -1,0 +1,207 @@
+"""Measuring: how fast and how large minigemma is on this machine, against what the machine itself can do."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+
+from . import load, prefill
+from .bf16 import CORES, HalfMatrix
+from .model import forward
+
+PROMPTS = (32, 512, 2048)  # tokens
+DECODE = 16  # tokens
+MEMORY_RUN = 512, 32  # prompt and new tokens
+
+
+def bench(weights, dtype, repeats):
+    """Every figure as the list of its runs, the memory of one run, and the machine's ceilings -> a dict for JSON."""
+    model = load(weights, dtype)
+    rng, config = np.random.default_rng(0), model.config
+    limit = config.max_position_embeddings - DECODE
+    prompts = [count for count in PROMPTS if count <= limit]
+    runs = {"load": [], "cold start": []} | {f"prefill {count}": [] for count in prompts} | {"decode": []}
+    ceilings = {"read GB/s": [], "sgemm GFLOP/s": []}
+
+    def tokens(count):
+        return rng.integers(0, config.vocab_size, count)
+
+    prefill(tokens(2), model.weights, config)  # the first touch of the file is the cold start's to measure
+    for _ in range(repeats):
+        cold = in_fresh_process(model.directory, dtype, tokens(6), 1)
+        runs["load"].append(cold["load"])
+        runs["cold start"].append(cold["cold start"])
+        ceilings["read GB/s"].append(read_rate())
+        ceilings["sgemm GFLOP/s"].append(sgemm_rate())
+        for count in prompts:
+            ids, start = tokens(count), time.perf_counter()
+            _, cache = prefill(ids, model.weights, config)
+            runs[f"prefill {count}"].append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for id in tokens(DECODE):
+            _, cache = forward([id], model.weights, config, cache, logits="last")
+        runs["decode"].append((time.perf_counter() - start) / DECODE)
+    prompt, new = min(MEMORY_RUN[0], limit), min(MEMORY_RUN[1], DECODE * 2)
+    return {
+        "weights": str(model.directory),
+        "dtype": dtype,
+        "machine": machine(),
+        "seconds": runs,
+        "ceilings": ceilings,
+        "read per token": bytes_read(model),
+        "memory run": [prompt, new],
+        "memory": in_fresh_process(model.directory, dtype, tokens(prompt), new)["memory"],
+    }
+
+
+def bytes_read(model):
+    """Bytes of weights that decoding one token reads: all layers, the tied head, of a mixture the chosen experts."""
+    total = model.weights.embed_tokens.nbytes + model.weights.norm.nbytes
+    for layer in model.weights.layers:
+        for name, array in vars(layer).items():
+            chosen = model.config.top_k_experts / model.config.num_experts if name.startswith("experts_") else 1
+            total += int(array.nbytes * chosen)
+    return total + getattr(model.weights, "per_layer_model_projection", np.empty(0)).nbytes
+
+
+def read_rate():
+    """GB/s of reading memory with all cores, as a matrix-vector product does."""
+    matrix, x = np.ones((32_768, 4096), np.float32), np.ones(4096, np.float32)  # 0.5 GB, far beyond any cache
+    return max(matrix.nbytes / _seconds(lambda: matrix @ x) / 1e9 for _ in range(3))
+
+
+def sgemm_rate():
+    """GFLOP/s of a large float32 matrix product."""
+    a, b = np.ones((512, 4096), np.float32), np.ones((4096, 4096), np.float32)
+    return max(2 * 512 * 4096 * 4096 / _seconds(lambda: a @ b) / 1e9 for _ in range(3))
+
+
+def _seconds(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def in_fresh_process(directory, dtype, ids, count):
+    """Greedy decoding of `count` tokens after `ids` in a new interpreter -> what it measured of itself."""
+    code = "import json, sys; from minigemma.bench import itself; print(json.dumps(itself(*json.load(sys.stdin))))"
+    start = time.time()
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps([str(directory), dtype, np.asarray(ids).tolist(), count]),
+        text=True, stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    measured = json.loads(run.stdout)
+    return measured | {"cold start": measured["first token at"] - start}
+
+
+def itself(directory, dtype, ids, count):
+    """What in_fresh_process runs there."""
+    with PeakAnonymous() as peak:
+        start = time.perf_counter()
+        model = load(directory, dtype)
+        loaded, after_load = time.perf_counter() - start, memory_of_process("RssAnon")
+        logits, cache = prefill(ids, model.weights, model.config)
+        first = time.time()
+        for _ in range(count - 1):
+            id = int(logits.argmax())
+            (logits,), cache = forward([id], model.weights, model.config, cache, logits="last")
+    memory = {
+        "anonymous after load": after_load,
+        "peak anonymous": peak.bytes,
+        "mapped and resident": memory_of_process("RssFile"),
+        "KV cache": cache.nbytes,
+    }
+    return {"load": loaded, "first token at": first, "memory": memory | ple_table(model)}
+
+
+class PeakAnonymous:
+    """The most anonymous memory (what no file backs) seen inside the block, looked at every 5 ms; Linux only."""
+
+    def __enter__(self):
+        self.bytes, self.over = memory_of_process("RssAnon"), threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while self.bytes is not None and not self.over.wait(0.005):
+            self.bytes = max(self.bytes, memory_of_process("RssAnon"))
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+def memory_of_process(field):
+    """Bytes of a field of Linux's /proc/self/status, such as RssAnon or RssFile; None elsewhere."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
+    except OSError:
+        return None
+
+
+def resident(array):
+    """Bytes of the mapping that holds this mapped array which are in this process's memory; None if not told."""
+    address, inside = array.ctypes.data, False
+    try:
+        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                words = line.split()
+                if not words[0].endswith(":"):  # the head of a mapping: start-end permissions ...
+                    start, end = (int(number, 16) for number in words[0].split("-"))
+                    inside = start <= address < end
+                elif inside and words[0] == "Rss:":
+                    return int(words[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def ple_table(model):
+    """The PLE table's bytes and how many of them are resident, where it is mapped."""
+    table = getattr(model.weights, "embed_tokens_per_layer", None)
+    if not isinstance(table, HalfMatrix):
+        return {}
+    return {"PLE table": table.nbytes, "PLE table, resident": resident(table.bits)}
+
+
+def machine():
+    """What the numbers belong to, in words."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    except OSError:
+        pass
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    return f"{name}, {CORES} cores, {platform.system()}, {versions}"
+
+
+def report(result):
+    """The table that people read."""
+    read = statistics.median(result["ceilings"]["read GB/s"])
+    sgemm = statistics.median(result["ceilings"]["sgemm GFLOP/s"])
+    lines = [f"{result['weights']}, {result['dtype']}", result["machine"], "", f"{'':24}{'median':>10}   min to max"]
+    for name, runs in result["seconds"].items():
+        low, middle, high = min(runs), statistics.median(runs), max(runs)
+        kind, _, count = name.partition(" ")
+        note = ""
+        if kind == "prefill":
+            note = f"{int(count) / middle:.0f} tokens/s"
+        elif kind == "decode":
+            rate = result["read per token"] / middle / 1e9
+            note = f"{1 / middle:.2f} tokens/s, reads {rate:.1f} GB/s, {rate / read:.0%} of the machine's"
+        lines.append(f"{name:24}{middle:>8.3f} s   {low:.3f} to {high:.3f}   {note}")
+    lines += ["", f"reading memory          {read:>8.1f} GB/s", f"sgemm                   {sgemm:>8.0f} GFLOP/s", ""]
+    prompt, new = result["memory run"]
+    lines.append(f"memory of {prompt} + {new} tokens")
+    for name, size in result["memory"].items():
+        lines.append(f"  {name:22}" + ("not available" if size is None else f"{size / 1e6:>8.1f} MB"))
+    return "\n".join(lines)

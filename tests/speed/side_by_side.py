@@ -1,0 +1,138 @@
+"""minigemma beside transformers: the same checkpoint, prompt and steps, in turn, each run in a fresh process.
+
+    python -m pip install -r requirements.txt -r tests/speed/requirements.txt
+    python -m minigemma synth E2B weights/synthetic-e2b
+    python tests/speed/side_by_side.py weights/synthetic-e2b
+
+The engines take turns, so that a machine that is slow for a while is slow for all of them; medians and their ratios are
+printed. transformers in float32 needs about 24 GB of memory for E2B; leave it out with --engines where there is less.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from minigemma.bench import PeakAnonymous, machine, memory_of_process, ple_table
+
+SHORT, LONG, STEPS = 6, 512, 16  # tokens of the first prompt, of the long one, and decoded after it
+ENGINES = ("transformers bfloat16", "transformers float32", "minigemma bfloat16", "minigemma float32")
+COMPARED = {
+    "minigemma bfloat16": ("transformers bfloat16", "transformers float32"),
+    "minigemma float32": ("transformers bfloat16", "transformers float32"),
+}
+
+
+def transformers_engine(directory, dtype):
+    """prefill(ids) and decode(id), as functions that give the last position's logits."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    state = {}
+
+    @torch.inference_mode()
+    def call(ids, cache):
+        out = model(torch.tensor(ids)[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        state["cache"] = out.past_key_values
+        return out.logits[0, -1].float().numpy()
+
+    return lambda ids: call(ids, None), lambda id: call([id], state["cache"]), lambda: {}
+
+
+def minigemma_engine(directory, dtype):
+    import minigemma
+
+    model = minigemma.load(directory, dtype)
+    state = {}
+
+    def prefill(ids):
+        logits, state["cache"] = minigemma.prefill(ids, model.weights, model.config)
+        return logits
+
+    def decode(id):
+        (logits,), state["cache"] = model([id], state["cache"], logits="last")
+        return logits
+
+    return prefill, decode, lambda: ple_table(model)
+
+
+def child(engine, directory, started):
+    """One engine's figures, measured in this process."""
+    name, dtype = engine.split()
+    ids = np.random.default_rng(0).integers(0, 262144, LONG).tolist()
+    with PeakAnonymous() as peak:
+        begin = time.perf_counter()
+        prefill, decode, table = (transformers_engine if name == "transformers" else minigemma_engine)(directory, dtype)
+        ready, loaded = time.perf_counter(), memory_of_process("RssAnon")
+        prefill(ids[:SHORT])
+        first = time.time() - started
+        figures = {"cold start to first token, s": first, "load (imports too), s": ready - begin}
+        begin = time.perf_counter()
+        logits = prefill(ids)
+        figures["prefill 512, s"] = time.perf_counter() - begin
+        steps = []
+        for _ in range(STEPS):
+            begin = time.perf_counter()
+            logits = decode(int(logits.argmax()))
+            steps.append(time.perf_counter() - begin)
+    figures["decode, s a token"] = statistics.median(steps)
+    figures["anonymous after load, GB"] = (loaded or 0) / 1e9
+    figures["peak anonymous, GB"] = (peak.bytes or 0) / 1e9
+    figures["peak resident, GB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    figures |= {f"{what}, GB": (size or 0) / 1e9 for what, size in table().items()}
+    return figures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("directory", help="a checkpoint directory, such as one that `minigemma synth` wrote")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each engine (default 3)")
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="ENGINE")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(args.child[0], args.directory, float(args.child[1]))))
+        return
+    runs = {engine: [] for engine in args.engines}
+    for turn in range(args.rounds):
+        for engine in args.engines:
+            print(f"round {turn + 1}: {engine}", file=sys.stderr)
+            command = [sys.executable, __file__, args.directory, "--child", engine, str(time.time())]
+            environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+            if done.returncode:
+                sys.exit(f"{engine} ended with status {done.returncode}; a status of -9 means that memory ran out")
+            runs[engine].append(json.loads(done.stdout.splitlines()[-1]))
+    report(runs, args.rounds)
+
+
+def report(runs, rounds):
+    print(f"{machine()}; medians of {rounds} rounds, min to max in brackets\n")
+    middle = {e: {k: statistics.median(run[k] for run in turns) for k in turns[0]} for e, turns in runs.items()}
+    for engine, turns in runs.items():
+        print(engine)
+        for figure, value in middle[engine].items():
+            values = [run[figure] for run in turns]
+            print(f"  {figure:32}{value:8.3f}   [{min(values):.3f} to {max(values):.3f}]")
+    print("\nratios of the medians")
+    for engine, others in COMPARED.items():
+        for other in others:
+            if engine in middle and other in middle:
+                both = [figure for figure in middle[engine] if middle[other].get(figure)]
+                print(f"  {engine} / {other}")
+                for figure in both:
+                    print(f"    {figure.split(',')[0]:30}{middle[engine][figure] / middle[other][figure]:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
