@@ -53,7 +53,7 @@ def rms_norm(x, weight=None, eps=1e-6):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. The weight is plain: not 1 + weight as in Gemma 1 to 3."""
     mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
     if not np.isfinite(mean_square).all():  # squares overflowed: the same in units of the largest value
-        unit = np.abs(x).max(-1, keepdims=True)
+        unit = np.maximum(np.abs(x).max(-1, keepdims=True), 1)
         x, eps = x / unit, eps / unit / unit
         mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
     normed = x / np.sqrt(mean_square + eps)
@@ -73,15 +73,17 @@ def gelu(x):
     y *= math.sqrt(2 / math.pi)
     np.tanh(y, out=y)
     y += 1
-    y *= x
     y *= 0.5
+    y *= x
     return y
 
 
 def softmax(x):
     """Over the last axis; -inf entries (masked keys) get 0."""
-    weights = np.exp(x - x.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
+    weights = x - x.max(-1, keepdims=True)
+    np.exp(weights, out=weights)  # in place: a long prompt's scores are large
+    weights /= weights.sum(-1, keepdims=True)
+    return weights
 
 
 def softcap(x, cap):

@@ -1,0 +1,98 @@
+"""The arithmetic by itself: its rules, and that finite input never becomes NaN or infinity."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from minigemma import ops
+
+
+def test_rms_norm_multiplies_by_the_plain_weight():
+    x = np.array([[3.0, -4.0]])
+    assert_allclose(ops.rms_norm(x, np.array([1.0, 10.0]), 0.0), [[3 / 12.5**0.5, -40 / 12.5**0.5]])
+
+
+def test_rms_norm_adds_eps_inside_the_root():
+    assert_allclose(ops.rms_norm(np.array([[1e-3, 1e-3]]), None, 1e-6), [[1 / 2**0.5] * 2])
+
+
+def test_rms_norm_survives_rows_of_every_size():
+    rows = np.outer([0, 1e-30, 1, 1e18, 1e25, 3e38], [1, -1, 0.5, 1]).astype(np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        normed = ops.rms_norm(rows)
+    assert_allclose(normed[2:], np.tile(normed[2], (4, 1)), rtol=1e-5)
+    assert_array_equal(normed[0], 0)
+
+
+def test_gelu_has_the_tanh_form():
+    x = np.linspace(-6, 6, 101)
+    exact = [0.5 * v * (1 + math.tanh((2 / math.pi) ** 0.5 * (v + 0.044715 * v**3))) for v in x]
+    assert_allclose(ops.gelu(x), exact, rtol=1e-12, atol=1e-15)
+    erf = [0.5 * v * (1 + math.erf(v / 2**0.5)) for v in x]
+    assert np.abs(ops.gelu(x) - erf).max() > 1e-4  # the forms differ, and Gemma was trained with this one
+
+
+def test_gelu_of_huge_values_is_the_value_or_nothing():
+    with np.errstate(all="raise", under="ignore"):
+        assert_array_equal(ops.gelu(np.array([-3e38, 3e38], np.float32)), np.array([-0.0, 3e38], np.float32))
+
+
+def test_softmax_gives_masked_keys_nothing_and_survives_large_scores():
+    with np.errstate(all="raise", under="ignore"):
+        weights = ops.softmax(np.array([[1e38, 1e38, -np.inf, -1e38]], np.float32))
+    assert_array_equal(weights, np.array([[0.5, 0.5, 0, 0]], np.float32))
+
+
+def test_rope_rotates_the_pairs_half_a_head_apart_and_leaves_pairs_of_frequency_zero_still():
+    x = np.arange(1.0, 9.0).reshape(1, 1, 8)  # [T, N, H]
+    turned = ops.rope(x, *ops.rotation(np.array([3]), np.array([0.5, 0.0, 0.0, 0.0]), np.float64))
+    assert_allclose(turned[0, 0, [0, 4]], [np.cos(1.5) - 5 * np.sin(1.5), 5 * np.cos(1.5) + np.sin(1.5)])
+    assert_array_equal(turned[0, 0, [1, 2, 3, 5, 6, 7]], x[0, 0, [1, 2, 3, 5, 6, 7]])
+
+
+def test_ropes_scores_depend_on_the_distance_alone():
+    rng = np.random.default_rng(0)
+    q, k, inv_freq = rng.standard_normal((1, 1, 16)), rng.standard_normal((1, 1, 16)), 10.0 ** -np.arange(8)
+
+    def score(a, b):
+        turned = [ops.rope(x, *ops.rotation(np.array([p]), inv_freq, np.float64)) for x, p in ((q, a), (k, b))]
+        return (turned[0] * turned[1]).sum()
+
+    assert_allclose([score(5, 2), score(105, 102), score(100_005, 100_002)], score(3, 0), rtol=1e-9)
+
+
+def test_angles_are_exact_at_positions_that_float32_cannot_multiply():
+    cos, _ = ops.rotation(np.array([131_071]), np.array([0.7]), np.float32)
+    assert abs(cos.item() - math.cos(131_071 * 0.7)) < 1e-7
+
+
+@pytest.mark.parametrize("heads", [(4, 1), (4, 2), (4, 4)])
+def test_grouped_queries_read_their_groups_key_and_value(heads):
+    N, K = heads
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, N, 8)), rng.standard_normal((5, K, 8)), rng.standard_normal((5, K, 8))
+    scores = ops.attention_scores(q, k)
+    pattern = ops.softmax(scores)
+    z = ops.attention_values(pattern, v)
+    for n in range(N):
+        assert_allclose(scores[n], q[:, n] @ k[:, n // (N // K)].T)
+        assert_allclose(z[:, n], pattern[n] @ v[:, n // (N // K)])
+
+
+def test_experts_sum_the_chosen_ones_by_their_weights():
+    rng = np.random.default_rng(0)
+    x, up, down = rng.standard_normal((3, 6)), rng.standard_normal((4, 10, 6)), rng.standard_normal((4, 6, 5))
+    chosen, share = np.array([[0, 3], [3, 1], [2, 0]]), rng.uniform(size=(3, 2))
+    out = ops.experts(x, up, down, chosen, share)
+    for t in range(3):
+        expected = 0
+        for e, s in zip(chosen[t], share[t], strict=True):
+            both = up[e] @ x[t]
+            expected = expected + s * (down[e] @ (ops.gelu(both[:5]) * both[5:]))
+        assert_allclose(out[t], expected)
+
+
+def test_the_best_experts_come_first():
+    assert_array_equal(ops.top_k(np.array([[0.1, 0.5, 0.15, 0.25]]), 3), [[1, 3, 2]])
