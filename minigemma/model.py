@@ -41,11 +41,11 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
     x = tap("embed", x)  # [T, D]
 
     if P:  # Per-Layer Embeddings: a small vector for each token and each layer, made once, here
-        ple = (weights.embed_tokens_per_layer[ids] * P**0.5).reshape(T, -1, P)  # [T, L, P]
-        token = tap("ple.token", ple)  # [T, L, P]
+        token = (weights.embed_tokens_per_layer[ids] * P**0.5).reshape(T, -1, P)  # [T, L, P]
+        token = tap("ple.token", token)  # [T, L, P], what the table says of this token's identity
         context = linear(x, weights.per_layer_model_projection) * D**-0.5  # [T, L*P]
         context = rms_norm(context.reshape(T, -1, P), weights.per_layer_projection_norm, eps)  # [T, L, P]
-        context = tap("ple.context", context)  # [T, L, P], of this token's embedding: a second view of it
+        context = tap("ple.context", context)  # [T, L, P], projected from its embedding: a second view
         ple = tap("ple", (context + token) * 2**-0.5)  # [T, L, P]
 
     kv = {}  # this call's K and V by the layer that wrote them
