@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from .accounting import count
 from .cache import EMPTY, Cache
 from .config import Config
 from .errors import Error
@@ -16,8 +17,8 @@ from .trace import Edit, Trace
 from .weights import random_weights, read_weights, save
 
 __all__ = [
-    "EMPTY", "Cache", "Config", "Edit", "Error", "Model", "Tokenizer", "Trace", "forward", "generate", "generate_ids",
-    "load", "prefill", "random_weights", "read_weights", "save",
+    "EMPTY", "Cache", "Config", "Edit", "Error", "Model", "Tokenizer", "Trace", "count", "forward", "generate",
+    "generate_ids", "load", "prefill", "random_weights", "read_weights", "save",
 ]  # fmt: skip
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"

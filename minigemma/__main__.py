@@ -8,9 +8,11 @@ import time
 
 from . import TINY, load
 from .cache import EMPTY
+from .config import RELEASED
 from .errors import Error
 from .generate import generate_ids, prompt_ids
 from .trace import Trace
+from .weights import synthesize
 
 
 def generate(args):
@@ -72,6 +74,43 @@ def _stream(model, ids, args, cache=EMPTY):
     if args.stats:
         _print_stats(model, len(ids), start, stamps)
     return cache, drawn[-1:]
+
+
+def synth(args):
+    """Write a full-size checkpoint of random weights, for benchmarks and for people without the download."""
+    size = synthesize(args.name, args.directory)
+    print(f"{args.directory}: gemma-4-{args.name} with random values, {size / 1e9:.2f} GB")
+
+
+def params(args):
+    """Count a model's parameters by part and by layer; without a name, the released models side by side."""
+    from . import accounting, reports
+
+    if args.what is None:
+        result, text = accounting.overview(), reports.overview_text
+    else:
+        result, text = accounting.count(args.what).to_dict(), reports.params_text
+    print(json.dumps(result) if args.json else text(result))
+
+
+def memory(args):
+    """Bytes of the weights by number format, of the KV cache and of a prompt's activations."""
+    from . import accounting, reports
+
+    account = accounting.count(args.what)
+    context = account.config.max_position_embeddings if args.context is None else args.context
+    result = accounting.memory(account, context)
+    print(json.dumps(result) if args.json else reports.memory_text(result))
+
+
+def compute(args):
+    """Multiply-adds of a token and of a prompt by part, and what PLE costs against what it stores."""
+    from . import accounting, reports
+
+    account = accounting.count(args.what)
+    context = min(4096, account.config.max_position_embeddings) if args.context is None else args.context
+    result = accounting.compute(account, context)
+    print(json.dumps(result) if args.json else reports.compute_text(result))
 
 
 def bench(args):
@@ -146,7 +185,15 @@ def parser():
     command(trace, prompt, where, dtype, out, only)
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
+    name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
+    command(synth, name, flag("directory", metavar="DIR", help="where to write"))
     command(bench, where, dtype, repeats, as_json)
+    source = f"a released model ({', '.join(RELEASED)}), a config.json, or a checkpoint directory"
+    what = flag("what", metavar="NAME_OR_DIR", help=source)
+    context = flag("--context", type=int, metavar="N", help="tokens; default: all positions, for compute 4096")
+    command(params, flag("what", metavar="NAME_OR_DIR", nargs="?", help=source), as_json)
+    command(memory, what, context, as_json)
+    command(compute, what, context, as_json)
     return root
 
 

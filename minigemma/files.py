@@ -24,6 +24,15 @@ def read_json(path):
     return data
 
 
+def make_directory(path):
+    """The directory as a Path, made where it is missing."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"{path}: cannot make this directory ({error.strerror})") from None
+    return Path(path)
+
+
 @contextmanager
 def progress(label, total):
     """Give a function that counts towards `total`; from the second second on, stderr shows the share done."""

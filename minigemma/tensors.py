@@ -1,14 +1,18 @@
 """The one table of tensors: every name in a checkpoint, its shape, its part of the model, its attribute in the code.
 
-The loader, the accounting and the random weights all read this table, so a tensor is described once. Names are the
-checkpoint's without its prefix (`layers.0.self_attn.q_proj.weight`, not `model.language_model.layers...`).
+The loader, the accounting and the random weights all read this table, so a tensor is described once. The text model's
+names are the checkpoint's without its prefix (`layers.0.self_attn.q_proj.weight`, not `model.language_model...`);
+`checkpoint_tensors` alone gives whole names, and with them what a released file holds beside the text model.
 """
 
 from typing import NamedTuple
 
 PREFIXES = ("model.language_model.", "model.", "")  # Google's files; text-only saves of transformers; neither
-NOT_TEXT = tuple(f"model.{name}." for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio"))
+NOT_TEXT = tuple(
+    f"model.{name}." for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
+)
 TABLES = ("token table", "PLE table")  # read a row at a time: these parts stay on disk whatever the dtype
+
 
 class Tensor(NamedTuple):
     name: str  # in the checkpoint, after the prefix
@@ -16,6 +20,7 @@ class Tensor(NamedTuple):
     part: str  # the part of the model it is accounted under
     attribute: str | None  # in Weights or in its layer; None for tensors that the pass never reads
     layer: int | None = None
+    dtype: str = "BF16"  # as safetensors names it; the released files hold nothing else
 
 
 def text_tensors(config):
@@ -47,6 +52,23 @@ def unused_tensors(config):
         if layer.shares_kv
         for tensor in _kv_tensors(config, layer)
     ]
+
+
+def checkpoint_tensors(config, towers=None, unused=False):
+    """Every tensor of a checkpoint file under its whole name -> list of Tensor.
+
+    towers: the `vision_config` and `audio_config` of a config.json (None: a text-only file), with every field that
+    config.TOWERS shows. unused: with the tensors that only Google's files hold.
+    """
+    prefix = "model." if towers is None else "model.language_model."
+    text = text_tensors(config) + (unused_tensors(config) if unused else [])
+    tensors = [tensor._replace(name=prefix + tensor.name) for tensor in text]
+    for part, shapes_of in (("vision", _vision_shapes), ("audio", _audio_shapes)):
+        tower = (towers or {}).get(f"{part}_config")
+        if tower is not None:
+            shapes = shapes_of(tower, config.hidden_size)
+            tensors += [Tensor(f"model.{name}", shape, part, None) for name, shape in shapes.items()]
+    return tensors
 
 
 def _layer_tensors(config, layer):
@@ -116,3 +138,96 @@ def _kv_tensors(config, layer):
         Tensor(f"layers.{layer.index}.self_attn.{name}.weight", shape, part, name, layer.index)
         for name, shape, part in entries
     ]
+
+
+def _vision_shapes(tower, hidden_size):
+    """name -> shape of what turns pixels into soft tokens. Source: Gemma4VisionModel and, for 12B, Gemma4Unified."""
+    if "mm_embed_dim" in tower:
+        D, patch = tower["mm_embed_dim"], 3 * (tower["patch_size"] * tower["pooling_kernel_size"]) ** 2
+        return {
+            "vision_embedder.patch_ln1.weight": (patch,),
+            "vision_embedder.patch_ln1.bias": (patch,),
+            "vision_embedder.patch_dense.weight": (D, patch),
+            "vision_embedder.patch_dense.bias": (D,),
+            "vision_embedder.patch_ln2.weight": (D,),
+            "vision_embedder.patch_ln2.bias": (D,),
+            "vision_embedder.pos_embedding": (tower["mm_posemb_size"], 2, D),
+            "vision_embedder.pos_norm.weight": (D,),
+            "vision_embedder.pos_norm.bias": (D,),
+            "embed_vision.embedding_projection.weight": (hidden_size, D),
+        }
+    D, F, H = tower["hidden_size"], tower["intermediate_size"], tower["head_dim"]
+    NH, KH = tower["num_attention_heads"] * H, tower["num_key_value_heads"] * H
+    shapes = {
+        "patch_embedder.input_proj.weight": (D, 3 * tower["patch_size"] ** 2),
+        "patch_embedder.position_embedding_table": (2, tower["position_embedding_size"], D),
+    }
+    if tower["standardize"]:  # buffers: statistics, not learned, but in the file
+        shapes |= {"std_bias": (D,), "std_scale": (D,)}
+    layer = {
+        "input_layernorm.weight": (D,),
+        "post_attention_layernorm.weight": (D,),
+        "pre_feedforward_layernorm.weight": (D,),
+        "post_feedforward_layernorm.weight": (D,),
+        "self_attn.q_norm.weight": (H,),
+        "self_attn.k_norm.weight": (H,),
+    }
+    layer |= _linears(
+        tower["use_clipped_linears"],
+        {
+            "self_attn.q_proj": (NH, D),
+            "self_attn.k_proj": (KH, D),
+            "self_attn.v_proj": (KH, D),
+            "self_attn.o_proj": (D, NH),
+            "mlp.gate_proj": (F, D),
+            "mlp.up_proj": (F, D),
+            "mlp.down_proj": (D, F),
+        },
+    )
+    for i in range(tower["num_hidden_layers"]):
+        shapes |= {f"encoder.layers.{i}.{name}": shape for name, shape in layer.items()}
+    shapes = {f"vision_tower.{name}": shape for name, shape in shapes.items()}
+    return shapes | {"embed_vision.embedding_projection.weight": (hidden_size, D)}
+
+
+def _audio_shapes(tower, hidden_size):
+    """name -> shape of what turns sound into soft tokens: Gemma4AudioModel's Conformer, or one projection in 12B."""
+    if "audio_embed_dim" in tower:
+        return {"embed_audio.embedding_projection.weight": (hidden_size, tower["audio_embed_dim"])}
+    D, out = tower["hidden_size"], tower["output_proj_dims"]
+    first, second = tower["subsampling_conv_channels"]
+    shapes = {
+        "subsample_conv_projection.layer0.conv.weight": (first, 1, 3, 3),
+        "subsample_conv_projection.layer0.norm.weight": (first,),
+        "subsample_conv_projection.layer1.conv.weight": (second, first, 3, 3),
+        "subsample_conv_projection.layer1.norm.weight": (second,),
+        "subsample_conv_projection.input_proj_linear.weight": (D, first // 4 * second),
+        "output_proj.weight": (out, D),
+        "output_proj.bias": (out,),
+    }
+    layer = {
+        "lconv1d.depthwise_conv1d.weight": (D, 1, tower["conv_kernel_size"]),
+        "self_attn.relative_k_proj.weight": (D, D),
+        "self_attn.per_dim_scale": (D // tower["num_attention_heads"],),
+    }
+    norms = ("norm_pre_attn", "norm_post_attn", "norm_out", "lconv1d.pre_layer_norm", "lconv1d.conv_norm")
+    norms += tuple(f"feed_forward{n}.{side}_layer_norm" for n in (1, 2) for side in ("pre", "post"))
+    layer |= {f"{name}.weight": (D,) for name in norms}
+    linears = {f"self_attn.{name}": (D, D) for name in ("q_proj", "k_proj", "v_proj", "post")}
+    linears |= {"lconv1d.linear_start": (2 * D, D), "lconv1d.linear_end": (D, D)}
+    for n in (1, 2):
+        linears |= {f"feed_forward{n}.ffw_layer_1": (4 * D, D), f"feed_forward{n}.ffw_layer_2": (D, 4 * D)}
+    layer |= _linears(tower["use_clipped_linears"], linears)
+    for i in range(tower["num_hidden_layers"]):
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
+    shapes = {f"audio_tower.{name}": shape for name, shape in shapes.items()}
+    return shapes | {"embed_audio.embedding_projection.weight": (hidden_size, out)}
+
+
+def _linears(clipped, shapes):
+    """The matrices of the towers and, where they are clipped, four scalars each: the bounds of what goes in and out."""
+    tensors = {f"{name}.linear.weight": shape for name, shape in shapes.items()}
+    if clipped:
+        for bound in ("input_min", "input_max", "output_min", "output_max"):
+            tensors |= {f"{name}.{bound}": () for name in shapes}
+    return tensors

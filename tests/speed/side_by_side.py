@@ -9,12 +9,14 @@ printed. transformers in float32 needs about 24 GB of memory for E2B; leave it o
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -66,8 +68,8 @@ def minigemma_engine(directory, dtype):
     return prefill, decode, lambda: ple_table(model)
 
 
-def child(engine, directory, started):
-    """One engine's figures, measured in this process."""
+def child(engine, directory, started, logits_file):
+    """One engine's figures, measured in this process; its logits after the long prompt go to a file."""
     name, dtype = engine.split()
     ids = np.random.default_rng(0).integers(0, 262144, LONG).tolist()
     with PeakAnonymous() as peak:
@@ -80,6 +82,7 @@ def child(engine, directory, started):
         begin = time.perf_counter()
         logits = prefill(ids)
         figures["prefill 512, s"] = time.perf_counter() - begin
+        np.save(logits_file, logits)
         steps = []
         for _ in range(STEPS):
             begin = time.perf_counter()
@@ -98,22 +101,34 @@ def main():
     parser.add_argument("directory", help="a checkpoint directory, such as one that `minigemma synth` wrote")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each engine (default 3)")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="ENGINE")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(child(args.child[0], args.directory, float(args.child[1]))))
+        engine, started, logits_file = args.child
+        print(json.dumps(child(engine, args.directory, float(started), logits_file)))
         return
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(args, Path(scratch))
+
+
+def compare(args, scratch):
+    files = {engine: scratch / f"{engine.replace(' ', '-')}.npy" for engine in args.engines}
     runs = {engine: [] for engine in args.engines}
     for turn in range(args.rounds):
         for engine in args.engines:
             print(f"round {turn + 1}: {engine}", file=sys.stderr)
-            command = [sys.executable, __file__, args.directory, "--child", engine, str(time.time())]
+            command = [sys.executable, __file__, args.directory, "--child", engine, str(time.time()), files[engine]]
             environment = os.environ | {"HF_HUB_OFFLINE": "1"}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
             if done.returncode:
                 sys.exit(f"{engine} ended with status {done.returncode}; a status of -9 means that memory ran out")
             runs[engine].append(json.loads(done.stdout.splitlines()[-1]))
     report(runs, args.rounds)
+    print("\nrelative distance of the logits after the long prompt")
+    logits = {engine: np.load(file) for engine, file in files.items()}
+    for one, other in itertools.combinations(args.engines, 2):
+        away = np.linalg.norm(logits[one] - logits[other]) / np.linalg.norm(logits[other])
+        print(f"  {one} and {other}: {away:.1e}")
 
 
 def report(runs, rounds):

@@ -1,0 +1,54 @@
+"""Synthetic checkpoints: the released file's names, shapes and dtypes, with random values."""
+
+import numpy as np
+import pytest
+from family import fields
+
+import minigemma
+from minigemma import Error
+from minigemma.config import RELEASED, TOWERS
+from minigemma.tensors import checkpoint_tensors
+from minigemma.weights import read_header, synthesize
+
+VISION = {
+    "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 6, "patch_size": 4, "position_embedding_size": 10, "standardize": False,
+    "use_clipped_linears": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def released_in_small(member, monkeypatch):
+    """The names of the released models stand for the family in miniature."""
+    monkeypatch.setitem(RELEASED, member, fields(member))
+    monkeypatch.setitem(TOWERS, member, {"vision_config": VISION, "audio_config": None})
+    return member
+
+
+def test_a_synthetic_checkpoint_has_the_released_tensors_and_runs(released_in_small, tmp_path):
+    synthesize(released_in_small, tmp_path / "w")
+    model = minigemma.load(tmp_path / "w")
+    table = checkpoint_tensors(model.config, TOWERS[released_in_small], unused=True)
+    stored = read_header(tmp_path / "w" / "model.safetensors")
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()} == {
+        tensor.name: (tensor.shape, "BF16") for tensor in table
+    }
+    logits, _ = model(np.arange(12))
+    assert np.isfinite(logits).all()
+    assert 0.1 < logits.std() < 10  # neither dead nor saturated
+    again = synthesize(released_in_small, tmp_path / "again")
+    assert again == sum(2 * np.prod(tensor.shape, dtype=int) for tensor in table)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("w", "again")]
+    assert files[0] == files[1]  # the same seed, the same file
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5_000_000_000}))
+    with pytest.raises(Error, match=r"E2B takes 10\.2 GB and 5\.0 GB are free"):
+        synthesize("google/gemma-4-E2B-it", tmp_path / "w")
+    assert list((tmp_path / "w").iterdir()) == []
+
+
+def test_only_released_names_can_be_synthesized(tmp_path):
+    with pytest.raises(Error, match="E2B, E4B"):
+        synthesize("E3B", tmp_path / "w")
