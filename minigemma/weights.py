@@ -143,17 +143,19 @@ def _convert(tensor, stored, dtype):
     bits = stored.map()
     if dtype == "float64":
         return widen(bits).astype(np.float64)
-    if tensor.part in TABLES:  # a few rows are read by id: the system need not read ahead
-        _expect_random_reads(bits)
+    if tensor.part == "PLE table":
+        _expect_single_rows(bits)
     mapped = tensor.part in TABLES or dtype == "bfloat16"
     if not mapped or len(tensor.shape) < 2 or bits.nbytes <= SMALL:
         return widen(bits)
     return bits.view(np.ndarray) if bits.dtype == np.float32 else HalfMatrix(bits.view(np.ndarray))
 
 
-def _expect_random_reads(mapped):
-    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
-        mapped._mmap.madvise(mmap.MADV_RANDOM)
+def _expect_single_rows(mapped):
+    """Tell the system that few rows of this table are read, far apart: no reading ahead, no pages of 2 MB."""
+    for advice in ("MADV_RANDOM", "MADV_NOHUGEPAGE"):
+        if hasattr(mmap, advice):  # not on every system
+            mapped._mmap.madvise(getattr(mmap, advice))
 
 
 def save(directory, weights, config, dtype="bfloat16"):
