@@ -51,7 +51,7 @@ def load(path=None, dtype="bfloat16"):
     """A checkpoint directory, or a name such as "google/gemma-4-E2B-it" from the hub's local cache -> Model.
 
     Without a path: MINIGEMMA_WEIGHTS, else the tiny weights of this repository. dtype: "bfloat16" keeps the weights in
-    the mapped file, "float32" converts the layers at load for the fastest decode, "float64" is for exact tests.
+    the mapped file, "float32" converts all but the PLE table for the fastest decode, "float64" is for exact tests.
     """
     directory = _find(path or os.environ.get("MINIGEMMA_WEIGHTS") or TINY)
     config = Config.from_json(directory)

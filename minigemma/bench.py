@@ -121,7 +121,7 @@ def itself(directory, dtype, ids, count):
 
 
 class PeakAnonymous:
-    """The most anonymous memory (what no file backs) seen inside the block, looked at every 5 ms; Linux only."""
+    """The most anonymous memory (what no file backs) seen inside the block, looked at every 20 ms; Linux only."""
 
     def __enter__(self):
         self.bytes, self.over = memory_of_process("RssAnon"), threading.Event()
@@ -130,7 +130,7 @@ class PeakAnonymous:
         return self
 
     def _watch(self):
-        while self.bytes is not None and not self.over.wait(0.005):
+        while self.bytes is not None and not self.over.wait(0.02):
             self.bytes = max(self.bytes, memory_of_process("RssAnon"))
 
     def __exit__(self, *_):

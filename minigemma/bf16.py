@@ -50,10 +50,13 @@ class HalfMatrix:
         return wide if dtype is None else wide.astype(dtype, copy=False)
 
 
-def widen(bits):
-    """float16, float32 or the bits of bfloat16 -> a new array of float32, exactly, with all cores where it is large."""
-    wide, flat = np.empty(bits.shape, np.float32), bits.reshape(-1)
-    words = wide.reshape(-1).view(np.uint32)
+def widen(bits, out=None):
+    """float16, float32 or the bits of bfloat16 -> float32, exactly, with all cores where it is large.
+
+    The result is a new array, or `out`, an array of uint32 of the same shape whose memory is used.
+    """
+    wide = np.empty(bits.shape, np.float32) if out is None else out.view(np.float32)
+    words, flat = wide.reshape(-1).view(np.uint32), bits.reshape(-1)
 
     def share(start, stop):
         for part in _blocks(start, stop, 1):
@@ -82,45 +85,47 @@ def narrow(array):
 def half_linear(x, matrix):
     """x [T, in] times matrix [out, in] transposed -> [T, out] in float32, converting a block of rows at a time.
 
-    Two regimes. Up to FEW rows of x, conversion is most of the work: all cores convert, and each multiplies its block
-    by dot products while it is in its cache. For more rows the product is most of the work: one thread converts, then
-    the BLAS multiplies with all cores. Every output is the same sum whatever the number of threads.
+    Two regimes. Up to FEW rows of x, conversion is most of the work: each core converts its own blocks and multiplies
+    them by dot products while they are in its cache. For more rows the product is most of the work: all cores convert a
+    block, then the BLAS multiplies it. Every output is the same sum whatever the number of threads.
     """
     bits = matrix.bits  # [out, in]
     out = np.empty((len(x), len(bits)), np.float32)  # [T, out]
     if len(x) <= FEW:
         _all_cores(partial(_dots, x, bits, out), len(bits), bits.size)
     else:
-        for rows in _blocks(0, *bits.shape):
-            np.matmul(x, _widen_here(bits[rows]).T, out=out[:, rows])
+        for rows in _blocks(0, *bits.shape, 4 * BLOCK):
+            block = bits[rows]
+            np.matmul(x, widen(block, _scratch(block.shape)).T, out=out[:, rows])
     return out
 
 
 def _dots(x, bits, out, start, stop):
     """out[:, start:stop] from the rows start:stop of bits."""
     for rows in _blocks(start, stop, bits.shape[1]):
-        np.vecdot(_widen_here(bits[rows]), x[:, None], out=out[:, rows])
+        block = bits[rows]
+        words = _scratch(block.shape)
+        _widen_into(words, block)
+        np.vecdot(words.view(np.float32), x[:, None], out=out[:, rows])
 
 
-def _blocks(start, stop, width):
-    """Slices of start:stop of about BLOCK values each."""
-    rows = max(1, BLOCK // max(1, width))
+def _blocks(start, stop, width, size=BLOCK):
+    """Slices of the rows start:stop, each of about `size` values."""
+    rows = max(1, size // max(1, width))
     return [slice(first, min(first + rows, stop)) for first in range(start, stop, rows)]
 
 
-def _widen_here(bits):
-    """widen(bits) in this thread's own memory, valid until its next call: fresh memory costs as much as widening."""
-    size = math.prod(bits.shape)
+def _scratch(shape):
+    """This thread's memory for widened values, valid until its next call: fresh memory costs as much as widening."""
+    size = math.prod(shape)
     if getattr(_local, "words", np.empty(0)).size < size:
         _local.words = np.empty(size, np.uint32)
-    words = _local.words[:size].reshape(bits.shape)
-    _widen_into(words, bits)
-    return words.view(np.float32)
+    return _local.words[:size].reshape(shape)
 
 
 def _all_cores(work, rows, size):
-    """work(start, stop) over range(rows), a share for each core; alone where the shares would be less than a block."""
-    shares = max(1, min(CORES, size // BLOCK))
+    """work(start, stop) over range(rows), a share for each core; alone where shares would be under half a block."""
+    shares = max(1, min(CORES, 2 * size // BLOCK))
     bounds = [rows * i // shares for i in range(shares + 1)]
     waiting = [_pool().submit(work, *pair) for pair in pairwise(bounds[1:])]
     work(*bounds[:2])

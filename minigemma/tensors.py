@@ -11,7 +11,7 @@ PREFIXES = ("model.language_model.", "model.", "")  # Google's files; text-only 
 NOT_TEXT = tuple(
     f"model.{name}." for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
 )
-TABLES = ("token table", "PLE table")  # read a row at a time: these parts stay on disk whatever the dtype
+TABLES = ("token table", "PLE table")  # looked up a row at a time; the token table is the output head too
 
 
 class Tensor(NamedTuple):

@@ -20,7 +20,7 @@ from .bf16 import HalfMatrix, narrow, widen
 from .config import RELEASED, TOWERS, released, released_name
 from .errors import Error
 from .files import make_directory, progress, read_json, replacing
-from .tensors import NOT_TEXT, PREFIXES, TABLES, checkpoint_tensors, text_tensors, unused_tensors
+from .tensors import NOT_TEXT, PREFIXES, checkpoint_tensors, text_tensors, unused_tensors
 
 DTYPES = ("bfloat16", "float32", "float64")
 FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
@@ -55,8 +55,8 @@ class Stored(NamedTuple):
 def read_weights(directory, config, dtype="bfloat16"):
     """Weights of a checkpoint directory.
 
-    dtype "bfloat16" maps the file and converts while multiplying; "float32" converts the layers at load, the two
-    tables staying mapped; "float64" converts everything, for exact tests.
+    dtype "bfloat16" maps the file and converts while multiplying; "float32" converts all but the PLE table at load (the
+    token table too, because it is also the output head); "float64" converts everything, for exact tests.
     """
     if dtype not in DTYPES:
         raise Error(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -145,7 +145,7 @@ def _convert(tensor, stored, dtype):
         return widen(bits).astype(np.float64)
     if tensor.part == "PLE table":
         _expect_single_rows(bits)
-    mapped = tensor.part in TABLES or dtype == "bfloat16"
+    mapped = tensor.part == "PLE table" or dtype == "bfloat16"
     if not mapped or len(tensor.shape) < 2 or bits.nbytes <= SMALL:
         return widen(bits)
     return bits.view(np.ndarray) if bits.dtype == np.float32 else HalfMatrix(bits.view(np.ndarray))
