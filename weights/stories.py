@@ -1,0 +1,352 @@
+"""Short plain-English stories, and questions about them, from a seed: the corpus of the tiny weights.
+
+    python weights/stories.py --split heldout -n 5          prints five held-out stories with their labels
+
+Standard library only. Story number n of a split is a function of (SEED, split, n) alone, the same on every machine.
+A story follows one plot; in its first part stand facts (where the kite is, who has the drum) that come back, in prose
+or as a question, long after they have left a window of 32 tokens. Words with two senses are labelled.
+"""
+
+import argparse
+import random
+import re
+from bisect import bisect
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import frames
+
+SEED = 4
+SPLITS = ("train", "validation", "heldout")
+PEOPLE = {"girl": ("she", "her", "her", "daughter"), "boy": ("he", "him", "his", "son")}
+SLOT = re.compile(r"\{(a )?(\w+)(?:\.(\w+))?\}(s\b)?")
+SENSE = re.compile(r"<([^<>:]+):([^<>]+)>")
+MARK = re.compile("\x01([^\x01\x02\x03]*)\x02([^\x01\x02\x03]*)\x03")
+
+
+@dataclass
+class Question:
+    """A question about a story; `span` is where the (last) mention of its answer stands in the text, if it does."""
+
+    question: str
+    answer: str
+    kind: str
+    value: str
+    span: tuple[int, int] | None
+    rivals: list[str]  # the values of the same kind in the same story, the answer included
+
+
+@dataclass
+class Story:
+    """A text with its labels: senses are (start, end, word, sense), character offsets into text."""
+
+    text: str
+    senses: list[tuple[int, int, str, str]] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    people: tuple[str, str] = ("", "")
+    thing: str = ""
+    brief: bool = False  # facts only, no plot: these teach to answer before long stories can
+
+
+class Zipf:
+    """Draws from a list, the word of rank r with weight r**-power."""
+
+    def __init__(self, items, power=1.0):
+        self.items = [" ".join(item.split()) for item in items]
+        self.edges = list(accumulate((rank + 1.0) ** -power for rank in range(len(self.items))))
+
+    def draw(self, rng):
+        return self.items[bisect(self.edges, rng.random() * self.edges[-1])]
+
+    def sample(self, rng, count):
+        """`count` different items."""
+        found = []
+        while len(found) < count:
+            item = self.draw(rng)
+            if item not in found:
+                found.append(item)
+        return found
+
+
+def _words(text):
+    return text.split("|") if "|" in text else text.split()
+
+
+def _plots(text):
+    """-> [[[frame, ...] per step] per plot]"""
+    blocks = (block.split("\n", 1)[1] for block in text.split("\n\n"))
+    return [[step.split("\n/ ") for step in re.split(r"\n(?!/)", steps)] for steps in blocks]
+
+
+def _senses(text):
+    """-> [frame], with <word> written out as <word:sense>, senses in turn so that all are equally likely."""
+    found, sense = [], ""
+    for line in text.splitlines():
+        if "<" not in line:
+            sense = line.split()[1] if len(line.split()) == 2 else line.split(maxsplit=1)[1].replace(" ", "-")
+        else:
+            found.append(re.sub("<([A-Za-z]+)>", rf"<\1:{sense}>", line))
+    return found
+
+
+# The values of facts are spread more evenly than other words: a question is to be answered from the story.
+LISTS = {name: Zipf(_words(text)) for name, text in frames.WORDS.items()}
+LISTS["home"] = Zipf(frames.HOMES, 0.5)
+LISTS["hour"] = Zipf(frames.NUMBERS[1:], 0.0)
+NAMES = Zipf([name for pair in zip(frames.GIRLS, frames.BOYS, strict=True) for name in pair], 0.8)
+GIRLS = frozenset(frames.GIRLS)
+FACT_NAMES = Zipf(NAMES.items, 0.5)
+PETS = Zipf(frames.PETS, 0.5)
+THINGS, PLACES = Zipf(LISTS["thing"].items, 0.7), Zipf(LISTS["place"].items, 0.4)
+COLOURS, FOODS, TOWNS = (Zipf(LISTS[name].items, 0.4) for name in ("colour", "food", "town"))
+ANIMALS, EVENTS, COUNTABLE = (Zipf(LISTS[name].items, 0.6) for name in ("animal", "event", "countable"))
+DAYS = Zipf(LISTS["day"].items, 0.0)
+SMALL = Zipf(frames.NUMBERS[2:11], 0.5)
+PLOTS = _plots(frames.PLOTS)
+MOMENTS = _senses(frames.SENSES)
+KINDS = {  # kind -> where X and V are drawn from, and its share of the facts
+    "where": (THINGS, PLACES, 6),
+    "who has": (THINGS, FACT_NAMES, 3),
+    "colour": (THINGS, COLOURS, 2),
+    "called": (ANIMALS, PETS, 2),
+    "ate": (FACT_NAMES, FOODS, 2),
+    "went": (FACT_NAMES, TOWNS, 2),
+    "when": (EVENTS, DAYS, 1),
+    "count": (COUNTABLE, SMALL, 2),
+}
+
+
+def a(noun):
+    return ("an " if noun.lstrip("\x01")[0] in "aeiou" else "a ") + noun
+
+
+def many(noun):
+    """The plural of a noun of the lists."""
+    if noun in ("sheep", "deer"):
+        return noun
+    if noun == "goose":
+        return "geese"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("ch", "sh", "s", "x")) else "s")
+
+
+def capitalise(text):
+    """A capital at the start, after a full stop, and after the quotation mark that opens a sentence."""
+    return re.sub(r'(^"?|[.!?]"? "|[.!?] )(\x01?[a-z])', lambda m: m[1] + m[2].upper(), text)
+
+
+class Teller:
+    """Fills the slots of frames; remembers what the story has said so far."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.slots = {}
+        self.reserved = set()  # words that belong to a fact: nothing else may mention them
+        self.names = NAMES.sample(rng, 2)
+        for letter, name in zip("AB", self.names, strict=True):
+            kind = "girl" if name in GIRLS else "boy"
+            he, him, his, child = PEOPLE[kind]
+            facts = {"": name, ".kind": kind, ".child": child, ".he": he, ".him": him, ".his": his,
+                     ".He": he.capitalize(), ".His": his.capitalize()}
+            self.slots |= {letter + key: word for key, word in facts.items()}
+
+    def fill(self, frame, **values):
+        """The frame as text, with marks around words that are labelled."""
+        values = self.slots | values
+
+        def slot(match):
+            article, name, key, plural = match.groups()
+            full = f"{name}.{key}" if key else name
+            word = values.get(full) or values.get(f"A.{full}") or LISTS[name].draw(self.rng)
+            if key and key.isdigit():
+                self.slots[full] = values[full] = word
+            word = self.fill(word, **values) if "{" in word else word
+            word = many(word) if plural else word
+            return a(word) if article else word
+
+        def sense(match):
+            return f"\x01{match[1]}\x02{match[2]}\x03"
+
+        return capitalise(SENSE.sub(sense, SLOT.sub(slot, frame)))
+
+    def forget(self):
+        """Draw the numbered slots anew, but for the family's: another adventure has other animals in it."""
+        self.slots = {slot: word for slot, word in self.slots.items() if not slot[-1].isdigit() or "relative" in slot}
+
+    def say(self, options, **values):
+        """One of the frames, filled so that it mentions no reserved word; "" where that cannot be done."""
+        for _ in range(12):
+            slots = dict(self.slots)
+            text = self.fill(self.rng.choice(options), **values)
+            if not self.reserved & set(re.findall(r"[\w-]+", MARK.sub(r"\1", text).lower())):
+                return text
+            self.slots = slots
+        return ""
+
+
+def facts(teller, brief):
+    """One to four facts of one kind -> (sentences, how it comes back, [(question, answer, value, mark, rivals)])"""
+    rng = teller.rng
+    kind = rng.choices(list(KINDS), [share for *_, share in KINDS.values()])[0]
+    keys, values, _ = KINDS[kind]
+    count = rng.choices((1, 2, 3, 4), (0 if brief else 1, 4, 4, 2))[0]
+    frame = frames.FACTS[kind]
+    xs, vs = [], []
+    while len(xs) < count:
+        x, v = keys.draw(rng), values.draw(rng)
+        taken = [*xs, *vs, *teller.names]
+        if x not in taken and v not in taken and x not in v:
+            xs.append(x)
+            vs.append(v)
+    told, asked = [teller.fill(rng.choice(frame["lead"].splitlines()))], []
+    tell, sums = frame["tell"].splitlines(), kind == "count" and rng.random() < 0.4
+    back = frame["back"].splitlines()
+    for number, (x, v) in enumerate(zip(xs, vs, strict=True)):
+        mark = f"fact {number}"
+        teller.reserved |= {x.lower(), v.split()[-1].lower()}
+        if sums:
+            first = SMALL.draw(rng)
+            total = frames.NUMBERS.index(first)
+            grow = total < 5 or (total < 10 and rng.random() < 0.5)
+            change = rng.randint(1, min(12 - total, 6) if grow else total - 2)
+            last = frames.NUMBERS[total + change if grow else total - change]
+            options = frames.MORE if grow else frames.FEWER
+            told.append(teller.fill(rng.choice(options), X=x, N=first, M=frames.NUMBERS[change],
+                                    V=f"\x01{last}\x02{mark}\x03"))
+            vs[number] = last
+            asked.append((frames.SUM_ASK, frames.SUM_ANSWER, x, last, "sum", mark))
+            teller.reserved |= {last}
+        else:
+            told.append(teller.fill(rng.choice(tell), X=x, V=f"\x01{v}\x02{mark}\x03"))
+            asked.append((frame["ask"], frame["answer"], x, v, kind, mark))
+    pick = rng.randrange(count)
+    value = vs[pick]
+    come_back = teller.fill(rng.choice(back), X=xs[pick], V=f"\x01{value}\x02fact {pick}\x03", V2=value.capitalize())
+    return told, come_back, asked, vs
+
+
+def tell_story(split, number):
+    """Story `number` of a split; the same arguments give the same story on every machine."""
+    rng = random.Random(f"{SEED} {split} {number}")
+    teller = Teller(rng)
+    brief = rng.random() < 0.3
+    told, come_back, asked, values = facts(teller, brief) if brief or rng.random() < 0.85 else ([], "", [], [])
+    if brief:
+        return unmark(" ".join(told), teller, asked, values, brief)
+    paragraphs = [[teller.say(frames.OPENINGS)]]
+    if told and rng.random() < 0.5:
+        paragraphs[0] += told
+    elif told:
+        paragraphs.append(told)
+    plots = rng.sample(PLOTS, rng.choices((0, 1, 2), (12, 73, 15))[0])
+    events, before, after = [], [], []
+    for plot in plots:
+        if events:
+            teller.forget()
+            events.append("\n" + teller.say(frames.NEXT))
+        events += [teller.say(step) for step in plot if rng.random() < 0.95]
+    for _ in range(rng.choices((0, 1, 2, 3), (1, 3, 4, 2))[0] + (not plots)):
+        moment = teller.say(MOMENTS)
+        if moment and rng.random() < 0.35:
+            link = teller.fill(rng.choice(frames.LINKS).strip())
+            moment = f"{link} {moment if moment.startswith(tuple(teller.names)) else moment[:1].lower() + moment[1:]}"
+        (before if rng.random() < 0.5 else after).append(moment)
+    middle = rng.randint(0, len(events))
+    paragraphs += [before + events[:middle], events[middle:] + after]
+    if told and rng.random() < 0.5:
+        paragraphs[-1].append(come_back)
+    if rng.random() < 0.85:
+        paragraphs[-1].append(teller.say(frames.ENDINGS))
+    marked = "\n".join(" ".join(filter(None, sentences)) for sentences in paragraphs if any(sentences))
+    marked = re.sub(r"\s*\n", "\n", marked)
+    return unmark(marked, teller, asked, values, brief)
+
+
+def unmark(marked, teller, asked, values, brief):
+    """Takes the marks out of a text and keeps where they stood."""
+    story, spans = Story("", people=tuple(teller.names), brief=brief), {}
+    end = 0
+    for match in MARK.finditer(marked):
+        story.text += marked[end : match.start()]
+        start = len(story.text)
+        story.text += match[1]
+        end = match.end()
+        if match[2].startswith("fact "):
+            spans[match[2]] = (start, len(story.text))
+        else:
+            word = match[1].lower()
+            story.senses.append((start, len(story.text), frames.FORMS.get(word, word), match[2]))
+    story.text += marked[end:]
+    for asks, answer, x, value, kind, mark in asked:
+        question = teller.rng.choice(asks.split("|")).replace("{X}", x)
+        reply = answer.replace("{X}", x).replace("{V}", value)
+        reply = reply[0].upper() + reply[1:]
+        story.questions.append(Question(question, reply, kind, value, spans.get(mark), list(values)))
+    story.thing = asked[0][2] if asked else ""
+    return story
+
+
+def turns(split, number):
+    """A document as [(role, text)]: one turn of role "" for a plain story, else a chat about it."""
+    rng = random.Random(f"{SEED} {split} {number} turns")
+    story = tell_story(split, number)
+    if not story.brief and rng.random() < 0.35:
+        return [("", story.text)]
+    talk = [("system", rng.choice(frames.SYSTEM))] if rng.random() < 0.08 else []
+    fields = {"A": story.people[0], "B": story.people[1], "X": story.thing or "dog"}
+    questions = list(story.questions)
+    rng.shuffle(questions)
+    pairs = [(q.question, q.answer) for q in questions]
+    both = all(name in story.text for name in story.people)
+    if both and not story.brief and rng.random() < 0.2:
+        about = "|".join((rng.choice(frames.ABOUT_ASK.split("|")), frames.ABOUT_ANSWER))
+        pairs.append(tuple(_simple(about, fields).split("|")))
+    if not pairs or (not story.brief and rng.random() < 0.12):
+        requests = [request for request in frames.REQUESTS if both or "{B}" not in request]
+        talk += [("user", _simple(rng.choice(requests), fields)), ("model", story.text)]
+    else:
+        before = rng.choice(frames.BEFORE) + "\n" if rng.random() < 0.4 else ""
+        question, answer = pairs.pop(0)
+        talk += [("user", f"{before}{story.text}\n{question}"), ("model", answer)]
+    for question, answer in pairs:
+        talk += [("user", question), ("model", answer)]
+    if rng.random() < 0.1:
+        question, answer = rng.choice(frames.THANKS).split("|")
+        talk += [("user", question), ("model", answer)]
+    return talk
+
+
+def _simple(text, fields):
+    return re.sub(r"\{(\w+)\}", lambda m: fields[m[1]], text)
+
+
+def document(split, number):
+    """A document as the model reads it, special tokens and all."""
+    talk = turns(split, number)
+    if talk[0][0] == "":
+        return f"<bos>{talk[0][1]}<eos>"
+    return "<bos>" + "".join(f"<|turn>{role}\n{text}<turn|>\n" for role, text in talk)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("-n", type=int, default=3, help="how many stories")
+    parser.add_argument("--documents", action="store_true", help="print what the model is trained on instead")
+    args = parser.parse_args()
+    for number in range(args.n):
+        if args.documents:
+            print(document(args.split, number), end="\n\n")
+            continue
+        story = tell_story(args.split, number)
+        print(story.text)
+        for start, end, word, sense in story.senses:
+            print(f"  {start}-{end} {story.text[start:end]}: {word} ({sense})")
+        for question in story.questions:
+            print(f"  [{question.kind}] {question.question} -> {question.answer} {question.span}")
+        print()
+
+
+if __name__ == "__main__":
+    main()
