@@ -6,7 +6,7 @@ from .cache import EMPTY
 from .errors import Error
 from .model import forward
 
-SCORE_BYTES = 128 * 2**20  # the largest array of attention scores that a prompt's chunk may need
+SCORE_BYTES = 64 * 2**20  # the largest array of attention scores in a chunk of a prompt; three to four are alive
 CHUNK = 512
 
 
