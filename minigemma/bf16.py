@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 FEW = 12  # rows of x up to which dot products on converted blocks beat the BLAS
-BLOCK = 768 * 1024  # values widened at a time, 3 MB: few calls, and still in the cache when they are multiplied
+BLOCK = 1536 * 1024  # values widened at a time, 6 MB: few calls, and still in the cache when they are multiplied
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _local = threading.local()
 
@@ -94,7 +94,7 @@ def half_linear(x, matrix):
     if len(x) <= FEW:
         _all_cores(partial(_dots, x, bits, out), len(bits), bits.size)
     else:
-        for rows in _blocks(0, *bits.shape, 4 * BLOCK):
+        for rows in _blocks(0, *bits.shape, 2 * BLOCK):
             block = bits[rows]
             np.matmul(x, widen(block, _scratch(block.shape)).T, out=out[:, rows])
     return out
