@@ -1,0 +1,78 @@
+"""`bench` measures what it says: fresh processes, medians with their spread, files and other memory told apart."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigemma import bench
+
+ROOT = Path(__file__).parents[1]
+LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="told by Linux only")
+
+
+@pytest.fixture(scope="module")
+def result():
+    run = subprocess.run(
+        [sys.executable, "-m", "minigemma", "bench", "--repeats", "2", "--json"],
+        capture_output=True, text=True, check=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    return json.loads(run.stdout)
+
+
+def test_every_figure_has_all_its_runs(result):
+    names = ["load", "cold start", "prefill 32", "prefill 512", "prefill 2048", "decode"]
+    assert list(result["seconds"]) == names
+    assert all(len(runs) == 2 and min(runs) > 0 for runs in result["seconds"].values())
+    assert all(min(runs) > 0 for runs in result["ceilings"].values())
+    both = zip(result["seconds"]["load"], result["seconds"]["cold start"], strict=True)
+    assert all(load < cold for load, cold in both)  # of one process, the one contains the other
+
+
+def test_the_table_shows_medians_with_their_spread(result):
+    text = bench.report(result)
+    for name, runs in result["seconds"].items():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        assert f"{np.median(runs):.3f}" in line
+        assert f"{min(runs):.3f} to {max(runs):.3f}" in line
+    assert "PLE table, resident" in text
+
+
+def test_the_bytes_that_a_token_reads_are_all_matrices_but_the_ple_table(tiny):
+    table = tiny.weights.embed_tokens_per_layer
+    everything = sum(array.nbytes for layer in tiny.weights.layers for array in vars(layer).values())
+    everything += sum(array.nbytes for name, array in vars(tiny.weights).items() if name != "layers")
+    left_out = table.nbytes + tiny.weights.per_layer_projection_norm.nbytes
+    assert bench.bytes_read(tiny) == everything - left_out
+
+
+@LINUX
+def test_the_peak_of_anonymous_memory_sees_what_comes_and_goes():
+    with bench.PeakAnonymous() as peak:
+        before = peak.bytes
+        block = np.ones(200_000_000, np.uint8)
+        time.sleep(0.2)  # ten looks
+        del block
+    assert peak.bytes - before > 150_000_000
+
+
+@LINUX
+def test_only_the_touched_part_of_a_mapping_is_resident(tmp_path):
+    np.zeros(50_000_000, np.uint8).tofile(tmp_path / "file")
+    mapped = np.memmap(tmp_path / "file", np.uint8, "r")
+    assert bench.resident(mapped) < 5_000_000
+    mapped.sum()
+    assert bench.resident(mapped) >= 49_000_000
+
+
+def test_repeats_below_one_are_refused():
+    run = subprocess.run(
+        [sys.executable, "-m", "minigemma", "bench", "--repeats", "0"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
