@@ -50,9 +50,10 @@ def iceberg(models):
     axes.bar(names, [-value for value in rest], color="#0072B2", label="only stored: PLE rows, other experts")
     axes.axhline(0, color="#000000", linewidth=1)
     for x, (above, below) in enumerate(zip(computed, rest, strict=True)):
-        axes.text(x, above, f"{above:.2f}", ha="center", va="bottom")
+        beside = {"textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"{above:.2f}", (x, above), (0, 3), va="bottom", **beside)
         if below >= 0.01:
-            axes.text(x, -below, f"{below:.2f}", ha="center", va="top")
+            axes.annotate(f"{below:.2f}", (x, -below), (0, -4), va="top", **beside)
     axes.margins(y=0.1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.set_ylabel("parameters of the text model, billions")
