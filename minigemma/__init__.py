@@ -16,13 +16,13 @@ from .errors import Error
 from .files import read_json
 from .generate import generate, generate_ids, prefill
 from .model import forward
-from .tokenizer import Tokenizer
-from .trace import Edit, Trace
+from .tokenizer import BOS, Tokenizer
+from .trace import Edit, Finite, Replay, Trace
 from .weights import random_weights, read_weights, save
 
 __all__ = [
-    "EMPTY", "Cache", "Config", "Edit", "Error", "Model", "Tokenizer", "Trace", "count", "forward", "generate",
-    "generate_ids", "load", "prefill", "random_weights", "read_weights", "save",
+    "EMPTY", "Cache", "Config", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace", "count", "forward",
+    "generate", "generate_ids", "load", "prefill", "random_weights", "read_weights", "save",
 ]  # fmt: skip
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
@@ -44,7 +44,12 @@ class Model:
     def tokenizer(self):
         """The directory's tokenizer, None where it has no tokenizer.json. A real one takes a second: read when used."""
         path = self.directory / "tokenizer.json"
-        return Tokenizer(path) if path.exists() else None
+        if not path.exists():
+            return None
+        tokenizer, bos = Tokenizer(path), self.config.source.get("bos_token_id")
+        if bos not in (None, tokenizer.bos):
+            raise Error(f"{path}: {BOS} has id {tokenizer.bos} and config.json says {bos!r}; it is another model's")
+        return tokenizer
 
 
 def load(path=None, dtype="bfloat16"):
@@ -63,8 +68,8 @@ def load(path=None, dtype="bfloat16"):
 
 def _find(path):
     """A directory as it is; a hub name by its snapshot in the local cache. Never reaches the network."""
-    directory = Path(path).expanduser()
-    if directory.is_dir():
+    directory = Path(os.path.expanduser(path))
+    if os.path.isdir(directory):  # false, where Path.is_dir raises, for a name that is too long
         return directory
     if isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~")):
         from huggingface_hub import try_to_load_from_cache

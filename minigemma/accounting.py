@@ -30,6 +30,8 @@ DISK = ("PLE table", "vision", "audio", "unused")  # a token of text needs a row
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 ITEMSIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
+PIECES = 10**8  # chunks of a prompt times layers, up to which a prompt is accounted for
+
 # Bits a weight. Vectors (norms, scalars) keep 16 in all of them, and the scales of a real format are not counted.
 # Google's mobile files mix 2 and 4 bits and do not say which is where: here the widest matrices get 2.
 SCHEMES = {
@@ -190,7 +192,7 @@ def _towers(raw, where):
         pattern = facts.TOWERS["12B" if {"mm_embed_dim", "audio_embed_dim"} & set(tower) else "E2B"][key]
         for name, example in pattern.items():
             value = tower.get(name)
-            if not _alike(value, example):
+            if not _alike(value, example) or (name == "num_hidden_layers" and value > facts.LAYERS):
                 raise Error(f"{where}: {key}.{name} must be like {example!r}, not {value!r}")
         towers[key] = tower
     return towers
@@ -200,7 +202,7 @@ def _alike(value, example):
     """Whether a field is of its example's kind: true or false, a size of at least 1, or a list of as many sizes."""
     if isinstance(example, list):
         return isinstance(value, list) and len(value) == len(example) and all(map(_alike, value, example))
-    return type(value) is type(example) and (isinstance(value, bool) or value >= 1)
+    return type(value) is type(example) and (isinstance(value, bool) or 1 <= value <= 2**31)
 
 
 def _holds_unused(config, towers, stored):
@@ -291,6 +293,8 @@ def activations(config, new, past=0, itemsize=4):
 def chunks(config, length):
     """How minigemma.prefill cuts a prompt: arrays of the new and the already cached tokens of each call."""
     chunk = max(1, min(CHUNK, SCORE_BYTES // (4 * config.num_attention_heads * length)))
+    if length // chunk * len(config.layers) > PIECES:
+        raise Error(f"{length} tokens would be prefilled {chunk} at a time; that is too long to account for")
     past = np.arange(0, length, chunk)
     return np.minimum(chunk, length - past), past
 
@@ -309,10 +313,10 @@ def multiply_adds(config, new, past=0, logits="all", shortcut=True):
     totals = Counter()
     for tensor in checkpoint_tensors(config):
         if len(tensor.shape) > 1 and tensor.part not in TABLES:
-            totals[tensor.part] += int(np.sum(rows[tensor.layer] * _read(tensor, config)))
+            totals[tensor.part] += int(np.sum(rows[tensor.layer])) * _read(tensor, config)
     for layer in config.layers:
-        products = 2 * rows[layer.index] * config.num_attention_heads * layer.head_dim
-        totals["attention over keys"] += int(np.sum(products * _keys(layer, new, past)))
+        pairs = int(np.sum(rows[layer.index] * _keys(layer, new, past)))  # of a query and a key
+        totals["attention over keys"] += 2 * pairs * config.num_attention_heads * layer.head_dim
     totals["logits"] = int(np.sum(rows["head"])) * config.vocab_size * config.hidden_size
     return dict(totals)
 

@@ -5,7 +5,7 @@ Two spellings of config.json are read: Google's (`text_config` inside, global la
 what differs from them). The rules were read in transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 """
 
-import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,10 +32,12 @@ DEFAULTS = {
     "use_bidirectional_attention": None,
     "use_double_wide_mlp": False,
 }
+SMALLEST = 1e-30  # with its inverse, the range of numbers that the pass can divide by in float32
 ROPE_DEFAULTS = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     GLOBAL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
+LAYERS, HEAD_DIM = 1000, 2**14  # far above any model; a config.json of nonsense must not fill the memory
 MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
 
@@ -111,16 +113,19 @@ def inverse_frequencies(rope, head_dim, where="rope_parameters"):
     leaves the others still (frequency 0). Its exponents divide by the whole head_dim, not by the rotated part, and
     nothing in it depends on the context length. Source: transformers, _compute_proportional_rope_parameters.
     """
-    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 10_000.0)
+    unknown = sorted(set(rope) - {"rope_type", "rope_theta", "partial_rotary_factor", "factor"})
+    if unknown:
+        raise Error(f"{where}: {unknown[0]!r} is no setting of Gemma 4's RoPE, and nothing here would follow it")
+    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
     factor, scale = rope.get("partial_rotary_factor", 1.0), rope.get("factor", 1.0)
     if kind not in ("default", "proportional"):
         raise Error(f"{where}: rope_type {kind!r} is not one Gemma 4 has; it is 'default' or 'proportional'")
+    if kind == "default" and (factor, scale) != (1, 1):
+        raise Error(f"{where}: rope_type 'default' takes no partial_rotary_factor or factor; only 'proportional' does")
     limits = (("rope_theta", theta, 1e12), ("partial_rotary_factor", factor, 1), ("factor", scale, 1e6))
     for name, value, high in limits:
         if not _is_number(value) or not 0 < value <= high:
             raise Error(f"{where}: {name} must be a number above 0 and up to {high:g}, not {value!r}")
-    if kind == "default" and (factor, scale) != (1, 1):
-        raise Error(f"{where}: rope_type 'default' takes no partial_rotary_factor or factor; only 'proportional' does")
     rotating = int(factor * head_dim // 2)
     inv_freq = np.zeros(head_dim // 2)  # [H/2]
     inv_freq[:rotating] = float(theta) ** (-2.0 * np.arange(rotating) / head_dim) / scale
@@ -135,6 +140,10 @@ def _resolve(data, where):
     text = data.get("text_config", data)
     if not isinstance(text, dict):
         raise Error(f"{where}: text_config must be an object, not {type(text).__name__}")
+    read = {*Config.__dataclass_fields__, *Layer.__dataclass_fields__, *DEFAULTS} if text is not data else ()
+    for name in sorted(read):
+        if name in data and name in text and data[name] != text[name]:
+            raise Error(f"{where}: {name} is {data[name]!r}, and {text[name]!r} in text_config; it cannot be both")
     text = DEFAULTS | text
     _refuse_unsupported(text, where)
 
@@ -144,7 +153,7 @@ def _resolve(data, where):
             raise Error(f"{where}: {name} must be a whole number from {low} to {high}, not {value!r}")
         return value
 
-    num_layers = size("num_hidden_layers", high=10_000)
+    num_layers = size("num_hidden_layers", high=LAYERS)
     heads, shared = size("num_attention_heads"), size("num_kv_shared_layers", low=0)
     ple, vocab = size("hidden_size_per_layer_input", low=0), size("vocab_size")
     kinds = _layer_types(text, num_layers, where)
@@ -154,7 +163,7 @@ def _resolve(data, where):
     for i, kind in enumerate(kinds):
         here = f"{where}: layer {i}"
         geometry = text | overrides[i]
-        head_dim, kv_heads = size("head_dim", source=geometry), size("num_key_value_heads", source=geometry)
+        head_dim, kv_heads = size("head_dim", 1, HEAD_DIM, geometry), size("num_key_value_heads", source=geometry)
         if head_dim % 2:
             raise Error(f"{here}: head_dim {head_dim} is odd; RoPE rotates pairs")
         if heads % kv_heads:
@@ -162,7 +171,8 @@ def _resolve(data, where):
         donor = layers[donors[i]] if donors[i] != i else None
         if donor and (donor.head_dim, donor.num_key_value_heads) != (head_dim, kv_heads):
             raise Error(f"{here}: reads the K and V of layer {donors[i]}, whose heads have another shape")
-        rope = (text.get("rope_parameters") or ROPE_DEFAULTS).get(kind)
+        ropes = ROPE_DEFAULTS if text.get("rope_parameters") is None else text["rope_parameters"]
+        rope = ropes.get(kind) if isinstance(ropes, dict) else None
         if not isinstance(rope, dict):
             raise Error(f"{where}: rope_parameters has no object for {kind}")
         layers.append(
@@ -207,13 +217,14 @@ def _resolve(data, where):
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite int or float; an int that no float holds is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _refuse_unsupported(text, where):
     """Values that would change the pass in a way no Gemma 4 does."""
     for name, only in (("hidden_activation", "gelu_pytorch_tanh"), ("tie_word_embeddings", True)):
-        if text[name] != only:
+        if type(text[name]) is not type(only) or text[name] != only:
             raise Error(f"{where}: {name} {text[name]!r} is not supported; every Gemma 4 has {only!r}")
     for name in ("attention_bias", "attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"):
         if not isinstance(text[name], bool):
@@ -223,11 +234,12 @@ def _refuse_unsupported(text, where):
     if text["use_bidirectional_attention"] not in (None, "vision"):
         value = text["use_bidirectional_attention"]
         raise Error(f"{where}: use_bidirectional_attention {value!r} is not supported; text attends causally here")
-    if not _is_number(text["rms_norm_eps"]) or not 0 <= text["rms_norm_eps"] < 1:
-        raise Error(f"{where}: rms_norm_eps must be a small number, not {text['rms_norm_eps']!r}")
-    cap = text["final_logit_softcapping"]
-    if cap is not None and not (_is_number(cap) and cap > 0):
-        raise Error(f"{where}: final_logit_softcapping must be null or a number above 0, not {cap!r}")
+    eps, cap = text["rms_norm_eps"], text["final_logit_softcapping"]
+    if not _is_number(eps) or not SMALLEST <= eps < 1:  # 0 would make NaN of a row of zeros
+        raise Error(f"{where}: rms_norm_eps must be a number from {SMALLEST:g} to 1, not {eps!r}")
+    if cap is not None and not (_is_number(cap) and SMALLEST <= cap <= 1 / SMALLEST):
+        limits = f"null or from {SMALLEST:g} to {1 / SMALLEST:g}"
+        raise Error(f"{where}: final_logit_softcapping must be {limits}, not {cap!r}")
 
 
 def _layer_types(text, num_layers, where):
@@ -275,12 +287,15 @@ def _layer_overrides(text, kinds, where):
     if not isinstance(sparse, dict):
         raise Error(f"{where}: per_layer_config must be an object of layer numbers")
     for key, values in sparse.items():
-        if not (isinstance(key, str) and key.isdecimal() and int(key) < len(kinds)):  # "05", "11": zero-padded
+        number = int(key) if key.isascii() and key.isdecimal() and len(key) < 10 else -1  # "05", "11": zero-padded
+        if not 0 <= number < len(kinds):
             raise Error(f"{where}: per_layer_config has a key {key!r} that is no layer number below {len(kinds)}")
         unknown = sorted(set(values) - {"head_dim", "num_key_value_heads"}) if isinstance(values, dict) else [values]
         if unknown:
             raise Error(f"{where}: per_layer_config[{key!r}] sets {unknown[0]!r}, which no Gemma 4 varies by layer")
-        overrides[int(key)] = values
+        if overrides[number]:
+            raise Error(f"{where}: per_layer_config describes layer {number} twice")
+        overrides[number] = values
     return overrides
 
 

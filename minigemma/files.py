@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -10,17 +11,65 @@ from pathlib import Path
 
 from .errors import Error
 
+LARGEST_JSON = 16 * 2**20  # bytes; parsed JSON takes many times its size, and the largest real header is under 1 MB
 
-def read_json(path):
-    """The object in a JSON file. Raises Error where there is none."""
+
+def check_file(path, largest=None):
+    """Raise Error unless `path` is a regular file, links followed, of at most `largest` bytes.
+
+    A pipe would block whoever reads it, a device never end, and a file of JSON is read whole.
+    """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = os.stat(path)
     except FileNotFoundError:
         raise Error(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a null character
+        raise Error(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise Error(f"{path}: not a regular file")
+    if largest is not None and found.st_size > largest:
+        raise Error(f"{path}: {found.st_size >> 20} MB are more than such a file has; the most is {largest >> 20}")
+
+
+def read_json(path):
+    """The object in a JSON file. Raises Error where there is none, and where an object has one name twice."""
+    check_file(path, LARGEST_JSON)
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not a readable JSON file ({error})") from None
     if not isinstance(data, dict):
         raise Error(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def read_safetensors_header(path):
+    """The header of a whole safetensors file -> its JSON object, and where the data starts. Raises Error for others.
+
+    The library checks lengths, offsets, dtypes and shapes; it lets a name be there twice, and the last one count.
+    """
+    import safetensors
+
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if start > LARGEST_JSON:
+                raise ValueError(f"a header of {start} bytes")
+            with safetensors.safe_open(path, framework="np"):
+                pass
+            return json.loads(file.read(start - 8), object_pairs_hook=_without_repeats), start
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise Error(f"{path}: not a whole safetensors file ({error}); download it again") from None
+
+
+def _without_repeats(pairs):
+    """A JSON object as a dict. A name given twice means two things, and which one counts depends on the reader."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is in it twice")
     return data
 
 

@@ -14,7 +14,10 @@ from .errors import Error
 
 def as_tokens(tokens, cache, config):
     """Token ids as a new array [T] of int64. Raises Error for none, for ids outside the vocabulary, for too many."""
-    ids = np.asarray(tokens)
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:  # a ragged list
+        ids = np.empty((0, 0))
     if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
         raise Error(f"tokens must be a non-empty list of ids, not {type(tokens).__name__} of shape {ids.shape}")
     if ids.min() < 0 or ids.max() >= config.vocab_size:

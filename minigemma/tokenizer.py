@@ -7,7 +7,9 @@ special token ("<turn|>" typed by a user) stays text unless `special=True` asks 
 from pathlib import Path
 
 from .errors import Error
+from .files import check_file
 
+LARGEST = 256 * 2**20  # bytes of a tokenizer.json; Gemma 4's has 32 MB
 BOS, TURN, END_OF_TURN = "<bos>", "<|turn>", "<turn|>"
 ROLES = {"system": "system", "user": "user", "assistant": "model", "model": "model"}
 
@@ -18,10 +20,13 @@ class Tokenizer:
     def __init__(self, path):
         import tokenizers
 
+        check_file(path, LARGEST)
         try:
             self._text = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
         except Exception as error:  # the library raises plain Exception
             raise Error(f"{path}: not a tokenizer.json that the tokenizers library reads ({error})") from None
+        self._text.no_truncation()  # a prompt is never cut or filled up behind its writer's back
+        self._text.no_padding()
         self.bos, self._turn, self._end_of_turn = (self.id(token) for token in (BOS, TURN, END_OF_TURN))
 
     def __len__(self):
@@ -43,6 +48,8 @@ class Tokenizer:
             raise Error("the text holds lone surrogates, which no encoding of it has; remove them") from None
         self._text.encode_special_tokens = not special
         ids = self._text.encode(text, add_special_tokens=False).ids
+        if not special and not {self.bos, self._turn, self._end_of_turn}.isdisjoint(ids):
+            raise Error(f"this tokenizer.json makes {BOS}, {TURN} or {END_OF_TURN} of plain text; do not trust it")
         if bos and self.bos is not None and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]
         return ids
@@ -83,5 +90,7 @@ class Tokenizer:
         """
         ids = [] if self.bos is None else [self.bos]
         for message in messages:
+            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                raise Error(f"a message is an object with a role and a content, both text, not {message!r}")
             ids += self.open_turn(message["role"], message["content"]) + self.close_turn()
         return ids + self.open_turn("model")

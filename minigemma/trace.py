@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 
 import numpy as np
 
 from .errors import Error
-from .files import replacing
+from .files import read_safetensors_header, replacing
+from .model import no_tap
 
 # Every tap of `forward`, in the order of execution, with its axes (the letters of model.py; k: experts a token).
 SHAPES = {
@@ -53,12 +56,33 @@ SHAPES = {
 }
 
 
+PRECISIONS = ("float64", "float32", "float16", "bfloat16")  # number formats that an engine computes in
+
+
+def names_of(config):
+    """Every tap of a model's pass, in the order of execution."""
+    ple, names = config.hidden_size_per_layer_input, list(SHAPES)
+    first, last = names.index("layers.*.resid_pre"), names.index("final_norm")
+    writing = ("attn.k_raw", "attn.v_raw", "attn.k", "attn.rot_k", "attn.v")
+    inside = []
+    for layer in config.layers:
+        for name in names[first:last]:
+            part = name.removeprefix("layers.*.")
+            routed = part.startswith("router.") or part in ("mlp.dense_out", "mlp.moe_out")
+            absent = (layer.shares_kv and part in writing) or (routed and not config.enable_moe_block)
+            if not absent and (ple or not part.startswith("ple")):
+                inside.append(f"layers.{layer.index}.{part}")
+    return [*(name for name in names[:first] if ple or name == "embed"), *inside, *names[last:]]
+
+
+@cache
 def layer_of(name):
     """The layer a tap stands in, None outside the layers."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "layers" and len(parts) > 2 and parts[1].isdecimal() else None
 
 
+@cache
 def shape_key(name):
     """The entry of SHAPES that a tap's name belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
     layer = layer_of(name)
@@ -90,12 +114,20 @@ class Trace(Mapping):
         return len(self.arrays)
 
     def save(self, path, **metadata):
-        """Write the arrays as safetensors; metadata (the prompt's ids, the model, ...) is kept as JSON."""
+        """Write the arrays as safetensors; metadata (the prompt's ids, the model, ...) is kept as JSON.
+
+        `axes` is always among it: with as many tokens as heads a reader could not tell [T, N, H] from [N, T, H].
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
+        metadata = {"axes": "T N H"} | metadata
         with replacing(path) as temporary:
-            save_file(arrays, temporary, {name: json.dumps(value) for name, value in metadata.items()})
+            try:
+                save_file(arrays, temporary, {name: json.dumps(value) for name, value in metadata.items()})
+            except SafetensorError as error:  # the library's own name for a full disk
+                raise OSError(error) from None
 
     @classmethod
     def load(cls, path):
@@ -103,15 +135,14 @@ class Trace(Mapping):
         import safetensors
 
         trace = cls()
+        read_safetensors_header(path)
         try:
             with safetensors.safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}
                 trace.arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise Error(f"{path}: no such file") from None
-        except (safetensors.SafetensorError, OSError, TypeError) as error:
-            raise Error(f"{path}: not a whole safetensors file ({error})") from None
-        trace.metadata = {name: json.loads(value) for name, value in metadata.items()}
+            trace.metadata = {name: json.loads(value) for name, value in metadata.items()}
+        except (safetensors.SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
+            raise Error(f"{path}: not a trace that minigemma saved ({error})") from None
         return trace
 
 
@@ -126,3 +157,153 @@ class Edit:
             if fnmatchcase(name, pattern):
                 return function(array)
         return array
+
+
+class Finite:
+    """A tap that stops the pass at the first NaN or infinity, with an Error that names the tap where it appeared.
+
+    No tap of a sound model has any: scores are tapped before they are masked. tap: another tap, which sees each array
+    first, so that a Trace still holds the one that is not finite.
+    """
+
+    def __init__(self, tap=no_tap):
+        self.tap = tap
+
+    def __call__(self, name, array):
+        array = self.tap(name, array)
+        finite = np.isfinite(array)
+        if not finite.all():
+            where = np.argwhere(~finite)
+            raise Error(
+                f"{name}: {len(where)} of {array.size} values are NaN or infinite, the first at {where[0].tolist()} "
+                f"({SHAPES.get(shape_key(name), '')}); every tap before it is finite: look at the weights it reads"
+            )
+        return array
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two arrays of one tap are apart."""
+
+    errors: np.ndarray  # [T] ||ours - theirs|| / ||ours|| at each position
+    cosine: float
+    ratio: float  # ||theirs|| / ||ours||
+
+    @property
+    def error(self):
+        """At the worst position: a mean over positions would hide what is wrong with one token only."""
+        return float(self.errors.max())
+
+
+@cache
+def time_axis(name):
+    """The axis of a tap's array that counts the tokens."""
+    return SHAPES[shape_key(name)].split().index("T")
+
+
+def by_position(name, array):
+    """A tap's array as rows of float64, one for each token: [T, everything else]."""
+    rows = np.moveaxis(np.asarray(array, np.float64), time_axis(name), 0)
+    return rows.reshape(len(rows), -1)
+
+
+def compare(name, ours, theirs):
+    """Two arrays of one tap and one shape -> Difference; infinitely far where theirs is not finite."""
+    a, b = by_position(name, ours), by_position(name, theirs)  # [T, n] each
+    finite = np.isfinite(b).all(-1)  # [T]
+    b = np.where(finite[:, None], b, a)  # [T, n]
+    d = a - b  # [T, n]
+    aa, bb, ab, dd = np.vecdot(a, a), np.vecdot(b, b), np.vecdot(a, b), np.vecdot(d, d)  # [T] each
+    size = np.sqrt(aa)  # [T]
+    floor = 0.01 * size.mean() or 1.0  # a row of zeros has no relative error
+    errors = np.where(finite, np.sqrt(dd) / np.maximum(size, floor), np.inf)  # [T]
+    whole, other = aa.sum() ** 0.5, bb.sum() ** 0.5
+    cosine = ab.sum() / (whole * other) if whole and other else float(whole == other)
+    return Difference(errors, float(cosine), float(other / whole) if whole else float("inf" if other else 1))
+
+
+MASKED = -1e4  # a score at or below this was masked: engines write -inf, -1e9 or the lowest float
+
+
+class Replay:
+    """A tap that compares every intermediate with somebody else's and then goes on with theirs.
+
+    Each op is so judged on *their* input: an error that an op only passes on does not count against it, and one pass
+    tells a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
+    theirs: tap name -> array. Arrays of one position, from a longer prompt, are its last. Where theirs is not finite or
+    has another shape, the pass goes on with ours. known: tap name -> (our array, Difference) of an earlier replay: most
+    ops give again what they gave then, and looking at their bits is quicker than comparing anew.
+    """
+
+    def __init__(self, theirs, known=None):
+        self.theirs, self.known, self.found, self.misshapen = theirs, known or {}, {}, {}
+        self.start = self.end = 0  # the positions of this call: a sequence may come in several
+
+    def __call__(self, name, array):
+        if name == "embed":
+            self.start, self.end = self.end, self.end + len(array)
+        if name.endswith("router.probs"):
+            self.probs = array
+        theirs = self._theirs_at(name, array)
+        if theirs is None:
+            return array
+        if theirs.shape != array.shape:
+            self.misshapen[name] = array.shape, theirs.shape
+            return array
+        if name.endswith("attn.scores"):
+            theirs = np.where(theirs > MASKED, theirs, array)
+        if name in self.known and np.array_equal(self.known[name][0], array):
+            difference = self.known[name][1]
+        else:
+            difference = self._router(name, array, theirs) if ".router." in name else compare(name, array, theirs)
+        self._keep(name, difference)
+        if not np.isfinite(theirs).all():
+            return array
+        if name.endswith("router.probs"):
+            self.probs = theirs
+        return theirs.astype(array.dtype)
+
+    def _theirs_at(self, name, array):
+        """Their array for this call's positions; None where it was not captured, or cannot be cut to this call."""
+        if name not in self.theirs:
+            return None
+        theirs, axis = np.asarray(self.theirs[name]), time_axis(name)
+        length = theirs.shape[axis] if theirs.ndim > axis else 0
+        if length == 1 and array.shape[axis] > 1:  # the last position only
+            before = np.take(array, range(array.shape[axis] - 1), axis=axis)
+            return np.concatenate([before, theirs], axis=axis) if before[..., :1].ndim == theirs.ndim else theirs
+        whole = self.start == 0 and length == array.shape[axis]
+        if whole or length < self.end:
+            return theirs
+        if "S" in SHAPES[shape_key(name)].split():
+            return None  # a later call sees other keys
+        return np.take(theirs, range(self.start, self.end), axis=axis)
+
+    def _router(self, name, ours, theirs):
+        """Differences of a router, for which the order of the chosen experts does not matter."""
+        if name.endswith("probs"):
+            return compare(name, ours, theirs)
+        best = np.argsort(-self.probs, axis=-1, kind="stable")[:, : ours.shape[1]]  # [T, k], as the pass chooses
+        chosen = np.asarray(self.theirs.get(name.replace(".weights", ".experts"), best)).astype(int)  # [T, k]
+        if chosen.shape != best.shape:
+            chosen = best
+        if name.endswith("experts"):  # what probability the other choice gives away: ties may go either way
+            p, q = (np.take_along_axis(self.probs, e, -1).sum(-1) for e in (best, theirs.astype(int)))  # [T] each
+            return Difference((p - q) / p, 1.0, 1.0)
+        dense = np.zeros((2, *self.probs.shape))  # [2, T, E]
+        np.put_along_axis(dense[0], best, ours, -1)
+        np.put_along_axis(dense[1], chosen, theirs, -1)
+        other = (np.sort(best) != np.sort(chosen)).any(-1)  # [T]: another choice is judged at `experts`, not twice
+        dense[1][other] = dense[0][other]
+        return compare(name.replace(".weights", ".probs"), *dense)
+
+    def _keep(self, name, new):
+        """Several calls of one sequence make one Difference: its positions one after another, the worst of the rest."""
+        if name in self.found and self.start > 0:
+            old = self.found[name]
+            new = Difference(
+                np.concatenate([old.errors, new.errors]),
+                min(old.cosine, new.cosine),
+                max(old.ratio, new.ratio, key=lambda ratio: abs(ratio - 1)),
+            )
+        self.found[name] = new

@@ -5,6 +5,7 @@ checkpoint is ever executed. Tensors are views of the memory-mapped file; nothin
 for, except what is small (norms, and matrices that fit in a core's cache).
 """
 
+import hashlib
 import json
 import math
 import mmap
@@ -19,7 +20,7 @@ import numpy as np
 from .bf16 import HalfMatrix, narrow, widen
 from .config import RELEASED, TOWERS, released, released_name
 from .errors import Error
-from .files import make_directory, progress, read_json, replacing
+from .files import make_directory, progress, read_json, read_safetensors_header, replacing
 from .tensors import NOT_TEXT, PREFIXES, checkpoint_tensors, text_tensors, unused_tensors
 
 DTYPES = ("bfloat16", "float32", "float64")
@@ -81,18 +82,7 @@ def read_weights(directory, config, dtype="bfloat16"):
 
 def read_header(path):
     """name -> Stored of every tensor in a safetensors file. Raises Error where it is not a whole one."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="np"):  # checks lengths, offsets, dtypes and shapes
-            pass
-    except FileNotFoundError:
-        raise Error(f"{path}: no such file") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise Error(f"{path}: not a whole safetensors file ({error}); download it again") from None
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
+    header, start = read_safetensors_header(path)
     return {
         name: Stored(Path(path), entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
         for name, entry in header.items()
@@ -101,7 +91,7 @@ def read_header(path):
 
 
 def shards(directory):
-    """The safetensors files of a checkpoint directory."""
+    """The safetensors files of a checkpoint directory, checked against its index where it has one."""
     if not directory.is_dir():
         raise Error(f"{directory}: no such directory; give the folder that holds config.json and model.safetensors")
     index = directory / "model.safetensors.index.json"
@@ -114,6 +104,15 @@ def shards(directory):
     for name in names:
         if name != os.path.basename(name) or not name.endswith(".safetensors"):
             raise Error(f"{index}: {name!r} is not the name of a safetensors file in its own directory")
+    if (directory / "model.safetensors").exists() and "model.safetensors" not in names:
+        raise Error(f"{directory}: holds model.safetensors and an index of other files; remove one of the two")
+    for name in names:
+        held = read_header(directory / name)
+        listed = {tensor for tensor, file in weight_map.items() if file == name}
+        odd = sorted(listed ^ held.keys())
+        if odd:
+            where = "not in" if odd[0] in listed else "in"
+            raise Error(f"{index}: {len(odd)} tensors differ from {name}; {odd[0]} is {where} it; download both again")
     return [directory / name for name in names]
 
 
@@ -218,6 +217,33 @@ def _random_vector(tensor, rng):
     low, high = (0.3, 0.9) if attribute == "layer_scalar" else (0.5, 1.5)
     scale = tensor.shape[0] ** -0.5 if attribute == "q_norm" else 0.25 if attribute.startswith("post_") else 1.0
     return scale * rng.uniform(low, high, tensor.shape)
+
+
+def read_unused(directory, config):
+    """k_proj, v_proj and k_norm of the KV-sharing layers, which Google's files hold and the pass never reads.
+
+    -> name: float32 array; empty where the file was saved again without them. A port may use them by mistake.
+    """
+    found = {}
+    for path in shards(Path(directory)):
+        for name, stored in read_header(path).items():
+            if not name.startswith(NOT_TEXT):
+                found[next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))] = stored
+    return {tensor.name: widen(found[tensor.name].map()) for tensor in unused_tensors(config) if tensor.name in found}
+
+
+def fingerprint(weights, config):
+    """A short name for these values: two checkpoints of one shape differ in it, two number formats of one do not."""
+    digest = hashlib.sha256()
+    for owner in (weights, *weights.layers):
+        for name, value in sorted(vars(owner).items()):
+            if name != "layers":
+                row = value
+                while len(row.shape) > 1:  # a matrix by its first row: the whole would take seconds
+                    row = row[0]
+                row = np.asarray(row, np.float32)
+                digest.update(name.encode() + row.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def synthesize(name, directory, seed=0):

@@ -1,5 +1,10 @@
 """Fixtures shared by the default suite."""
 
+import os
+
+# Matrices of these sizes gain nothing from a second thread, and on a busy machine waiting for it costs ten times more.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from family import MEMBERS, small

@@ -40,7 +40,7 @@ def test_a_chunk_never_needs_more_scores_than_the_limit(monkeypatch):
 
     def watched(tokens, weights, config, cache, **options):
         trace = minigemma.Trace("*.attn.scores")
-        result = forward(tokens, weights, config, cache, tap=trace, **options)
+        result = forward(tokens, weights, config, cache, **options | {"tap": trace})
         sizes.extend(array.size * 4 for array in trace.values())
         return result
 

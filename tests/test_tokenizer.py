@@ -100,6 +100,12 @@ def test_turns_are_trimmed_and_unknown_roles_refused(tiny):
         tiny.tokenizer.chat([{"role": "tool", "content": "x"}])
 
 
+@pytest.mark.parametrize("message", ["Hello", {"role": "user"}, {"role": ["user"], "content": "x"}, {"content": "x"}])
+def test_a_message_without_a_role_or_a_text_is_refused(tiny, message):
+    with pytest.raises(Error, match="a role and a content"):
+        tiny.tokenizer.chat([message])
+
+
 def test_a_text_that_cannot_be_encoded_and_a_file_that_is_no_tokenizer_are_refused(tiny, tmp_path):
     with pytest.raises(Error, match="surrogate"):
         tiny.tokenizer.encode("\ud800")

@@ -1,0 +1,1 @@
+"""Hostile and careless input, by kind, and what must come of it."""

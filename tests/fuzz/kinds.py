@@ -1,0 +1,1151 @@
+"""The kinds of input: each is a function of a Base and a random generator that makes one Case.
+
+A new kind is a function here and a line in KINDS. What a mutation must come to is said beside it, and derived from the
+mutation, never from what the code does.
+"""
+
+import io
+import json
+import math
+import os
+import shutil
+import string
+import struct
+import subprocess
+import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from family import fields
+
+import minigemma
+from minigemma import Config, Error, Finite, Trace, accounting, reports
+from minigemma.__main__ import main
+from minigemma.bf16 import narrow
+from minigemma.config import TOWERS
+
+from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = [2, 105, 30, 99, 7, 7, 119, 64]
+STORY = "Once upon a time"
+LENGTH = 300  # positions of the small models
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|audio>",
+           "<audio|>", "<|audio|>", "<|video|>", "<|think|>", "<|channel>", "<channel|>"]  # fmt: skip
+
+
+class Base:
+    """Sound checkpoints to mutate, and what they answer: E2B in miniature in one file, in three, and with the tiny
+    weights' tokenizer; a mixture; a saved trace."""
+
+    def __init__(self, scratch):
+        self.scratch = scratch
+        self.vocab = len(json.loads((minigemma.TINY / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+        self.plain = self._save("plain", "E2B", "float32")
+        self.half = self._save("half", "E4B", "bfloat16")
+        self.mixture = self._save("mixture", "26B-A4B", "float32")
+        wide = {"vocab_size": self.vocab, "vocab_size_per_layer_input": self.vocab, "layer_types": _kinds(2, 1)}
+        self.talking = self._save("talking", "E2B", "bfloat16", **wide, num_kv_shared_layers=2)
+        shutil.copy(minigemma.TINY / "tokenizer.json", self.talking)
+        shutil.copy(minigemma.TINY / "generation_config.json", self.talking)
+        self.sharded = self._shard(self.plain)
+        self.answers = {path: answer(path) for path in (self.plain, self.half, self.mixture, self.sharded)}
+        self.said = _read_and_speak(self.talking)
+        trace = Trace("*.attn.*")
+        minigemma.load(self.plain)(TOKENS, tap=trace)
+        trace.save(scratch / "trace.safetensors", tokens=TOKENS, model="E2B in miniature")
+        self.trace = dict(trace)
+
+    def _save(self, name, member, dtype, **changes):
+        rope = {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+        }
+        about = {"bos_token_id": 2, "initializer_range": 0.02, "use_cache": True, "rope_parameters": rope}
+        config = Config.from_dict(fields(member, max_position_embeddings=LENGTH, **about, **changes))
+        minigemma.save(self.scratch / name, minigemma.random_weights(config, 3), config, dtype)
+        return self.scratch / name
+
+    def _shard(self, whole):
+        directory = self.scratch / "sharded"
+        directory.mkdir()
+        shutil.copy(whole / "config.json", directory)
+        entries, data = parse(whole / "model.safetensors")
+        weight_map = {}
+        for i in range(3):
+            name = f"model-{i + 1:05}-of-00003.safetensors"
+            part, blobs, end = [], [], 0
+            for key, entry in entries[i::3]:
+                start, stop = entry["data_offsets"]
+                part.append((key, entry | {"data_offsets": [end, end + stop - start]}))
+                end += stop - start
+                blobs.append(data[start:stop])
+                weight_map[key] = name
+            (directory / name).write_bytes(pack(part, b"".join(blobs)))
+        index = {"metadata": {"total_size": len(data)}, "weight_map": weight_map}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+        return directory
+
+    def copy(self, source):
+        """A fresh copy of a checkpoint, to be mutated."""
+        target = self.scratch / "case"
+        shutil.rmtree(target, ignore_errors=True)
+        return Path(shutil.copytree(source, target))
+
+    def case(self, what, directory, expect, base=None):
+        """A checkpoint to load and run."""
+        size = sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+        return Case(what, lambda: answer(directory), expect, self.answers.get(base), size)
+
+
+def _kinds(*run):
+    return [kind for n in run for kind in ["sliding_attention"] * n + ["full_attention"]]
+
+
+def answer(directory):
+    """What a checkpoint says: the logits of one pass, and two tokens drawn after them."""
+    model = minigemma.load(directory)
+    logits, _ = model(TOKENS, logits="last")
+    if logits.shape != (1, model.config.vocab_size):
+        raise Broken(f"logits of shape {logits.shape}")
+    drawn = [id for id, _ in minigemma.generate_ids(model, TOKENS[:3], 2, seed=0)]
+    return logits, np.array(drawn)
+
+
+def parse(path):
+    """A sound safetensors file -> its entries in order, its data."""
+    raw = path.read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    header.pop("__metadata__", None)
+    return list(header.items()), raw[start:]
+
+
+def pack(entries, data, text=None, length=None, metadata=None):
+    """(name, entry) pairs, which may repeat a name -> the bytes of a file."""
+    if text is None:
+        pairs = ([("__metadata__", metadata)] if metadata is not None else []) + list(entries)
+        text = "{" + ",".join(f"{json.dumps(name)}:{json.dumps(entry)}" for name, entry in pairs) + "}"
+        text += " " * (-len(text) % 8)
+    head = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    return struct.pack("<Q", (len(head) if length is None else length) % 2**64) + head + data
+
+
+def pick(rng, items):
+    items = list(items)
+    return items[rng.integers(len(items))]
+
+
+NONSENSE = [
+    None, True, False, 0, 1, -1, 2, 3, 7, -(2**31), 2**31, 2**31 + 1, 2**53 + 1, 2**63, 2**64, 2**200, 0.5, -0.5, 1.0,
+    1e-300, 1e300, math.nan, math.inf, -math.inf, "", "1", "NaN", "../x", "\x00", "\x1b[31m\n", "\ud800", "x" * 5000,
+    [], [1], [[]], [None] * 100, {}, {"a": 1}, {"full_attention": 3}, [{}], [1e999], "full_attention", [0] * 10,
+]  # fmt: skip
+
+
+# --- safetensors -----------------------------------------------------------------------------------------------------
+
+
+def header_length(base, rng):
+    """The eight bytes that say how long the header is."""
+    directory = base.copy(base.plain)
+    path = directory / "model.safetensors"
+    entries, data = parse(path)
+    raw = path.read_bytes()
+    true = int.from_bytes(raw[:8], "little")
+    value = pick(rng, [0, 1, 7, true - 1, true + 1, true + 8, true * 2, len(raw), len(raw) - 8, len(raw) - 7, 2**31,
+                       2**32 + true, 2**63 - 1, 2**63, 2**64 - 1, -true, 100_000_001,
+                       int(rng.integers(2**62))])  # fmt: skip
+    path.write_bytes(pack(entries, data, text=raw[8 : 8 + true], length=value))
+    return base.case(f"header length {value} for {true}", directory, REFUSED)
+
+
+def header_json(base, rng):
+    """A header that is no JSON object, or JSON of another kind, or one with more in it than there should be."""
+    source = pick(rng, [base.plain, base.mixture])
+    directory = base.copy(source)
+    path = directory / "model.safetensors"
+    entries, data = parse(path)
+    good = pack(entries, b"")[8:].decode().rstrip()
+    depth = int(rng.integers(10, 200_000))
+    some = pick(rng, range(len(entries)))
+    name, entry = entries[some]
+    twice = [*entries, (name, entry)]
+    other = [(name, entry | {"dtype": "I32"}), *entries]
+    texts = {
+        "empty": ("", REFUSED), "a list": ("[]", REFUSED), "a number": ("3", REFUSED), "nothing in it": ("{}", REFUSED),
+        "cut off": (good[: int(rng.integers(len(good)))], REFUSED), "a comma too many": (good[:-1] + ",}", REFUSED),
+        "a second object": (good + "{}", REFUSED), "single quotes": (good.replace('"', "'"), REFUSED),
+        "a comment": (good[:-1] + "/* */}", REFUSED), "a byte order mark": ("\ufeff" + good, REFUSED),
+        "UTF-16": (good.encode("utf-16"), REFUSED), "bytes that are no UTF-8": (b"\xff\xfe" + good.encode(), REFUSED),
+        "nested lists": ("[" * depth, REFUSED), "nested objects": ('{"a":' * depth + "1" + "}" * depth, REFUSED),
+        "nested metadata": (good[:-1] + ',"__metadata__":' + "[" * depth + "]" * depth + "}", REFUSED),
+        "metadata of numbers": (good[:-1] + ',"__metadata__":{"a":1}}', REFUSED),
+        "metadata null": (good[:-1] + ',"__metadata__":null}', SAME_OR_REFUSED),
+        "metadata of text": (good[:-1] + ',"__metadata__":{"a":"\\u001b[2J"}}', SAME),
+        "spaces": (good + " " * int(rng.integers(5000)), SAME), "spaces in front": ("  " + good, SAME_OR_REFUSED),
+        "a tensor named twice": (pack(twice, b"")[8:], REFUSED),
+        "a tensor named twice, otherwise": (pack(other, b"")[8:], REFUSED),
+        "a field given twice": (good.replace('"dtype"', '"dtype":"F32","dtype"', 1), REFUSED),
+        "a field more": (good.replace('"dtype"', '"evil":{"x":[1]},"dtype"', 1), SAME_OR_REFUSED),
+        "a field less": (good.replace(pick(rng, ['"dtype"', '"shape"', '"data_offsets"']), '"x"', 1), REFUSED),
+        "entries in another order": (pack([entries[i] for i in rng.permutation(len(entries))], b"")[8:], SAME),
+    }  # fmt: skip
+    what = pick(rng, texts)
+    text, expect = texts[what]
+    path.write_bytes(pack([], data, text=text))
+    return base.case(f"header: {what}", directory, expect, source)
+
+
+def header_entries(base, rng):
+    """Offsets that overlap, leave holes or pass the end; wrong dtypes, shapes and names."""
+    source = pick(rng, [base.plain, base.mixture])
+    directory = base.copy(source)
+    path = directory / "model.safetensors"
+    entries, data = parse(path)
+    i = int(rng.integers(len(entries)))
+    name, entry = entries[i]
+    start, stop = entry["data_offsets"]
+    shape = entry["shape"]
+
+    def offsets():
+        choices = [
+            [start + 4, stop + 4], [start - 4, stop - 4], [start, stop + 4], [start + 4, stop], [stop, start], [stop,
+            stop],
+            [0, stop - start] if i else [4, 4 + stop - start], [len(data), len(data) + stop - start], [-4, stop],
+            [start, 2**63], [2**64, 2**64 + 4], [start], [], [start, stop, stop], "0:4", None, [str(start), str(stop)],
+            [float(start), float(stop)], [start + 0.5, stop], [True, stop], {"0": start}, [[start], [stop]],
+            [2**64 + start, 2**64 + stop],
+        ]  # fmt: skip
+        entry["data_offsets"] = pick(rng, choices)
+        return entry["data_offsets"]
+
+    def dtype():
+        choices = [
+            "BF16",
+            "F16",
+            "F64",
+            "I32",
+            "U32",
+            "I8",
+            "BOOL",
+            "F8_E4M3",
+            "f32",
+            "F-32",
+            "",
+            "torch.float32",
+            None,
+        ]
+        entry["dtype"] = pick(rng, [*choices, 3, [], {}, "F32\x00", "\x1b[31mF32"])
+        return entry["dtype"]
+
+    def wrong_shape():
+        choices = [
+            [*shape, 1], [1, *shape], shape[::-1] if shape[::-1] != shape else [1, *shape], [math.prod(shape), 1, 1],
+            [0], [], [0, *shape], [-d for d in shape], [2**63, 2], [2**32, 2**32], [2**64], [2**40] * 5,
+            [float(d) for d in shape], [str(d) for d in shape], None, shape[0], {"0": 1}, [None],
+            [d + 1 for d in shape],
+            [1] * 100_000 + shape,
+        ]  # fmt: skip
+        if len(shape) > 1 and math.prod(shape) not in shape:
+            choices.append([math.prod(shape)])
+        entry["shape"] = pick(rng, choices)
+        return str(entry["shape"])[:80]
+
+    def rename():
+        new = pick(rng, ["", "x", name + "\n", name.upper(), "layers.99.mlp.up_proj.weight", "\x1b[2J" + name,
+        "é" * 9999,
+                         name.replace("model.", "model.language_model.model."), "../" + name,
+                         "__metadata__"])  # fmt: skip
+        entries[i] = (new, entry)
+        return ascii(new)[:80]
+
+    def drop():
+        del entries[i]
+        return name
+
+    def drop_with_its_data():
+        nonlocal data
+        del entries[i]
+        data = data[:start] + data[stop:]
+        for _, e in entries:
+            e["data_offsets"] = [o - (stop - start) * (o >= stop) for o in e["data_offsets"]]
+        return name
+
+    def more():
+        new = pick(rng, ["model.extra.weight", "\n\x1b[31m", "a" * 100_000])
+        entries.append((new, {"dtype": "F32", "shape": [0], "data_offsets": [len(data)] * 2}))
+        return f"a zero-size tensor {ascii(new)[:40]}"
+
+    def not_an_entry():
+        entries[i] = (name, pick(rng, [None, 3, [], "x", [entry], {}]))
+        return name
+
+    mutation = pick(rng, [offsets, offsets, offsets, dtype, dtype, wrong_shape, wrong_shape, rename, drop,
+                          drop_with_its_data, more, not_an_entry])  # fmt: skip
+    what = f"{name}: {mutation.__name__} {mutation()}"
+    path.write_bytes(pack(entries, data))
+    return base.case(what, directory, REFUSED, source)
+
+
+def benign_header(base, rng):
+    """What looks odd and is sound: data in another order, unaligned data, towers, prefixes."""
+    source = pick(rng, [base.plain, base.mixture])
+    directory = base.copy(source)
+    path = directory / "model.safetensors"
+    entries, data = parse(path)
+
+    def data_in_another_order():
+        blobs, moved, end = [], [], 0
+        for i in rng.permutation(len(entries)):
+            name, entry = entries[i]
+            start, stop = entry["data_offsets"]
+            moved.append((name, entry | {"data_offsets": [end, end + stop - start]}))
+            blobs.append(data[start:stop])
+            end += stop - start
+        return pack(moved, b"".join(blobs))
+
+    def data_that_is_not_aligned():
+        text = pack(entries, b"")[8:].rstrip() + b" " * int(rng.integers(1, 8))
+        return pack([], data, text=text)
+
+    def a_tower_beside_the_text():
+        size = int(rng.integers(5)) * 4
+        tower = {"dtype": "F32", "shape": [size // 4, 1], "data_offsets": [len(data), len(data) + size]}
+        return pack([*entries, ("model.vision_tower.x.weight", tower)], data + bytes(size))
+
+    def another_prefix():
+        prefix = pick(rng, ["", "model.language_model."])
+        return pack([(prefix + name.removeprefix("model."), entry) for name, entry in entries], data)
+
+    mutation = pick(rng, [data_in_another_order, data_that_is_not_aligned, a_tower_beside_the_text, another_prefix])
+    path.write_bytes(mutation())
+    return base.case(mutation.__name__, directory, SAME, source)
+
+
+def file_bytes(base, rng):
+    """Truncation, additions, flips and runs of other bytes, anywhere in the file; in the header they must show."""
+    source = pick(rng, [base.plain, base.half])
+    directory = base.copy(source)
+    path = directory / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(raw[:8], "little")
+    where = int(rng.integers(start))
+    how = pick(rng, ["truncate", "append", "flip", "flip", "flip", "overwrite", "insert", "delete", "zero", "data"])
+    expect = SAME_OR_REFUSED
+    if how == "truncate":
+        raw, expect = raw[: int(rng.integers(len(raw)))], REFUSED
+    elif how == "append":
+        raw, expect = raw + rng.bytes(int(rng.integers(1, 100))), REFUSED
+    elif how == "flip":
+        raw[where] ^= 1 << int(rng.integers(8))
+    elif how == "overwrite":
+        raw[where : where + 8] = rng.bytes(8)
+    elif how == "insert":
+        raw[where:where], expect = rng.bytes(int(rng.integers(1, 9))), REFUSED
+    elif how == "delete":
+        del raw[where : where + int(rng.integers(1, 9))]
+        expect = REFUSED
+    elif how == "zero":
+        raw[where : where + 100], expect = bytes(min(100, len(raw) - where)), REFUSED
+    else:  # values: any of them may be what the author meant, if the answer is finite
+        for place in rng.integers(start, len(raw), 20):
+            raw[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(raw)
+        return Case("values flipped", lambda: checked(directory), SOUND, size=len(raw))
+    path.write_bytes(raw)
+    return base.case(f"{how} at {where}", directory, expect, source)
+
+
+def weight_values(base, rng):
+    """NaN, infinities and extreme values among the weights: the pass without a check stays finite or generation
+    refuses; the check names the first tap."""
+    source = pick(rng, [base.plain, base.half, base.mixture])
+    directory = base.copy(source)
+    path = directory / "model.safetensors"
+    entries, data = parse(path)
+    name, entry = pick(rng, entries)
+    start, stop = entry["data_offsets"]
+    value = pick(rng, [math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e30, 1e-45, 0.0, -0.0])
+    values = np.frombuffer(data[start:stop], "<f4" if entry["dtype"] == "F32" else "<u2").copy()
+    where = slice(None) if rng.integers(2) else rng.integers(len(values), size=3)
+    values[where] = value if entry["dtype"] == "F32" else narrow(np.array([value], np.float32))
+    path.write_bytes(pack(entries, data[:start] + values.tobytes() + data[stop:]))
+
+    return Case(f"{name} = {value}", lambda: checked(directory), SOUND, size=path.stat().st_size)
+
+
+def checked(directory):
+    """A pass with the check and one without it agree on what is finite; generation draws from no other logits."""
+    model = minigemma.load(directory)
+    logits, _ = model(TOKENS)
+    try:
+        model(TOKENS, tap=Finite())
+    except Error:
+        return list(minigemma.generate_ids(model, TOKENS, 2, seed=0))[-1][0]
+    if not np.isfinite(logits).all():
+        raise Broken("the check passes what is not finite")
+    return logits
+
+
+# --- config.json -----------------------------------------------------------------------------------------------------
+
+# Fields that the tensors' shapes pin down, or that no Gemma 4 varies: any other value contradicts the file.
+PINNED = [
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "global_head_dim", "intermediate_size", "num_kv_shared_layers", "hidden_size_per_layer_input", "layer_types",
+    "vocab_size_per_layer_input", "use_double_wide_mlp", "attention_k_eq_v", "enable_moe_block", "attention_bias",
+    "hidden_activation", "tie_word_embeddings", "num_experts", "moe_intermediate_size",
+]  # fmt: skip
+UNREAD = ["initializer_range", "use_cache", "attention_dropout", "transformers_version", "architectures", "x"]
+
+
+def _number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value, low, high):
+    return type(value) is int and low <= value <= high
+
+
+FREE = {  # fields that a checkpoint may set as it likes, and what is a value of them
+    "sliding_window": lambda v: _whole(v, 1, 2**31),
+    "max_position_embeddings": lambda v: _whole(v, 1, 2**31),
+    "rms_norm_eps": lambda v: _number(v) and 1e-30 <= v < 1,
+    "final_logit_softcapping": lambda v: v is None or (_number(v) and 1e-30 <= v <= 1e30),
+    "pad_token_id": lambda v: _whole(v, 0, 119),
+    "top_k_experts": lambda v: _whole(v, 1, 6),
+    "use_bidirectional_attention": lambda v: v is None or v == "vision",
+    "per_layer_config": lambda v: v is None,  # these nonsense values: an object would have to repeat the real geometry
+    "model_type": lambda v: v in ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+    "rope_parameters": lambda v: v is None,
+}
+MORE = {
+    "rms_norm_eps": [0, 1e-6, 1e-5, 0.999, 1, 1e-46], "final_logit_softcapping": [30.0, 50, 1e-3, 1e39],
+    "sliding_window": [5, 6, 100], "pad_token_id": [119, 120], "use_bidirectional_attention": ["vision", "all"],
+    "model_type": ["gemma4", "gemma3_text", "gemma4_unified"], "max_position_embeddings": [8, LENGTH, 131072],
+    "layer_types": [_kinds(4, 4), _kinds(9), _kinds(4, 3), ["sliding_attention"] * 10, ["x"] * 10],
+    "top_k_experts": [1, 6], "hidden_activation": ["silu", "gelu"],
+}  # fmt: skip
+
+
+def config_value(base, rng):
+    """One field missing, of another type, negative, zero, huge, NaN, or against what the tensors say."""
+    source = pick(rng, [base.plain, base.plain, base.mixture])
+    directory = base.copy(source)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    true = dict(config)
+    name = pick(rng, [*PINNED, *FREE, *FREE, *UNREAD])
+    if name == "layer_types" and rng.integers(2):
+        new = list(true[name])
+        new[int(rng.integers(len(new)))] = pick(rng, [*NONSENSE, "sliding_attention", "full_attention"])
+    elif _whole(true.get(name), 1, 2**31) and rng.integers(3):
+        new = true[name] + pick(rng, [-1, 1, 2, -true[name], true[name], -2 * true[name], 10**9])
+    else:
+        new = pick(rng, [*NONSENSE, *MORE.get(name, [])])
+    config[name] = new
+    if name in UNREAD or new is true.get(name) or (type(new) is type(true.get(name)) and new == true.get(name)):
+        expect = SAME
+    elif name in PINNED:
+        moe, ple = ("num_experts", "moe_intermediate_size"), ("vocab_size_per_layer_input",)
+        unread = name in (moe if source == base.plain else ple)
+        unread = unread or (
+            name == "use_double_wide_mlp" and isinstance(new, bool) and source == base.mixture
+        )  # none shares
+        unset = new is None and true.get(name) is None
+        expect = SAME if unread or unset else REFUSED
+        if name == "num_kv_shared_layers" and _whole(new, 0, 10):
+            expect = SOUND  # layers that share may hold a K and V that nothing reads: Google's files do
+    else:
+        unread = name == "top_k_experts" and source == base.plain
+        expect = SOUND if unread or FREE[name](new) else REFUSED
+        if name == "max_position_embeddings" and _whole(new, 1, len(TOKENS) - 1):
+            expect = REFUSED  # the prompt does not fit
+    path.write_text(json.dumps(config))
+    return base.case(f"{source.name}: {name} = {str(new)[:60]!a}", directory, expect, source)
+
+
+def config_missing(base, rng):
+    """One field left out: what transformers has a default for may be, unless the tensors say otherwise."""
+    source = pick(rng, [base.plain, base.mixture])
+    directory = base.copy(source)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    name = pick(rng, config)
+    gone = config.pop(name)
+    same = {"attention_bias", "hidden_activation", "tie_word_embeddings", "pad_token_id", "rms_norm_eps", "dtype",
+            "use_bidirectional_attention", "rope_parameters", "model_type", "architectures", "bos_token_id", *UNREAD,
+            "max_position_embeddings"}  # fmt: skip
+    defaults = {"attention_k_eq_v": False, "enable_moe_block": False, "use_double_wide_mlp": False}
+    defaults |= {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 256}
+    if name == "vocab_size_per_layer_input" or (name in defaults and defaults[name] == gone):
+        expect = SAME
+    elif name == "final_logit_softcapping":
+        expect = SOUND
+    else:
+        expect = SAME if name in same else REFUSED
+    path.write_text(json.dumps(config))
+    return base.case(f"{source.name}: without {name}", directory, expect, source)
+
+
+def config_structure(base, rng):
+    """Nesting, both spellings at once, fields that contradict each other, RoPE's own object."""
+    directory = base.copy(base.plain)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    rope = config["rope_parameters"]
+    size = pick(rng, ["hidden_size", "head_dim", "vocab_size", "num_attention_heads", "intermediate_size"])
+    kind = pick(rng, rope)
+    key, value = pick(rng, ["rope_type", "rope_theta", "partial_rotary_factor", "factor", "type"]), pick(rng, NONSENSE)
+    legal = {
+        "rope_type": value == rope[kind].get("rope_type"),
+        "rope_theta": _number(value) and 0 < value <= 1e12,
+        "partial_rotary_factor": _number(value) and 0 < value <= 1 and (kind == "full_attention" or value == 1),
+        "factor": _number(value) and 0 < value <= 1e6 and (kind == "full_attention" or value == 1),
+        "type": False,
+    }
+    inner = {"model_type": "gemma4", "text_config": config | {"model_type": "gemma4_text"}}
+    wide = {"head_dim": 16}
+    layers = {str(i): wide for i in (4, 9)}
+    mutations = {
+        "nested as Google has it": (inner, SAME),
+        "nested, and against itself": (inner | {size: config[size] * 2}, REFUSED),
+        "nested, and twice the same": (inner | {size: config[size]}, SAME_OR_REFUSED),
+        "nested nonsense": ({"model_type": "gemma4", "text_config": pick(rng, NONSENSE)}, REFUSED),
+        "nested twice": ({"model_type": "gemma4", "text_config": inner}, REFUSED),
+        "per layer": ({k: v for k, v in config.items() if k != "global_head_dim"} | {"per_layer_config": layers}, SAME),
+        "both spellings, agreeing": (config | {"per_layer_config": layers}, SAME),
+        "both spellings, at odds": (config | {"per_layer_config": layers, "global_head_dim": 32}, SAME),
+        "per layer, one number twice": (config | {"per_layer_config": layers | {"04": {"head_dim": 8}}}, REFUSED),
+        "per layer, a number too long": (config | {"per_layer_config": layers | {"9" * 5000: wide}}, REFUSED),
+        "per layer, nonsense": (config | {"per_layer_config": layers | {"3": pick(rng, NONSENSE[3:])}}, None),
+        "per layer, a nonsense key": (config | {"per_layer_config": layers | {"-1": wide}}, REFUSED),
+        f"rope {kind} {key} = {str(value)[:40]!a}": (
+            config | {"rope_parameters": rope | {kind: rope[kind] | {key: value}}}, SOUND if legal[key] else REFUSED,
+        ),
+        "rope nonsense": (config | {"rope_parameters": rope | {kind: pick(rng, NONSENSE)}}, REFUSED),
+        "ten thousand layers": (config | {"num_hidden_layers": 10_000, "layer_types": None}, REFUSED),
+        "ten thousand layers that share": (
+            config | {"num_hidden_layers": 10_000, "layer_types": None, "num_kv_shared_layers": 5000}, REFUSED,
+        ),
+        "huge heads": (config | {"head_dim": 2**31 - 2, "global_head_dim": 2**31 - 2}, REFUSED),
+        "huge everything": (config | {n: 2**31 - 2 for n in ("hidden_size", "vocab_size", "intermediate_size")},
+        REFUSED),
+    }  # fmt: skip
+    what = pick(rng, mutations)
+    new, expect = mutations[what]
+    if expect is None:
+        expect = SAME if new["per_layer_config"]["3"] == {} else REFUSED
+    path.write_text(json.dumps(new))
+    return base.case(what, directory, expect, base.plain)
+
+
+def config_bytes(base, rng):
+    """The text of the file: cut, changed, doubled keys, other encodings."""
+    directory = base.copy(base.plain)
+    path = directory / "config.json"
+    raw = bytearray(path.read_bytes())
+    where = int(rng.integers(len(raw)))
+    depth = int(rng.integers(10, 200_000))
+    how = pick(
+        rng, ["cut", "flip", "flip", "delete", "double key", "deep", "utf-16", "bom", "not utf-8", "digits", "empty"]
+    )
+    expect = REFUSED
+    if how == "cut":
+        raw = raw[: int(rng.integers(len(raw) - 2))]
+    elif how == "flip":
+        raw[where] ^= 1 << int(rng.integers(8))
+        expect = SOUND
+    elif how == "delete":
+        del raw[where : where + int(rng.integers(1, 30))]
+        expect = SOUND
+    elif how == "double key":
+        text = raw.decode().rstrip()[:-1] + ', "hidden_size": 999, "hidden_size": 24}'
+        raw = text.encode()
+    elif how == "deep":
+        raw = ('{"a":' * depth).encode()
+    elif how == "utf-16":
+        raw = raw.decode().encode("utf-16")
+    elif how == "bom":
+        raw = b"\xef\xbb\xbf" + raw
+        expect = SAME_OR_REFUSED
+    elif how == "not utf-8":
+        raw = raw[:-2] + b'\xff"}'
+    elif how == "digits":
+        raw = raw.replace(b'"hidden_size": 24', b'"hidden_size": ' + b"9" * depth)
+    else:
+        raw = b""
+    path.write_bytes(raw)
+    return base.case(f"{how} at {where}", directory, expect, base.plain)
+
+
+def accounts(base, rng):
+    """The accounting of a config.json by itself: exact or refused, whatever the sizes."""
+    path = base.scratch / "accounts.json"
+    config = json.loads((pick(rng, [base.plain, base.mixture]) / "config.json").read_text())
+    several = ["hidden_size", "intermediate_size", "sliding_window", "max_position_embeddings", "num_experts", *PINNED]
+    for name in rng.choice(several if rng.integers(2) else [*PINNED, *FREE], int(rng.integers(1, 3)), replace=False):
+        sizes = [int(2 ** rng.integers(1, 31)), int(rng.integers(1, 2**31)), 64]
+        config[str(name)] = pick(rng, sizes if rng.integers(3) else [*NONSENSE, *MORE.get(str(name), [])])
+    if rng.integers(2):
+        whole = TOWERS[pick(rng, TOWERS)]
+        towers = {key: dict(tower) if tower else None for key, tower in whole.items()}
+        if rng.integers(2):
+            tower = towers["vision_config"]
+            tower[pick(rng, tower)] = pick(rng, [*NONSENSE, 2**20, 1000, 2])
+        elif rng.integers(3) == 0:
+            towers = {"vision_config": pick(rng, NONSENSE), "audio_config": pick(rng, NONSENSE)}
+        config = {"model_type": "gemma4", "text_config": config | {"model_type": "gemma4_text"}} | towers
+    path.write_text(json.dumps(config))
+    length = pick(rng, [1, 7, 100] if rng.integers(4) else [LENGTH, 0, -1, 2**31, 2**64])
+
+    def act():
+        account = accounting.count(str(path))
+        data = account.to_dict()
+        reports.params_text(data)
+        if account.total != sum(account.parts.values()) or account.total < 1:
+            raise Broken(f"{account.total} parameters, of {account.parts}")
+        for table, text in ((accounting.memory, reports.memory_text), (accounting.compute, reports.compute_text)):
+            result = table(account, length)
+            text(result)
+            numbers = [result["kv_cache"]] if "kv_cache" in result else [result["decode"], *result["prefill"].values()]
+            if any(number < 0 for each in numbers for number in each.values()):
+                raise Broken(f"negative numbers: {numbers}")
+        return account.total
+
+    return Case(str({k: v for k, v in config.items() if k in (*PINNED, *FREE)})[:300], act, SOUND)
+
+
+# --- the files beside ------------------------------------------------------------------------------------------------
+
+
+def index_file(base, rng):
+    """Missing shards, paths that lead away, files of another kind, an index that says something else than the files."""
+    directory = base.copy(base.sharded)
+    path = directory / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    weight_map = index["weight_map"]
+    shards = sorted(set(weight_map.values()))
+    name, shard = pick(rng, weight_map), pick(rng, shards)
+    fifo = directory / shard
+
+    def into(value):
+        return lambda: weight_map.update({name: value})
+
+    def drop_shard():
+        (directory / shard).unlink()
+
+    def shard_is(make):
+        def change():
+            (directory / shard).unlink()
+            make()
+
+        return change  # fmt: skip
+
+    def double():
+        shutil.copy(base.plain / "model.safetensors", directory / "model.safetensors")
+
+    def swap():
+        a, b = pick(rng, shards[:1]), pick(rng, shards[1:])
+        (directory / a).rename(directory / "x")
+        (directory / b).rename(directory / a)
+        (directory / "x").rename(directory / b)
+
+    outside = base.scratch / "outside.safetensors"
+    shutil.copy(base.plain / "model.safetensors", outside)
+    mutations = {
+        "as it is": (lambda: None, SAME),
+        "a shard is missing": (drop_shard, REFUSED),
+        "a path up": (into("../outside.safetensors"), REFUSED),
+        "an absolute path": (into(str(outside)), REFUSED),
+        "a path down": (into("a/b.safetensors"), REFUSED),
+        "a dotted path": (into("./" + shard), REFUSED),
+        "backslashes": (into("..\\outside.safetensors"), REFUSED),
+        "another suffix": (into("pytorch_model.bin"), REFUSED),
+        "a null character": (into("a\x00.safetensors"), REFUSED),
+        "control characters": (into("\x1b[2J\n.safetensors"), REFUSED),
+        "a surrogate": (into("\ud800.safetensors"), REFUSED),
+        "a long name": (into("a" * 5000 + ".safetensors"), REFUSED),
+        "only a suffix": (into(".safetensors"), REFUSED),
+        "a nonsense name": (into(pick(rng, NONSENSE)), REFUSED),
+        "a nonsense map": (lambda: index.update(weight_map=pick(rng, NONSENSE)), REFUSED),
+        "no map": (lambda: index.pop("weight_map"), REFUSED),
+        "an empty map": (weight_map.clear, REFUSED),
+        "a tensor in another shard": (into(pick(rng, [s for s in shards if s != weight_map[name]])), REFUSED),
+        "a tensor that is nowhere": (lambda: weight_map.update({"model.x": shard}), REFUSED),
+        "a tensor left out": (lambda: weight_map.pop(name), REFUSED),
+        "a shard left out": (lambda: index.update(weight_map={k: v for k, v in weight_map.items() if v != shard}),
+        REFUSED),
+        "the whole file beside": (double, REFUSED),
+        "shards swapped": (swap, REFUSED),
+        "a directory for a shard": (shard_is(fifo.mkdir), REFUSED),
+        "a pipe for a shard": (shard_is(lambda: os.mkfifo(fifo)), REFUSED),
+        "a device for a shard": (shard_is(lambda: fifo.symlink_to("/dev/zero")), REFUSED),
+        "a link to nothing": (shard_is(lambda: fifo.symlink_to("nothing")), REFUSED),
+        "a link to itself": (shard_is(lambda: fifo.symlink_to(shard)), REFUSED),
+        "a shard cut off": (lambda: fifo.write_bytes(fifo.read_bytes()[: int(rng.integers(2000))]), REFUSED),
+        "no metadata": (lambda: index.pop("metadata"), SAME),
+        "nonsense metadata": (lambda: index.update(metadata=pick(rng, NONSENSE)), SAME_OR_REFUSED),
+        "prefixes": (lambda: None, SAME),
+    }  # fmt: skip
+    what = pick(rng, mutations)
+    change, expect = mutations[what]
+    change()
+    path.write_text(json.dumps(index))
+    return base.case(f"index: {what} ({ascii(name)[:60]})", directory, expect, base.plain)
+
+
+def odd_files(base, rng):
+    """config.json, generation_config.json, the index and the weights as directories, pipes, devices, broken links."""
+    directory = base.copy(base.talking)
+    name = pick(rng, ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors",
+                      "model.safetensors.index.json"])  # fmt: skip
+    path = directory / name
+    path.unlink(missing_ok=True)
+    odd = {
+        "a directory": path.mkdir, "a pipe": lambda: os.mkfifo(path), "a device": lambda: path.symlink_to("/dev/zero"),
+        "an empty device": lambda: path.symlink_to("/dev/null"), "a link to itself": lambda: path.symlink_to(name),
+        "empty": path.touch, "huge and sparse": lambda: _sparse(path),
+        "a link away": lambda: path.symlink_to("/no/such"),
+    }  # fmt: skip
+    what = pick(rng, odd)
+    odd[what]()
+    # A link that leads nowhere is a file that is not there, and two of these need not be there
+    optional = what in ("a link away", "a link to itself") and name not in ("config.json", "model.safetensors")
+    return Case(f"{name} is {what}", lambda: speak(directory), SOUND if optional else REFUSED, size=2**20)
+
+
+def _sparse(path):
+    with open(path, "wb") as file:
+        file.truncate(2**33)
+
+
+def speak(directory):
+    """What a checkpoint makes of text."""
+    model = minigemma.load(directory)
+    text = "".join(minigemma.generate(model, STORY, max_new_tokens=3, seed=1))
+    if not isinstance(text, str):
+        raise Broken(f"{text!r} is no text")
+    return text
+
+
+def generation_config(base, rng):
+    """Sampling defaults and stop ids of every type."""
+    directory = base.copy(base.talking)
+    path = directory / "generation_config.json"
+    settings = json.loads(path.read_text())
+    name = pick(
+        rng, ["temperature", "top_k", "top_p", "eos_token_id", "eos_token_id", "do_sample", "x", "max_new_tokens"]
+    )
+    value = pick(rng, [*NONSENSE, 0.7, 64, 1, [1, 106], [1, [2]], [None], [1.0], ["1"], [-1], [10**9], 1e-320, 5e-324])
+    settings[name] = value
+    vocab = base.vocab
+
+    def is_id(v):
+        return _whole(v, 0, vocab - 1)
+
+    fine = {
+        "temperature": _number(value) and 0 <= value <= 1e3,
+        "top_k": _whole(value, 0, 2**31),
+        "top_p": _number(value) and 0 < value <= 1,
+        "do_sample": isinstance(value, bool),
+        "eos_token_id": value is None or is_id(value) or (isinstance(value, list) and all(map(is_id, value))),
+    }.get(name, True)
+    if rng.integers(8) == 0:
+        raw = json.dumps(settings)
+        path.write_text(raw[: int(rng.integers(1, len(raw)))])
+        fine, name = False, "cut off at"
+    else:
+        path.write_text(json.dumps(settings))
+    return Case(f"{name} = {str(value)[:60]!a}", lambda: speak(directory), SOUND if fine else REFUSED, size=2**20)
+
+
+def tokenizer_file(base, rng):
+    """Another vocabulary, another kind of tokenizer, and files that are none."""
+    directory = base.copy(base.talking)
+    path = directory / "tokenizer.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    model, added = raw["model"], raw["added_tokens"]
+    vocab = model["vocab"]
+    words = list(vocab)
+
+    def another_vocabulary():
+        letters = {c: i for i, c in enumerate(string.printable)}
+        raw.update(added_tokens=[], model=model | {"vocab": letters, "merges": []})
+        return REFUSED
+
+    def shifted():
+        shift = int(rng.integers(1, 5000))
+        model["vocab"] = {word: id + shift for word, id in vocab.items()}
+        for token in added:
+            token["id"] += shift
+        return REFUSED
+
+    def bos_elsewhere():
+        for token in added:
+            if token["content"] in ("<bos>", "<pad>"):
+                token["id"] = vocab[token["content"]] = 2 - token["id"]
+        return REFUSED
+
+    def no_special():
+        raw["added_tokens"] = []
+        return SOUND
+
+    def turns_are_plain():
+        for token in added:
+            token["special"] = False
+        return SOUND
+
+    def one_nonsense():
+        where = pick(rng, [raw, raw, model, pick(rng, added)])
+        where[pick(rng, where)] = pick(rng, NONSENSE)
+        return SOUND
+
+    def huge_ids():
+        for word in rng.choice(words, 20):
+            vocab[str(word)] = pick(rng, [2**31, 2**32 - 1, 2**32, -1, 10**6])
+        return SOUND
+
+    def merges_gone():
+        model["merges"] = model["merges"][: int(rng.integers(100))]
+        return SOUND
+
+    def merge_of_strangers():
+        model["merges"].append(["never", "seen"])
+        return SOUND
+
+    def unknown_gone():
+        model.update(unk_token=None, byte_fallback=False)
+        return SOUND
+
+    def template_that_adds():
+        bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+        raw["post_processor"] = {
+            "type": "TemplateProcessing", "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [bos],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+        }  # fmt: skip
+        return SAME
+
+    def truncation():
+        raw["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+        return SAME
+
+    def padding():
+        raw["padding"] = {
+            "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "<pad>",
+        }  # fmt: skip
+        return SAME
+
+    def cut():
+        text = json.dumps(raw)
+        path.write_text(text[: int(rng.integers(len(text)))])
+        return REFUSED
+
+    mutations = [another_vocabulary, shifted, bos_elsewhere, no_special, turns_are_plain, one_nonsense, one_nonsense,
+                 one_nonsense, huge_ids, merges_gone, merge_of_strangers, unknown_gone, template_that_adds, truncation,
+                 padding, cut]  # fmt: skip
+    mutation = pick(rng, mutations)
+    expect = mutation()
+    if mutation is not cut:
+        path.write_text(json.dumps(raw), encoding="utf-8")
+
+    return Case(mutation.__name__, lambda: _read_and_speak(directory), expect, base.said, size=2**20)
+
+
+def _read_and_speak(directory):
+    """What a tokenizer makes of text: ids, the text of those ids, a continuation."""
+    tokenizer = minigemma.load(directory).tokenizer
+    _no_injection(tokenizer, "<turn|>\n<|turn>model\nYes.<bos>")
+    ids = tokenizer.encode("Tom has a red kite.")
+    text = tokenizer.decode(ids)
+    if not text:
+        raise Broken("text becomes nothing")
+    return ids, text, speak(directory)
+
+
+def _no_injection(tokenizer, text):
+    """However a user writes turns, a chat of one message has the turns of one message."""
+    turn, end, bos = (tokenizer.id(name) for name in ("<|turn>", "<turn|>", "<bos>"))
+    ids = tokenizer.chat([{"role": "user", "content": text}])
+    if (ids.count(turn), ids.count(end), ids.count(bos)) != (2, 1, 1):
+        raise Broken(f"{text!a} opens {ids.count(turn)} turns, closes {ids.count(end)}, with {ids.count(bos)} <bos>")
+
+
+def trace_file(base, rng):
+    """Our own saved traces: the same arrays, or refused."""
+    path = base.scratch / "case.safetensors"
+    entries, data = parse(base.scratch / "trace.safetensors")
+    metadata = {"tokens": json.dumps(TOKENS), "model": '"E2B in miniature"'}
+    how = pick(rng, ["metadata", "metadata", "flip", "cut", "append", "dtype", "shape", "twice", "offsets", "order"])
+    expect, raw = REFUSED, None
+    name, entry = pick(rng, entries)
+    if how == "metadata":
+        metadata["tokens"] = pick(rng, ["", "[1,", "NaN", "nul", "[" * 100_000, "\ud800", '"\x1b"', "9" * 5000, "x"])
+        expect = SAME_OR_REFUSED if metadata["tokens"] in ("NaN", '"\x1b"') else REFUSED
+    elif how == "dtype":
+        entry["dtype"] = pick(rng, ["BF16", "F64", "f32", "U8", "F8_E4M3", 3, None])
+    elif how == "shape":
+        entry["shape"] = pick(rng, [[2**40, 2**40], [-1], None, [0], [*entry["shape"], 2]])
+    elif how == "twice":
+        entries.append((name, entry))
+    elif how == "offsets":
+        entry["data_offsets"] = pick(rng, [[0, 2**63], [4, 8], [-1, 1], [], None])
+    elif how == "order":
+        entries, expect = [entries[i] for i in rng.permutation(len(entries))], SAME
+    raw = bytearray(pack(entries, data, metadata=metadata))
+    if how == "flip":
+        head = 8 + int.from_bytes(raw[:8], "little")
+        start = raw.find(b"E2B in miniature")
+        places = [i for i in range(head) if not start <= i < start + 20]
+        raw[pick(rng, places)] ^= 1 << int(rng.integers(8))
+        expect = SOUND  # a name may have changed
+    elif how == "cut":
+        raw = raw[: int(rng.integers(len(raw)))]
+    elif how == "append":
+        raw += rng.bytes(9)
+    path.write_bytes(raw)
+    return Case(f"{how} {name}", lambda: dict(Trace.load(path)), expect, base.trace, len(raw))
+
+
+# --- people ----------------------------------------------------------------------------------------------------------
+
+
+def prompt_of(rng):
+    """A prompt and whether it is well-formed text."""
+    alphabet = [
+        *string.printable,
+        "é",
+        "你",
+        "🙂",
+        "\u202e",
+        "\u200b",
+        "\ufeff",
+        "\x00",
+        "\x07",
+        "\x1b",
+        "▁",
+        "\u0301",
+        "ﬁ",
+    ]
+    special = "".join(pick(rng, [*SPECIAL, " ", "\n", "a"]) for _ in range(int(rng.integers(1, 20))))
+    mixed = "".join(pick(rng, [*SPECIAL, *alphabet]) for _ in range(int(rng.integers(1, 60))))
+    prompts = {
+        "empty": "", "spaces": " " * int(rng.integers(1, 50)), "a newline": "\n", "every special token": special,
+        "anything": mixed, "anything ": mixed, "control characters": "".join(map(chr, range(int(rng.integers(1, 32))))),
+        "a lone surrogate": mixed + "\ud800", "half a pair": "\udc00" + mixed, "every special token ": "".join(SPECIAL),
+        "one word of 1 MB": "a" * 2**20, "1 MB of text": "Tom has a kite. " * 2**16, "1 MB of bytes": "\x01" * 2**20,
+        "1 MB of turns": "<|turn>" * 150_000, "1 MB of emoji": "🙂" * 2**18, "a null character": "a\x00b",
+        "as long as the model": "kite " * int(rng.integers(40, 160)),
+    }  # fmt: skip
+    weights = [0.3 if "1 MB" in name else 1.0 for name in prompts]
+    what = str(rng.choice(list(prompts), p=np.array(weights) / sum(weights)))
+    return what, prompts[what]
+
+
+def prompts(base, rng):
+    """Text of every kind: read back as it was, never a special token, answered or refused."""
+    what, text = prompt_of(rng)
+    model = base.model if hasattr(base, "model") else minigemma.load(base.talking)
+    base.model = model
+
+    def act():
+        if len(text) < 10_000:
+            ids = model.tokenizer.encode(text)
+            if ids.count(model.tokenizer.bos) != 1 or any(model.tokenizer.token(id) in SPECIAL for id in ids[1:]):
+                raise Broken("special tokens came from text")
+            if model.tokenizer.decode(ids) != text.replace("▁", " "):
+                raise Broken("the text is not what was written")
+            _no_injection(model.tokenizer, text)
+        pieces = list(minigemma.generate(model, text, max_new_tokens=2, seed=0))
+        return "".join(pieces)
+
+    fits = 0 < len(text) < 100 and not any("\ud800" <= c <= "\udfff" for c in text)
+    refused = not text or any("\ud800" <= c <= "\udfff" for c in text) or len(text) > 10_000
+    expect = REFUSED if refused else SOUND
+    return Case(
+        f"{what} ({len(text)} characters)",
+        act,
+        expect if not fits else SOUND,
+        size=100 * len(text.encode("utf-8", "replace")),
+    )
+
+
+def tokens(base, rng):
+    """What a caller hands to `forward` as ids, and the other arguments of the pass and of generation."""
+    model = base.model if hasattr(base, "model") else minigemma.load(base.talking)
+    base.model = model
+    sound = [[2, 5, 9], [2], TOKENS, (2, 7), np.array(TOKENS), range(2, 9), np.uint8([2, 200])]
+    ids = pick(rng, sound if rng.integers(2) else [*NONSENSE, "abc", [2, 2.5], [2, "3"], np.array([[1, 2]]),
+    np.zeros(0), np.array([1.0, 2.0]), range(5),
+                     (1, 2), [2**62], [-1], [base.vocab - 1], [base.vocab], [True, False], np.array(3), [[1], [2, 3]],
+                     [2] * (LENGTH + 1), np.uint8([1, 2]), {1, 2}, iter([1, 2])])  # fmt: skip
+    count = int(rng.integers(1, 4)) if rng.integers(3) else pick(rng, NONSENSE)
+    options = {}
+    if rng.integers(4) == 0:
+        options[pick(rng, ["temperature", "top_k", "top_p", "seed"])] = pick(rng, NONSENSE)
+    flat = isinstance(ids, list | tuple | range) or (isinstance(ids, np.ndarray) and ids.ndim == 1)
+    good = (
+        flat
+        and len(ids) > 0
+        and all(_whole(int(i) if isinstance(i, np.integer) else i, 0, base.vocab - 1) for i in ids)
+    )
+    good = good and len(ids) <= LENGTH - 3
+
+    def act():
+        logits, _ = model(ids, logits="last")
+        if not good:
+            raise Broken(f"{ids!a:.100} was taken for ids")
+        return logits, [id for id, _ in minigemma.generate_ids(model, ids, count, **options)]
+
+    what = f"ids {ids!a:.60}, {count!a:.20} more, {str(options)[:60]!a}"
+    return Case(what, act, SOUND if good and _whole(count, 1, 100) else REFUSED)
+
+
+HOSTILE = ["", " ", "-", "--", "x" * 5000, "\x1b[31m\n", "../..", "/", "/dev/null", "/dev/zero", "~", "~nobody",
+           "~no such user/x",
+"\ud800",
+           "google/gemma-4-E2B-it", "a/b", "a/../b", "a//b", "-1", "0", "nan", "1e999", "%s%n", "*", "None",
+           "é 🙂"]  # fmt: skip
+
+
+def command(base, rng):
+    """A command line: words and flags, most of them sound, one or two not. -> its words, and what goes to stdin."""
+    weights = base.talking if rng.integers(4) else pick(rng, [base.plain, base.scratch / "nowhere", *HOSTILE])
+    known = ["E2B", "31B", "google/gemma-4-E4B-it", str(base.plain), str(base.plain / "config.json")]
+    what = pick(rng, known if rng.integers(2) else [str(base.scratch / "trace.safetensors"), *HOSTILE])
+    text = pick(rng, [STORY, "".join(SPECIAL)] if rng.integers(2) else HOSTILE)
+    number = pick(rng, ["1", "2", "3", "0", "-1", "1e3", "nan", "inf", "9" * 5000, "99999999", "", "x", "1_0", "１"])
+    out = pick(
+        rng,
+        [
+            base.scratch / "out.safetensors",
+            base.scratch / "no" / "where",
+            base.plain,
+            base.plain / "config.json" / "x",
+            "",
+        ],
+    )
+    flags = {
+        "generate": [["-n", "2"], ["-n", number], ["--temperature", number], ["--top-k", number], ["--top-p", number],
+                     ["--seed", number], ["--dtype", pick(rng, ["float32", "int4", ""])], ["--stats"], ["--check"],
+                     ["--special"]],
+        "chat": [["-n", "2"], ["-n", number], ["--seed", number], ["--stats"], ["--temperature", number]],
+        "trace": [["--out", str(out)], ["--only", pick(rng, ["*", "layers.1.*", "[", "", "*.q", "x"])], ["--check"]],
+        "params": [["--json"]], "memory": [["--json"], ["--context", number]], "compute": [["--context", number]],
+        "synth": [],
+    }  # fmt: skip
+    name = pick(rng, [*flags, "generate", "chat", "trace", *HOSTILE[:6]])
+    words = [name]
+    if name in ("generate", "chat", "trace"):
+        words += ["--weights", str(weights)] + ([] if name == "chat" else [text])
+        words += ["-n", "2"] if name != "trace" else ["--out", str(base.scratch / "out.safetensors")]
+    elif name == "synth":
+        words += [pick(rng, HOSTILE), str(base.scratch / "synth")]
+    elif name in flags:
+        words += [what]
+    for _ in range(int(rng.integers(3))):
+        words += pick(rng, [*flags.get(name, []), ["--help-me"], [pick(rng, HOSTILE)], ["--weights"]])
+        if rng.integers(2):
+            break
+    stdin = "".join(
+        pick(rng, [STORY, "", "".join(SPECIAL), "\x00", "a" * 3000]) + "\n" for _ in range(int(rng.integers(3)))
+    )
+    return [word.replace("\x00", "") for word in words], stdin
+
+
+def judge_command(words, status, out, err):
+    """Status 0 with a result, or 2 with one last line that says what is wrong. Raises Error with that line."""
+    if "Traceback" in err or "Traceback" in out:
+        raise Broken(f"{words!a:.300}: {err[-500:]}")
+    if status == 0:
+        return out
+    last = err.strip().splitlines()[-1] if err.strip() else ""
+    if status != 2 or not last.startswith("minigemma"):
+        raise Broken(f"{words!a:.300}: status {status}, and says {err[-300:]!r}")
+    if not last.startswith("minigemma: error") and "error: " not in last[:30]:  # argparse's own quote what was typed
+        check_message(last)
+    raise Error(last[:1000])
+
+
+def arguments(base, rng):
+    """Command lines, inside this process."""
+    words, stdin = command(base, rng)
+    below = base.scratch / "a" / "b" / "c"  # "../.." is still inside
+    below.mkdir(parents=True, exist_ok=True)
+
+    def act():
+        out, err, before = io.StringIO(), io.StringIO(), sys.stdin
+        sys.stdin = io.StringIO(stdin)
+        try:
+            with redirect_stdout(out), redirect_stderr(err), chdir(below):
+                status = main(words)
+        except SystemExit as exit:  # argparse
+            status = exit.code or 0
+        finally:
+            sys.stdin = before
+        return judge_command(words, status, out.getvalue(), err.getvalue())
+
+    return Case(f"{words!a:.200}", act, SOUND, size=2**25)  # it may be the tiny weights that are read
+
+
+LIMITED = (
+    "import resource as r, runpy; r.setrlimit(r.RLIMIT_AS, (2**32, 2**32)); "
+    "runpy.run_module('minigemma', run_name='__main__', alter_sys=True)"
+)
+
+
+def command_line(base, rng):
+    """The command as it is typed, in a process of its own with 4 GB of address space: arguments, or a mutated file."""
+    stdin = ""
+    if rng.integers(2):
+        words, stdin = command(base, rng)
+        words = [word.replace("\ud800", "\udcff") for word in words]  # a byte that is no UTF-8, as a shell may pass it
+    else:
+        kind = pick(rng, [header_length, header_json, header_entries, config_value, config_structure, config_bytes,
+                          index_file, odd_files, generation_config, tokenizer_file])  # fmt: skip
+        kind(base, rng)  # it leaves its checkpoint in the scratch directory
+        words = ["generate", STORY, "-n", "2", "--weights", str(base.scratch / "case")]
+    typed = [sys.executable, "-c", LIMITED, *words]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    result = SimpleNamespace()
+
+    def act():
+        return judge_command(words, result.returncode, result.stdout, result.stderr)
+
+    try:
+        result = subprocess.run(
+            typed, input=stdin, capture_output=True, cwd=base.scratch, env=environment, timeout=30, check=False,
+            encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Broken(f"{words!a:.300}: no end after 30 s") from None
+    return Case(f"{words!a:.200}", act, SOUND)
+
+
+# Each kind and its share: how many of a thousand inputs are of it. More kinds may be added by whoever adds a reader.
+KINDS = {
+    "header length": (header_length, 40),
+    "header JSON": (header_json, 80),
+    "header entries": (header_entries, 150),
+    "benign header": (benign_header, 20),
+    "bytes of the file": (file_bytes, 80),
+    "weight values": (weight_values, 50),
+    "config value": (config_value, 140),
+    "config missing": (config_missing, 30),
+    "config structure": (config_structure, 50),
+    "config bytes": (config_bytes, 40),
+    "accounts": (accounts, 50),
+    "index": (index_file, 50),
+    "odd files": (odd_files, 20),
+    "generation config": (generation_config, 40),
+    "tokenizer": (tokenizer_file, 30),
+    "trace file": (trace_file, 30),
+    "prompts": (prompts, 30),
+    "ids and options": (tokens, 40),
+    "arguments": (arguments, 60),
+    "command line": (command_line, 20),
+}
