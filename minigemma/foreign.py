@@ -1,0 +1,478 @@
+"""Traces that other engines captured -> arrays under our taps' names, in our axes.
+
+A foreign file differs in names (transformers' module paths, or anything through a mapping file) and in layout (a batch
+axis, heads before positions, flattened heads, 16 bits a value, the last position only). Names are looked up in a table.
+Layouts are recognised from shapes: the config gives the length of every axis but T. What cannot be told is refused with
+its reason and never guessed.
+"""
+
+import contextlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .bf16 import widen
+from .cache import EMPTY
+from .errors import Error
+from .files import read_json
+from .ops import as_tokens, softcap
+from .trace import SHAPES, layer_of, shape_key
+from .weights import read_header
+
+# What goes into a module of transformers' Gemma 4 > what comes out, as taps; "-" is a value that no tap holds.
+# Source: transformers 5.23.0, models/gemma4/modeling_gemma4.py.
+MODEL_MODULES = {
+    "embed_tokens": "- > embed",
+    "embed_tokens_per_layer": "- > ple.token",
+    "per_layer_model_projection": "embed > -",  # not yet scaled
+    "per_layer_projection_norm": "- > ple.context",
+    "rotary_emb": "- > -",
+    "norm": "layers.{last}.resid_post > final_norm",
+    "lm_head": "final_norm > uncapped",  # the softcap is in no module
+}
+LAYER_MODULES = {  # the paths follow `layers.i`
+    "": "resid_pre ple > resid_post",
+    ".input_layernorm": "resid_pre > attn.in",
+    ".self_attn": "attn.in > attn.o attn.pattern",
+    ".self_attn.q_proj": "attn.in > attn.q_raw",
+    ".self_attn.k_proj": "attn.in > attn.k_raw",
+    ".self_attn.v_proj": "attn.in > attn.v_raw",
+    ".self_attn.q_norm": "attn.q_raw > attn.q",
+    ".self_attn.k_norm": "attn.k_raw > attn.k",
+    ".self_attn.v_norm": "attn.v_raw > attn.v",
+    ".self_attn.o_proj": "attn.z > attn.o",
+    ".post_attention_layernorm": "attn.o > attn_out",
+    ".pre_feedforward_layernorm": "resid_mid > mlp.in",
+    ".mlp": "mlp.in > mlp.down",
+    ".mlp.gate_proj": "mlp.in > mlp.gate",
+    ".mlp.up_proj": "mlp.in > mlp.up",
+    ".mlp.act_fn": "mlp.gate > -",
+    ".mlp.down_proj": "mlp.act > mlp.down",
+    ".post_feedforward_layernorm_1": "mlp.down > mlp.dense_out",
+    ".router": "resid_mid > router.probs router.weights router.experts",
+    ".router.norm": "resid_mid > -",
+    ".router.proj": "- > -",
+    ".pre_feedforward_layernorm_2": "resid_mid > -",
+    ".experts": "- router.experts router.weights > -",
+    ".experts.act_fn": "- > -",
+    ".post_feedforward_layernorm_2": "- > mlp.moe_out",
+    ".post_feedforward_layernorm": "- > mlp_out",
+    ".per_layer_input_gate": "resid_ffn > -",  # not yet through gelu
+    ".act_fn": "- > ple.gate",
+    ".per_layer_projection": "ple.gated > ple.proj",
+    ".post_per_layer_input_norm": "ple.proj > ple_out",
+}
+PREFIX = re.compile(r"((base_model|language_model|model)\.)+")
+SIDE = re.compile(r"(.*?)([.:](in|input|inputs|out|output|outputs)([.:]([0-9]))?)?", re.DOTALL)
+LISTED = re.compile(r"(hidden_state|attention)s?[._\[]([0-9]{1,5})\]?")  # as output_hidden_states=True gives them
+LAYER = re.compile(r"^layers\.([0-9]{1,5})")
+
+AXES = SHAPES | {"layers.*.ple": "T P", "uncapped": "T V"}  # two that are made into taps: ple[:, i], and logits
+TOKENS = ("tokens", "input_ids", "ids")
+FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
+ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # two records of one value may differ by so much; else by 1e-5
+
+
+@dataclass(eq=False)
+class Foreign:
+    """A trace in our terms. An array with one row on its T axis, where there are more tokens, is of the last one."""
+
+    arrays: dict  # tap -> array in our axes, in the order of execution
+    tokens: np.ndarray | None  # [T] int64; None where neither the file nor the caller says
+    metadata: dict
+    stored: dict  # tap -> dtype in the file, as safetensors names it: "BF16"
+    notes: list  # one line for each thing that was recognised and converted
+    ignored: list  # "key: reason"
+    last_only: bool  # every array holds the last position only
+
+
+class Item(NamedTuple):
+    """An array of the file, and what is known of it so far."""
+
+    key: str
+    stored: object  # weights.Stored
+    tap: str | None = None
+    indirect: bool = False  # what a module was given, or derived: another key may hold it as it was made
+    axes: str | None = None  # as a mapping file states them
+    rows: int | None = None  # on its T axis
+    layouts: tuple = ()  # that its shape fits
+
+
+class Refused(Exception):
+    """Why one array cannot be read; the others may be."""
+
+
+def read_trace(path, config, mapping=None, ids=None):
+    """A safetensors file of another engine's intermediates -> Foreign.
+
+    Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
+    `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
+    {"tap": ..., "axes": "1 N T H"} in place of the name, to state axes (letters of SHAPES; 1 a batch axis; N*H two in
+    one). ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or metadata. Metadata `axes`,
+    "T N H" or "N T H", decides where as many tokens as heads leave it open. Raises Error where nothing is understood.
+    """
+    header, metadata = read_header(path), _metadata(path)
+    file = np.asarray(np.memmap(path, np.uint8, "r"))
+    tokens = _tokens(path, header, metadata, file, config, ids)
+    notes, ignored, arrays, sources, counts = [], [], {}, {}, Counter()
+    rules = _rules(path, mapping, header, notes)
+
+    def each(step, items):
+        """What the step makes of each item, without those that it refuses."""
+        results = []
+        for item in items:
+            try:
+                results.append(step(item))
+            except Refused as reason:
+                ignored.append(f"{_short(item.key)}: {reason}")
+        return results
+
+    def keep(item):
+        tap, array = _convert(item, _values(file, item.stored), config, T)
+        if tap in arrays:
+            _expect_same(tap, item, array, sources[tap], arrays[tap])
+        else:
+            arrays[tap], sources[tap] = array, item
+            counts.update(_converted(item, T))
+
+    items = [Item(key, stored) for key, stored in sorted(header.items()) if key not in TOKENS]
+    items = sorted(each(lambda item: _find(item, config, rules), items), key=lambda item: item.indirect)
+    T = _positions(items, config) if tokens is None else len(tokens)
+    items = each(lambda item: _shape(item, config, T), items)
+    orders = _orders(items, config)
+    each(keep, each(lambda item: _decide(item, orders, metadata.get("axes")), items))
+    _join_ple(arrays, sources, config, ignored)
+    if not arrays:
+        raise Error(
+            f"{path}: no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
+            "transformers' module paths, or translated by a mapping file, JSON such as "
+            '{"blk.{i}.q_norm": "layers.{i}.attn.q"}'
+        )
+    notes += [f"{count} {'array' if count == 1 else 'arrays'} had {what}" for what, count in counts.items()]
+    names = sorted(arrays, key=_order)
+    return Foreign(
+        arrays={name: arrays[name] for name in names},
+        tokens=tokens,
+        metadata=metadata,
+        stored={name: sources[name].stored.dtype for name in names},
+        notes=notes,
+        ignored=ignored,
+        last_only=T > 1 and all(sources[name].rows == 1 for name in names),
+    )
+
+
+def _order(tap):
+    """What to sort taps by, for the order of execution."""
+    place = list(SHAPES).index(shape_key(tap))
+    return (place >= list(SHAPES).index("final_norm"), -1 if layer_of(tap) is None else layer_of(tap), place)
+
+
+# Names
+
+
+def _find(item, config, rules):
+    """The item with its tap. Raises Refused where there is none."""
+    for pattern, tap, axes in rules:
+        if match := pattern.fullmatch(item.key):
+            item = item._replace(tap=_ours(tap.replace("{i}", match[1] if match.groups() else "")), axes=axes)
+            break
+    else:
+        tap, indirect = _named(item.key, config)
+        item = item._replace(tap=tap, indirect=indirect)
+    if reason := _absent(item.tap, config):
+        raise Refused(reason)
+    dtype = item.stored.dtype
+    if dtype not in FLOATS and not (item.tap.endswith("router.experts") and dtype in INTEGERS):
+        raise Refused(f"is stored as {dtype}; minigemma reads {', '.join(FLOATS)}")
+    if 0 in item.stored.shape:
+        raise Refused("is empty")
+    return item
+
+
+def _ours(name):
+    """A tap's name, `layers.03` as `layers.3`; None where it is not one."""
+    known = "*" not in name and LAYER.sub("layers.*", name) in SHAPES
+    return LAYER.sub(lambda match: f"layers.{int(match[1])}", name) if known else None
+
+
+def _named(key, config):
+    """A key -> its tap, and whether it is indirect. Raises Refused."""
+    if tap := _ours(key):
+        return tap, False
+    path = PREFIX.sub("", key, count=1)
+    last = config.num_hidden_layers - 1
+    if listed := LISTED.fullmatch(path):
+        i = int(listed[2])
+        if listed[1] == "attention":
+            return f"layers.{i}.attn.pattern", False
+        # the last one comes after the final norm, so what leaves the last layer is not among them
+        return "embed" if i == 0 else "final_norm" if i == last + 1 else f"layers.{i}.resid_pre", True
+    path, _, side, _, index = SIDE.fullmatch(path).groups()
+    if layer := LAYER.match(path):
+        modules, path, at = LAYER_MODULES, path[layer.end() :], f"layers.{int(layer[1])}."
+    else:
+        modules, at = MODEL_MODULES, ""
+    if path not in modules:
+        raise Refused("is neither a tap's name nor a module path of transformers' Gemma 4")
+    given = (side or "out").startswith("in")
+    taps = dict(enumerate(modules[path].split(" > ")[not given].split()))
+    tap = taps.get(int(index or 0), "-")
+    if tap == "-":
+        raise Refused(f"no tap holds what this module {'is given' if given else 'makes'}")
+    return at + tap.replace("{last}", str(last)), given or tap == "uncapped"
+
+
+def _absent(tap, config):
+    """Why this model has no such tap; None where it has."""
+    layer, part = layer_of(tap), shape_key(tap).removeprefix("layers.*.")
+    if layer is not None and layer >= config.num_hidden_layers:
+        return f"their model has more layers than the {config.num_hidden_layers} of this config"
+    if part.startswith("ple") and not config.hidden_size_per_layer_input:
+        return "this model has no per-layer embeddings"
+    if part.startswith(("router.", "mlp.dense", "mlp.moe")) and not config.enable_moe_block:
+        return "this model has no experts"
+    if re.fullmatch(r"attn\.(k|v|k_raw|v_raw|rot_k)", part) and config.layers[layer].shares_kv:
+        return f"this layer has no K and V of its own; it reads those of layer {config.layers[layer].kv_from}"
+    return None
+
+
+def _rules(path, mapping, header, notes):
+    """A mapping file's lines as (pattern of the key, tap, axes). Raises Error for a wrong line, or if none matches."""
+    rules, unused = [], []
+    for theirs, target in (read_json(mapping) if mapping else {}).items():
+        tap, axes = (target.get("tap"), target.get("axes")) if isinstance(target, dict) else (target, None)
+        where, ours = f"{mapping}: {_short(theirs)}", _ours(str(tap).replace("layers.{i}.", "layers.0."))
+        if ours is None:
+            raise Error(f"{where}: {_short(str(tap))} is not a tap; names are like layers.{{i}}.attn.q, see trace.py")
+        if theirs.count("{i}") != tap.count("{i}"):
+            raise Error(f"{where}: the layer's number, {{i}}, must stand once on both sides, or on neither")
+        if axes is not None:
+            axes = str(axes) if "T" in str(axes) else f"T {axes}"  # without T: the last position
+            if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(SHAPES[shape_key(ours)].split()):
+                raise Error(f"{where}: its axes are {SHAPES[shape_key(ours)]} in some order, and 1 for a batch axis")
+        pattern = re.compile(re.escape(theirs).replace(r"\{i\}", "([0-9]{1,5})"))
+        rules.append((pattern, tap, axes))
+        unused += [] if any(map(pattern.fullmatch, header)) else [_short(theirs)]
+    if mapping and len(unused) == len(rules):
+        keys = ", ".join(_short(key) for key in sorted(header)[:3])
+        raise Error(f"{mapping}: matches no key of {path}; the first keys there are {keys or 'none'}")
+    if unused:
+        notes.append(f"{len(unused)} of the mapping's names matched no key: {', '.join(unused[:3])}")
+    return rules
+
+
+def _short(text):
+    """Text from a file as one printable line."""
+    text = ascii(text)[1:-1]
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# The prompt
+
+
+def _metadata(path):
+    """The file's metadata; values that are JSON, as ours are, decoded."""
+    import safetensors
+
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+    for name, value in metadata.items():
+        with contextlib.suppress(ValueError, RecursionError):  # plain text stays as it is
+            metadata[name] = json.loads(value)
+    return metadata
+
+
+def _tokens(path, header, metadata, file, config, ids):
+    """The prompt's ids [T] from the caller, else the file; None where neither has them. Raises Error for others."""
+    where = path
+    if ids is not None:
+        where = "the ids given"
+    elif name := next((name for name in TOKENS if name in header), None):
+        if header[name].dtype not in INTEGERS:
+            raise Error(f"{path}: {name} is stored as {header[name].dtype}; ids are integers")
+        ids = _values(file, header[name])
+        if len(ids) not in header[name].shape:
+            raise Error(f"{path}: {name} has the shape {list(header[name].shape)}; capture one sequence, [T] or [1, T]")
+    elif name := next((name for name in TOKENS if name in metadata), None):
+        ids = metadata[name]
+        ids = ids[0] if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list) else ids
+    else:
+        return None
+    try:
+        return as_tokens(ids, EMPTY, config)
+    except ValueError as error:  # an Error, or what NumPy says of a ragged list
+        raise Error(f"{where}: {error}") from None
+
+
+# Layouts
+
+
+def _sizes(tap, config, T, rows):
+    """The length of each axis of a tap, by its letter, for `rows` of T tokens."""
+    layer = config.layers[layer_of(tap) or 0]
+    return {
+        "T": rows, "S": T, "D": config.hidden_size, "N": config.num_attention_heads, "K": layer.num_key_value_heads,
+        "H": layer.head_dim, "F": layer.intermediate_size, "L": config.num_hidden_layers, "V": config.vocab_size,
+        "P": config.hidden_size_per_layer_input, "E": config.num_experts, "k": config.top_k_experts, "1": 1,
+    }  # fmt: skip
+
+
+def _letters(layout):
+    """A layout's axes one by one, batch axes left out."""
+    return [letter for letter in layout.replace("*", " ").split() if letter != "1"]
+
+
+def _lengths(layout, sizes):
+    """The shape of a layout."""
+    return [math.prod(sizes[letter] for letter in axis.split("*")) for axis in layout.split()]
+
+
+def _layouts(item, shape, sizes):
+    """The layouts, such as "N T H", that a shape fits; several only where they differ in meaning.
+
+    Axes of one are free, wherever they stand: they move no data.
+    """
+    first, *rest = AXES[shape_key(item.tap)].split()
+    layouts = [item.axes or " ".join([first, *rest])]
+    if first == "T" and len(rest) == 2 and not item.axes:
+        layouts += [f"{rest[0]} T {rest[1]}", f"T {rest[0]}*{rest[1]}"]
+    found = {}
+    for layout in layouts:
+        if [n for n in shape if n != 1] == [n for n in _lengths(layout, sizes) if n != 1]:
+            found.setdefault(tuple(letter for letter in _letters(layout) if sizes[letter] != 1), layout)
+    return tuple(found.values())
+
+
+def _positions(items, config):
+    """How many positions most arrays have, where no one says how many tokens there are."""
+    votes = Counter()
+    for item in items:
+        shape = item.stored.shape
+        fitting = [T for T in {1, *shape} if _layouts(item, shape, _sizes(item.tap, config, T, T))]
+        votes.update(fitting if len(fitting) == 1 else [])
+    votes.pop(1, None)  # in a prefill some layers run for the last position only
+    return max(votes, key=votes.get, default=1)
+
+
+def _shape(item, config, T):
+    """The item with its rows (T, or 1 for the last position only) and the layouts its shape fits. Raises Refused."""
+    shape = item.stored.shape
+    for rows in (T, 1):
+        if layouts := _layouts(item, shape, _sizes(item.tap, config, T, rows)):
+            return item._replace(rows=rows, layouts=layouts)
+    if shape and shape[0] > 1 and _layouts(item, shape[1:], _sizes(item.tap, config, T, T)):
+        raise Refused(f"holds a batch of {shape[0]}; capture one sequence")
+    for other in sorted({*shape} - {1}):
+        if _layouts(item, shape, _sizes(item.tap, config, other, other)):
+            raise Refused(f"holds {other} positions, and the prompt has {T}")
+    axes = item.axes or AXES[shape_key(item.tap)]
+    expected = _lengths(axes, _sizes(item.tap, config, T, T))
+    raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
+
+
+def _group(tap):
+    """Arrays that an engine holds in one layout: q, k and v at the same step."""
+    return re.sub(r"(attn\.(rot_)?)[qkv](_raw)?$", r"\1\3", shape_key(tap))
+
+
+def _orders(items, config):
+    """group -> whether positions come first (True) or heads (False), said by arrays whose shape leaves no doubt."""
+    orders = defaultdict(set)
+    for item in items:
+        sizes, layout = _sizes(item.tap, config, item.rows, item.rows), item.layouts[0]
+        long = [letter for letter in _letters(layout) if sizes[letter] != 1]
+        if len(item.layouts) == 1 and len(long) == 3 and "*" not in layout:
+            orders[_group(item.tap)].add(long[0] == "T")
+    return orders
+
+
+def _decide(item, orders, stated):
+    """The item with one layout. Raises Refused where neither its like nor the file's metadata says which."""
+    if len(item.layouts) == 1:
+        return item
+    said = orders.get(_group(item.tap)) or {{"T N H": True, "N T H": False}.get(str(stated))}
+    if said not in ({True}, {False}):
+        raise Refused(
+            f"may be [{'] or ['.join(item.layouts)}], as {item.rows} is the length of both axes; capture a prompt of "
+            "another length, or state the axes in a mapping file"
+        )
+    return item._replace(layouts=tuple(layout for layout in item.layouts if (layout[0] == "T") in said))
+
+
+# Arrays
+
+
+def _values(file, stored):
+    """The numbers of an array in the mapped file, in one row; copied only where they are widened to float32."""
+    dtype = np.dtype((FLOATS | INTEGERS)[stored.dtype])
+    values = file[stored.offset : stored.offset + math.prod(stored.shape) * dtype.itemsize].view(dtype)
+    return widen(values) if stored.dtype in ROUNDING else values
+
+
+def _convert(item, values, config, T):
+    """The tap it is, and the array in our axes. Raises Refused for experts that there are not."""
+    sizes, theirs = _sizes(item.tap, config, T, item.rows), _letters(item.layouts[0])
+    ours = AXES[shape_key(item.tap)].split()
+    array = values.reshape([sizes[letter] for letter in theirs]).transpose([theirs.index(letter) for letter in ours])
+    if item.tap == "uncapped":
+        return "logits", softcap(array, config.final_logit_softcapping)
+    if item.tap.endswith("router.experts"):
+        if not np.isin(array, np.arange(config.num_experts)).all():
+            raise Refused(f"holds numbers that are not those of experts, 0 to {config.num_experts - 1}")
+        array = array.astype(np.int64)
+    return item.tap, array
+
+
+def _expect_same(tap, item, array, first, kept):
+    """Two records of one value must agree; raises Error where they do not.
+
+    An indirect one is Refused instead: what a module is given may differ from what was made before it, in a port that
+    is wrong between the two, and that is no reason not to look at the rest.
+    """
+    if array.shape == kept.shape:
+        if np.array_equal(array, kept, equal_nan=True):
+            return
+        allowed = max(ROUNDING.get(stored.dtype, 1e-5) for stored in (item.stored, first.stored))
+        with np.errstate(all="ignore"):
+            away, size = np.linalg.norm(array.astype(np.float64) - kept), np.linalg.norm(kept.astype(np.float64))
+            if away <= allowed * size:
+                return
+    if item.indirect:
+        raise Refused(f"differs from {_short(first.key)}, which is {tap} too and is kept")
+    raise Error(f"{_short(first.key)} and {_short(item.key)} are both {tap} and differ; leave one out")
+
+
+def _converted(item, T):
+    """What was done to an array, in words that follow "43 arrays had"."""
+    layout, axes = item.layouts[0], AXES[shape_key(item.tap)]
+    if item.rows < T:
+        yield "the last position only"
+    if "1" in layout.split() or (item.stored.shape[:1] == (1,) and len(item.stored.shape) > len(layout.split())):
+        yield "a batch axis of 1"
+    if "*" in layout:
+        yield "heads or layers flattened"
+    elif _letters(layout) != axes.split():
+        yield "heads or layers before positions"
+    if item.stored.dtype in ROUNDING:
+        yield f"16 bits a value ({item.stored.dtype})"
+    if item.tap == "uncapped":
+        yield "no softcap, as lm_head has none: it was applied"
+
+
+def _join_ple(arrays, sources, config, ignored):
+    """Each layer's second input is its part of `ple`: all of them together are the whole."""
+    names = [f"layers.{layer.index}.ple" for layer in config.layers]
+    parts = {name: arrays.pop(name) for name in names if name in arrays}
+    if not parts or "ple" in arrays:
+        return
+    if len(parts) < len(names) or len({part.shape for part in parts.values()}) > 1:
+        ignored += [f"{_short(sources[name].key)}: ple takes this of all layers, at all positions" for name in parts]
+        return
+    arrays["ple"] = np.stack(list(parts.values()), axis=1)  # [T, L, P]
+    sources["ple"] = sources[names[0]]
