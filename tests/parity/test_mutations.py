@@ -1,4 +1,4 @@
-"""The parity comparison fails for every known mistake. A test that cannot fail proves nothing."""
+"""The parity comparison fails for every known mistake of faults.py. A test that cannot fail proves nothing."""
 
 from functools import cache
 
@@ -10,13 +10,28 @@ pytest.importorskip("transformers")
 
 from family import fields
 
-from .case import Case, disagreements, distance
-from .mutations import MUTATIONS, SOFT, Run
+from minigemma.faults import FAULTS, Port, applicable
+from minigemma.tensors import unused_tensors
 
-REAL = [m for m in MUTATIONS if not m.benign]
-BENIGN = [m for m in MUTATIONS if m.benign]
-PLACES = sorted({(m.member, m.how) for m in MUTATIONS})
+from .case import Case, disagreements, distance
+
+MEMBERS = {"D5": "E4B", "D6": "31B", "D6b": "E4B"}  # where the mistake needs more than one kv head; else by its needs
+OTHER_IDS = ("J1", "J2")  # these run other tokens: their logits have another shape
+INVISIBLE = ("B8", "C1b", "L6")  # in float32; the others that are called benign still move a logit by 1e-4
+WHOLE, CACHED, SOFT = "one call", "a cached sequence", "soft tokens"
+PREFILL = 12  # tokens before the cached sequence goes on one by one
+ENTRIES = [entry for entry in FAULTS.values() if entry.changes and entry.id not in OTHER_IDS]
+CHANGES = [(entry, number) for entry in ENTRIES for number in range(len(entry.changes))]
 SIZES = {}  # how far each mistake moves the logits, for the report
+
+
+def member_of(entry):
+    by_need = "26B-A4B" if "moe" in entry.needs else "12B" if "k_eq_v" in entry.needs else "E2B"
+    return MEMBERS.get(entry.id, by_need)
+
+
+def how(entry):
+    return CACHED if "cached" in entry.needs else SOFT if "soft" in entry.needs else WHOLE
 
 
 @cache
@@ -29,38 +44,58 @@ def case_of(member, how):
     return Case(raw, prompt, seed=5, soft_tokens=soft)
 
 
-def logits_with(mutation, dtype, monkeypatch):
-    run = Run(case_of(mutation.member, mutation.how), dtype, monkeypatch)
-    mutation.apply(run)
-    return {"logits": run.logits(mutation.how)}
+def unused(config, dtype):
+    rng = np.random.default_rng(3)
+    return {
+        tensor.name: rng.uniform(0.5, 1.5, tensor.shape).astype(dtype)
+        if len(tensor.shape) == 1
+        else (rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5).astype(dtype)
+        for tensor in unused_tensors(config)
+    }
 
 
-@pytest.mark.parametrize("member, how", PLACES)
-def test_without_a_mistake_our_logits_are_transformers(member, how, monkeypatch):
+def logits_with(change, member, how, dtype):
     case = case_of(member, how)
+    port = Port(case.config, case.weights(dtype), case.prompt, case.soft(dtype), unused=unused(case.config, dtype))
+    change(port)
+    return {"logits": port.run(prefill=PREFILL if how == CACHED else None)}
+
+
+@pytest.mark.parametrize("member, how", sorted({(member_of(entry), how(entry)) for entry in ENTRIES}))
+def test_without_a_mistake_our_logits_are_transformers(member, how):
     for dtype in (np.float32, np.float64):
-        assert disagreements({"logits": Run(case, dtype, monkeypatch).logits(how)}, case, dtype) == {}
+        ours = logits_with(lambda port: None, member, how, dtype)
+        assert disagreements(ours, case_of(member, how), dtype) == {}
 
 
-@pytest.mark.parametrize("mutation", REAL, ids=lambda m: m.id)
-def test_a_known_mistake_is_seen_in_the_float32_logits(mutation, monkeypatch):
-    ours, case = logits_with(mutation, np.float32, monkeypatch), case_of(mutation.member, mutation.how)
-    SIZES[mutation.id] = distance(ours["logits"], case.reference(np.float32)["logits"]), mutation.what
-    assert disagreements(ours, case, np.float32), mutation.what
+@pytest.mark.parametrize("entry, number", CHANGES, ids=lambda value: getattr(value, "id", value))
+def test_a_known_mistake_is_seen_in_the_logits(entry, number):
+    if entry.rounds:
+        pytest.skip("rounding cannot be foretold")
+    change, member = entry.changes[number], member_of(entry)
+    case = case_of(member, how(entry))
+    dtype = np.float64 if entry.id in INVISIBLE else np.float32
+    ours = logits_with(change, member, how(entry), dtype)
+    SIZES[f"{entry.id}.{number}"] = distance(ours["logits"], case.reference(dtype)["logits"]), entry.title
+    assert disagreements(ours, case, dtype), entry.title
 
 
-@pytest.mark.parametrize("mutation", BENIGN, ids=lambda m: m.id)
-def test_what_a_norm_divides_away_shows_in_double_only(mutation, monkeypatch):
-    case = case_of(mutation.member, mutation.how)
-    assert disagreements(logits_with(mutation, np.float32, monkeypatch), case, np.float32) == {}
-    assert disagreements(logits_with(mutation, np.float64, monkeypatch), case, np.float64), "not even eps saw it"
+@pytest.mark.parametrize("id", INVISIBLE)
+def test_what_a_norm_divides_away_shows_in_double_only(id):
+    entry = FAULTS[id]
+    assert entry.benign
+    case = case_of(member_of(entry), WHOLE)
+    ours = logits_with(entry.changes[0], member_of(entry), WHOLE, np.float32)
+    assert disagreements(ours, case, np.float32) == {}
 
 
-def test_every_mutation_has_a_name_of_its_own():
-    assert len({m.id for m in MUTATIONS}) == len(MUTATIONS)
+def test_every_entry_that_a_model_can_have_is_tried():
+    case = case_of("E2B", WHOLE)
+    assert len(CHANGES) > 80
+    assert all(applicable(e, case.config, True, True, True) for e in ENTRIES if member_of(e) == "E2B")
 
 
 def test_report_of_how_far_each_mistake_moves_the_logits():
     """Not a test: with -s it prints the smallest first."""
     for name in sorted(SIZES, key=SIZES.get):
-        print(f"\n  {SIZES[name][0]:.1e}  {name:5} {SIZES[name][1]}", end="")
+        print(f"\n  {SIZES[name][0]:.1e}  {name:7} {SIZES[name][1]}", end="")

@@ -1,0 +1,293 @@
+"""Which known mistake a port has made: every candidate of the catalogue is tried, the one that explains most is named.
+
+A candidate is put into our pass, and the pass is compared with theirs op by op on their own inputs (trace.Replay). The
+true one leaves rounding and nothing else. What a candidate explains is the share of the excess that it removes, where
+excess is the sum over taps of log10(error / allowed error): large and small errors both count, and so does every tap
+that a wrong candidate makes worse.
+"""
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from .diff import MARGIN, ROUNDING, diff, healthy
+from .errors import Error
+from .faults import FAULTS, PROBES, applicable
+from .trace import Replay, by_position, layer_of, time_axis
+
+NAMED = 0.8  # of the excess explained: enough to name a fault
+SHAPE_EXCESS = 6  # what a wrong shape counts, in decades
+
+
+@dataclass
+class Named:
+    """A fault of the catalogue and what it explains of a deviation."""
+
+    id: str
+    title: str
+    explains: float
+    evidence: str
+    remedy: str
+
+
+@dataclass
+class Diagnosis:
+    """What is wrong with a port, as far as its trace tells."""
+
+    verdict: str  # fault, rounding, unknown, other-input, other-weights
+    sentence: str
+    first_broken: str | None
+    faults: list = field(default_factory=list)  # the best first
+    rivals: list = field(default_factory=list)  # what explains nearly as much
+    next_probe: str | None = None
+    comparison: object = None
+
+    def to_dict(self):
+        return {
+            "verdict": self.verdict, "sentence": self.sentence, "first_broken": self.first_broken,
+            "faults": [vars(fault) for fault in self.faults], "rivals": [vars(fault) for fault in self.rivals],
+            "next_probe": self.next_probe, "precision": self.comparison and self.comparison.precision,
+            "hint": self.comparison and self.comparison.hint,
+        }  # fmt: skip
+
+
+class Candidate(NamedTuple):
+    """A mistake in one of its forms."""
+
+    fault: object
+    change: object
+
+
+class Search:
+    """Runs candidates against one trace and keeps what each leaves unexplained."""
+
+    def __init__(self, run, comparison, prefill):
+        self.run, self.prefill = run, prefill
+        own = healthy(run, ROUNDING[comparison.precision])[1]
+        self.allowed = {name: MARGIN * error for name, error in own.items()}
+        judged = [row for row in comparison.rows if row.own is not None]
+        broken = [row.name for row in judged if row.verdict == "BROKEN"]
+        shapes = [row.name for row in comparison.rows if row.verdict == "SHAPE"]
+        self.suspect = next((layer_of(row.name) for row in comparison.rows if row.name in broken + shapes), None)
+        self.before = {row.name: row.own.error for row in judged} | dict.fromkeys(shapes, np.inf)
+        self.broken = broken + shapes
+        wrong = [np.flatnonzero(row.own.errors > row.allowed)[0] for row in judged if row.verdict == "BROKEN"]
+        start = int(min(wrong, default=0))
+        if prefill is None and 1 < start < len(run.tokens):
+            self.prefill = start  # decoding, if it was that, began there; RoPE's mistakes spare position 0 by nature
+        self.excess = self._excess(self.before)
+        arrays, replay = {}, Replay(run.theirs)
+        run.port().run(lambda name, array: replay(name, arrays.setdefault(name, array)))
+        self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
+
+    def _excess(self, errors):
+        total = 0.0
+        for name, error in errors.items():
+            decades = np.log10(max(error, 1e-30) / self.allowed.get(name, 1e-6)) if np.isfinite(error) else SHAPE_EXCESS
+            total += max(0.0, min(decades, SHAPE_EXCESS))
+        return total
+
+    @cached_property
+    def coarse(self):
+        """Own errors of a port that works in float16."""
+        return healthy(self.run, ROUNDING["float16"])[1]
+
+    def candidates(self):
+        """The entries of the catalogue that this model and this run could show, the benign ones too."""
+        facts = {"cached": self.prefill is not None, "soft": self.run.soft_tokens is not None}
+        entries = [f for f in FAULTS.values() if applicable(f, self.run.config, unused=bool(self.run.unused), **facts)]
+        return [Candidate(f, change) for f in entries for change in f.changes if f.id not in ("J1", "J2")]
+
+    def errors(self, candidates):
+        """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ."""
+        port = self.run.port(self.suspect)
+        cached = any("cached" in candidate.fault.needs for candidate in candidates)
+        replay = Replay(self.run.theirs, {} if cached else self.known)
+        try:
+            for candidate in candidates:
+                candidate.change(port)
+            with np.errstate(all="ignore"):
+                port.run(replay, self.prefill if cached else None)
+        except (ValueError, IndexError, AttributeError, TypeError):  # two changes that cannot stand together
+            return None
+        return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
+
+    def explains(self, candidates):
+        """(share of the excess explained, what is left as a finer measure, errors) of some mistakes together.
+
+        A tap whose shape stays wrong says nothing for or against a candidate; it only breaks a tie.
+        """
+        errors = self.errors(candidates)
+        if errors is None:
+            return -1.0, np.inf, {}
+        errors = {name: self.before[name] for name in self.before if name not in errors} | errors
+        judged = {name: error for name, error in errors.items() if np.isfinite(error)}
+        for pattern in filter(None, (candidate.fault.rounds for candidate in candidates)):
+            for name in filter(lambda name: fnmatchcase(name, pattern), judged):
+                if judged[name] <= MARGIN * self.coarse[name]:
+                    errors[name] = judged[name] = self.allowed[name]
+        before = self._excess({name: self.before.get(name, 0) for name in judged})
+        fine = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()])
+        return (1 - self._excess(judged) / before if before else 0.0), fine, errors
+
+    def named(self, fault, share, errors):
+        mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allowed.get(n, 1e-6)]
+        worst = max(self.broken, key=lambda name: self.before[name])
+        return Named(
+            fault.id,
+            fault.title,
+            round(float(share), 3),
+            f"with it in our pass {len(mended)} of {len(self.broken)} broken taps agree; the error at {worst} goes "
+            f"from {self.before[worst]:.1e} to {errors.get(worst, np.inf):.1e}",
+            fault.remedy,
+        )
+
+
+def diagnose(theirs, run, precision=None, prefill=None):
+    """Name the mistake behind a trace. theirs: tap name -> array; run: a diff.Run of the model and the ids.
+
+    prefill: how many tokens their first call had, where the others were decoded one by one with a cache.
+    """
+    other = _other_length(theirs, run)
+    if other:
+        return other
+    comparison = diff(theirs, run, precision)
+    if comparison.identity:
+        return Diagnosis(comparison.identity, comparison.sentence, comparison.first_broken, comparison=comparison)
+    if comparison.first_broken is None:
+        probe = _next_rung(run, prefill)
+        return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
+    search = Search(run, comparison, prefill)
+    singles = sorted(((search.explains([c]), c) for c in search.candidates()), key=_rank)
+    (share, _, errors), best = singles[0]
+    first = comparison.first_broken
+    whole = all(error <= search.allowed.get(name, 1e-6) for name, error in errors.items())
+    if share >= NAMED and whole:
+        rivals = [(s, c) for s, c in singles[1:4] if s[0] > share - 0.02 and c.fault is not best.fault]
+        return _finding(comparison, search, [(best, share, errors)], singles, rivals, share)
+    pair = _best_pair(search, singles)
+    if pair and pair[0][0] >= max(NAMED, share + 0.02):
+        (total, _, errors), faults = pair
+        shares = [total - search.explains([other])[0] for other in reversed(faults)]
+        found = sorted(zip(faults, shares, [errors] * 2, strict=True), key=lambda item: -item[1])
+        return _finding(comparison, search, found, singles, [], total)
+    if share >= NAMED or (share > 0.3 and errors.get(first, np.inf) <= search.allowed.get(first, 0)):
+        left = next((n for n in run.order if errors.get(n, 0) > search.allowed.get(n, np.inf)), None)
+        found = _finding(comparison, search, [(best, share, errors)], singles, [], share)
+        found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
+        return found
+    other = _unrelated(comparison, run)
+    if other:
+        return Diagnosis(*other, first, comparison=comparison)
+    sentence = f"not in the catalogue: {comparison.sentence}"
+    near = [search.named(c.fault, s[0], s[2]) for s, c in singles[:3] if s[0] > 0.1]
+    return Diagnosis("unknown", sentence, first, [], near, _capture(comparison, run), comparison)
+
+
+def _unrelated(comparison, run):
+    """(verdict, sentence) where no mistake explains a trace because it is of another prompt or of other weights.
+
+    Asked last, and for traces without `embed`, which tells at once: their first tap then has nothing to do with ours.
+    """
+    judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
+    layers = [row for row in judged if layer_of(row.name) is not None]
+    if len(layers) < 3 or judged[0].name == "embed":
+        return None
+    name = judged[0].name
+    a, b = by_position(name, run.ours[name]), by_position(name, run.theirs[name])  # [T, n] each
+    if a.shape != b.shape or judged[0].verdict != "BROKEN":
+        return None
+    cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-30)  # [T]
+    wrong = judged[0].own.errors > judged[0].allowed  # [T]
+    start = int(wrong.argmax())
+    if start and np.median(cosines[wrong]) < 0.6:
+        return "other-input", (
+            f"another prompt, it seems: positions 0 to {start - 1} are right, and from {start} on {name} has "
+            "nothing to do with ours; compare the ids of the two runs"
+        )
+    if np.mean([row.verdict == "BROKEN" for row in layers]) > 0.8 and np.median(cosines) < 0.6:
+        return "other-weights", (
+            "other weights or another prompt, it seems: every layer is wrong on its own inputs, and no known mistake "
+            "explains it; compare the checkpoints, then the ids"
+        )
+    return None
+
+
+def _rank(item):
+    (share, left, _), _ = item
+    return -round(share, 2), left
+
+
+def _best_pair(search, singles):
+    """The two faults that together explain most, one of them among those that explain most alone."""
+    useful = [c for (share, _, _), c in singles if share > -0.5 and not c.fault.benign]
+    pairs = {frozenset((a, b)): (a, b) for a in useful[:2] for b in useful[:40]}
+    pairs |= {frozenset((a, b)): (a, b) for a, b in combinations(useful[:8], 2)}
+    tried = [(search.explains(pair), pair) for pair in pairs.values() if pair[0].fault is not pair[1].fault]
+    return min(tried, key=_rank, default=None)
+
+
+def _finding(comparison, search, found, singles, rivals, total):
+    faults = [search.named(c.fault, share, errors) for c, share, errors in found]
+    titles = " and ".join(f"{f.id}, {f.title}" for f in faults)
+    sentence = f"{titles}: explains {100 * max(total, 0):.0f}% of the deviation"
+    benign = [c.fault.benign for c, _, _ in found if c.fault.benign]
+    if benign:
+        sentence += f"; harmless: {benign[0]}"
+    ids = {f.id for f in faults}
+    runners = [search.named(c.fault, s[0], s[2]) for s, c in singles[:5] if c.fault.id not in ids and s[0] > 0.1]
+    probe = None
+    if rivals:
+        names = list(dict.fromkeys([found[0][0].fault, *(c.fault for _, c in rivals)]))
+        taps = list(dict.fromkeys(f.first for f in names))
+        means = f"capture {', '.join(taps)}" if len(taps) > 1 else f"run {PROBES[names[1].probe]}"
+        probe = f"to tell {', '.join(f.id for f in names)} apart, {means}"
+    return Diagnosis("fault", sentence, comparison.first_broken, faults, runners, probe, comparison)
+
+
+def _capture(comparison, run):
+    """What to capture next, where the first broken op stands among ops that were not captured."""
+    order, rows = list(run.order), {row.name: row for row in comparison.rows}
+    first = order.index(comparison.first_broken)
+    start = next((i for i in range(first - 1, -1, -1) if rows[order[i]].verdict != "MISSING"), -1)
+    between = order[start + 1 : first]
+    return f"capture {', '.join(between[:8])}{', ...' if len(between) > 8 else ''}" if between else None
+
+
+def _next_rung(run, prefill):
+    """The first rung of the probe ladder that this prompt did not reach."""
+    T, window = len(run.tokens), run.config.sliding_window
+    if T < 9:
+        return f"next, try {PROBES['nine']}"
+    if T <= 64:
+        return f"next, try {PROBES['far']}"
+    if window + 1 >= T and any(layer.window for layer in run.config.layers):
+        return f"next, try {PROBES['window']} ({window + 1} and {window + 2} here)"
+    return None if prefill is not None else f"next, try {PROBES['cached']}"
+
+
+def _other_length(theirs, run):
+    """A trace of one token more or less than the prompt: <bos> missing, or twice. Other lengths are an Error."""
+    lengths = {np.shape(a)[time_axis(n)] for n, a in theirs.items() if np.ndim(a) == len(run.order.get(n, ()))}
+    T = len(run.tokens)
+    if not lengths or lengths <= {1, T} or T in lengths:
+        return None
+    for id, length in (("J1", T - 1), ("J2", T + 1)):
+        if lengths <= {1, length} and length:
+            port = run.port()
+            FAULTS[id].changes[0](port)
+            again = run.with_tokens(port.tokens)
+            comparison = diff(theirs, again)
+            if comparison.first_broken is None:
+                fault = FAULTS[id]
+                evidence = f"their {length} positions agree with the prompt's {T} ids, {fault.title}"
+                named = Named(id, fault.title, 1.0, evidence, fault.remedy)
+                return Diagnosis("fault", f"{id}, {fault.title}", "embed", [named], comparison=comparison)
+    raise Error(
+        f"the trace has {', '.join(map(str, sorted(lengths)))} positions and the prompt {T} ids; give the ids that "
+        "their run had, with --ids"
+    )

@@ -1,0 +1,486 @@
+"""Somebody else's trace against our pass: which taps agree, which only drifted, and which op is the first broken one.
+
+Two numbers stand behind each verdict. *Away* is the distance between their array and ours, both from the beginning.
+*Own* is the distance when the op is given their inputs (trace.Replay): what the op itself adds. How much of either a
+healthy port shows is not guessed but measured: our pass is run once with the rounding of their number format in it.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+
+from .bf16 import narrow, widen
+from .faults import Port
+from .ops import linear, rope
+from .trace import MASKED, PRECISIONS, SHAPES, Replay, Trace, by_position, compare, layer_of, shape_key, time_axis
+
+# Relative rounding of one operation, and a bit more: a port rounds several times between two of our taps.
+ROUNDING = dict(zip(PRECISIONS, (2.0**-44, 2.0**-22, 2.0**-10, 2.0**-7), strict=True))
+MARGIN = 8  # times the measured rounding is still healthy
+# Ops that round more often than others before their tap: norm, product, activation, product, weight, norm of an expert.
+STEPS = {"layers.*.mlp.moe_out": 4, "layers.*.router.probs": 3, "layers.*.ple.gate": 2, "ple.context": 2}
+
+# What makes each tap, in words for the first broken op.
+OPS = {
+    "embed": "the token table's row times sqrt(D)",
+    "ple.token": "the PLE table's row times sqrt(P)",
+    "ple.context": "the context projection of the embedding, and per_layer_projection_norm",
+    "ple": "(context + lookup) * 2**-0.5",
+    "layers.*.resid_pre": "the hand-over from the layer before",
+    "layers.*.attn.in": "input_layernorm",
+    "layers.*.attn.q_raw": "q_proj",
+    "layers.*.attn.q": "q_norm",
+    "layers.*.attn.rot_q": "RoPE on q",
+    "layers.*.attn.k_raw": "k_proj",
+    "layers.*.attn.v_raw": "v_proj",
+    "layers.*.attn.k": "k_norm",
+    "layers.*.attn.rot_k": "RoPE on k",
+    "layers.*.attn.v": "v_norm, which has no weight",
+    "layers.*.attn.scores": "q k, not scaled",
+    "layers.*.attn.pattern": "the mask and softmax",
+    "layers.*.attn.z": "the sum of values by the pattern",
+    "layers.*.attn.o": "o_proj",
+    "layers.*.attn_out": "post_attention_layernorm",
+    "layers.*.resid_mid": "the residual plus attention's output",
+    "layers.*.mlp.in": "pre_feedforward_layernorm",
+    "layers.*.mlp.gate": "gate_proj",
+    "layers.*.mlp.up": "up_proj",
+    "layers.*.mlp.act": "gelu_tanh(gate) * up",
+    "layers.*.mlp.down": "down_proj",
+    "layers.*.router.probs": "the router: norm, scale, projection, softmax",
+    "layers.*.router.weights": "the chosen experts' weights, renormalised and scaled",
+    "layers.*.router.experts": "the choice of the experts",
+    "layers.*.mlp.dense_out": "post_feedforward_layernorm_1",
+    "layers.*.mlp.moe_out": "the experts and post_feedforward_layernorm_2",
+    "layers.*.mlp_out": "post_feedforward_layernorm",
+    "layers.*.resid_ffn": "the residual plus the MLP's output",
+    "layers.*.ple.gate": "per_layer_input_gate and gelu_tanh",
+    "layers.*.ple.gated": "the gate times this layer's per-layer embedding",
+    "layers.*.ple.proj": "per_layer_projection",
+    "layers.*.ple_out": "post_per_layer_input_norm",
+    "layers.*.resid_post": "the residual plus PLE's output, all times layer_scalar",
+    "final_norm": "the final norm",
+    "logits": "the tied head and the softcap",
+}
+
+
+@dataclass
+class Row:
+    """One tap of the comparison."""
+
+    name: str
+    shape: tuple | None  # theirs; None where they did not capture it
+    verdict: str  # OK, DRIFT, BROKEN, SHAPE or MISSING
+    away: object = None  # Difference of the two runs
+    own: object = None  # Difference when the op is given their inputs
+    allowed: float = 0.0  # of `own`
+
+
+@dataclass
+class Comparison:
+    """Their trace beside ours."""
+
+    rows: list
+    precision: str
+    sentence: str  # the finding in one sentence
+    first_broken: str | None
+    hint: str | None = None
+    identity: str | None = None  # "other-input" or "other-weights" where it is not this run at all
+    notes: list = field(default_factory=list)
+
+    def to_dict(self):
+        def one(row):
+            return {
+                "tap": row.name,
+                "shape": row.shape and list(row.shape),
+                "verdict": row.verdict,
+                "error": row.away and row.away.error,
+                "own_error": row.own and row.own.error,
+                "allowed": row.allowed,
+                "cosine": row.away and row.away.cosine,
+                "ratio": row.away and row.away.ratio,
+            }
+
+        return {
+            "precision": self.precision, "sentence": self.sentence, "first_broken": self.first_broken,
+            "hint": self.hint, "identity": self.identity, "notes": self.notes, "rows": [one(row) for row in self.rows],
+        }  # fmt: skip
+
+
+class Run:
+    """What our side of a comparison needs: a model, a prompt, and the names that were captured."""
+
+    def __init__(self, model, tokens, theirs, soft_tokens=None, unused=None):
+        self.model, self.config, self.weights, self.tokens = model, model.config, model.weights, np.asarray(tokens)
+        self.theirs, self.soft_tokens, self.unused = theirs, soft_tokens, unused
+        self.ours = Trace(None if theirs is None else list(theirs))
+        self.order = Trace()  # every tap's name in the order of execution, its array not kept
+        self.port().run(self._first)
+
+    def _first(self, name, array):
+        self.order.arrays[name] = array.shape
+        return self.ours(name, array)
+
+    def port(self, suspect=None):
+        return Port(self.config, self.weights, self.tokens, self.soft_tokens, suspect, self.unused)
+
+    def with_tokens(self, tokens):
+        return Run(self.model, tokens, self.theirs, self.soft_tokens, self.unused)
+
+    @cached_property
+    def keys(self):
+        """K after RoPE of the layers that write it: layer -> [S, K, H]."""
+        keys = Trace("layers.*.attn.rot_k")
+        self.port().run(keys)
+        return {layer_of(name): array for name, array in keys.items()}
+
+    def away(self, theirs):
+        """Their arrays against ours, both from the beginning -> tap: Difference."""
+        found = {}
+        for name, array in self.ours.items():
+            ours, axis = array, time_axis(name)
+            if name in theirs and theirs[name].ndim == ours.ndim and theirs[name].shape[axis] == 1:
+                ours = np.take(ours, [-1], axis=axis)  # they kept the last position only
+            if name in theirs and theirs[name].shape == ours.shape and not name.endswith("router.experts"):
+                other = theirs[name]
+                if name.endswith("attn.scores"):
+                    other = np.where(other > MASKED, other, ours)
+                found[name] = compare(name, ours, other)
+        return found
+
+
+class Noise:
+    """A tap that rounds: it multiplies each number by 1 and a random part up to `size`, the same for one seed."""
+
+    def __init__(self, size, seed):
+        self.size, self.rng = size, np.random.default_rng(seed)
+
+    def __call__(self, name, array):
+        if array.dtype.kind != "f":
+            return array
+        size = self.size * STEPS.get(shape_key(name), 1)
+        return (array * (1 + size * self.rng.uniform(-1, 1, array.shape))).astype(array.dtype)
+
+
+def healthy(run, size):
+    """What a port that only rounds would show -> two dicts, tap: error from the beginning, and of the op alone.
+
+    RoPE's angles are float32 there, as most engines have them: 6e-5 off at position 1,000. In 16 bits a rounding can
+    turn a choice of experts or a close softmax, so the worst of several draws counts.
+    """
+    away, own = {}, {}
+    for seed in range(1 if size < ROUNDING["float16"] else 3):
+        port = run.port()
+        for name, source in (("attn.rot_q", "attn.q"), ("attn.rot_k", "attn.k")):
+            port.edit(name, partial(_turned_in_float32, source))
+        rounded, noise = Trace(list(run.theirs)), Noise(size, seed)
+        port.run(lambda name, array, rounded=rounded, noise=noise: rounded(name, noise(name, array)))
+        replay = Replay(rounded)
+        run.port().run(replay)
+        for found, worst in ((run.away(rounded), away), (replay.found, own)):
+            for name, difference in found.items():
+                worst[name] = max(worst.get(name, 0.0), difference.error)
+    return _at_least_typical(away), _at_least_typical(own)
+
+
+def _turned_in_float32(source, at, x):
+    """An edit: RoPE on the tap `source` with its angles in float32."""
+    positions = at.positions[-len(x) :, None, None].astype(np.float32)  # [T, 1, 1]
+    angles = positions * at.layer.inv_freq.astype(np.float32)  # [T, 1, H/2]
+    return rope(at[source], np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
+
+
+def _at_least_typical(errors):
+    """One random draw says little of one tap: take no less than the median over the layers that have that tap."""
+    kinds = {}
+    for name, error in errors.items():
+        kinds.setdefault(shape_key(name), []).append(error)
+    typical = {kind: float(np.median(values)) for kind, values in kinds.items()}
+    result = {name: max(error, typical[shape_key(name)], 1e-12) for name, error in errors.items()}
+    for name, error in result.items():
+        if name.endswith("router.experts"):  # measured in probability, so as exact as the probabilities
+            result[name] = max(error, result.get(name.replace("experts", "probs"), 0))
+    return result
+
+
+LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+
+
+def infer_precision(theirs, own, run):
+    """The number format of their engine: from values that 16 bits can hold, else from the error of its products."""
+    for precision, rounded in (("bfloat16", lambda x: widen(narrow(x))), ("float16", lambda x: x.astype(np.float16))):
+        with np.errstate(over="ignore"):
+            short = [np.array_equal(rounded(x), x) for x in theirs.values() if x.dtype == np.float32]
+        if short and np.mean(short) > 0.5:
+            return precision
+    expected = healthy(run, ROUNDING["float32"])[1]
+    ratios = [own[n].error / expected[n] for n in own if n in expected and n.split(".", 2)[-1] in LINEAR]
+    if len(ratios) >= 4:
+        factor = float(np.median(ratios)) * ROUNDING["float32"]
+        return next(
+            (name for name, size in ROUNDING.items() if factor <= MARGIN * size and name != "float64"), "float32"
+        )
+    return "float32"
+
+
+def diff(theirs, run, precision=None):
+    """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
+    replay = Replay(theirs)
+    run.port().run(replay)
+    own, away = replay.found, run.away(theirs)
+    precision = precision or infer_precision(theirs, own, run)
+    may_away, may_own = healthy(run, ROUNDING[precision])
+    rows = []
+    for name in run.order:
+        if name not in theirs:
+            rows.append(Row(name, None, "MISSING"))
+            continue
+        shape = tuple(np.shape(theirs[name]))
+        if name in replay.misshapen or name not in own:
+            rows.append(Row(name, shape, "SHAPE"))
+            continue
+        allowed = MARGIN * may_own[name]
+        if not own[name].error <= allowed:
+            verdict = "BROKEN"
+        elif name in away and not away[name].error <= MARGIN * may_away[name]:
+            verdict = "DRIFT"
+        else:
+            verdict = "OK"
+        rows.append(Row(name, shape, verdict, away.get(name), own[name], allowed))
+    bad = next((row for row in rows if row.verdict in ("BROKEN", "SHAPE")), None)
+    identity = identify(rows, theirs, run)
+    if identity:
+        return Comparison(rows, precision, identity[1], bad and bad.name, None, identity[0])
+    if bad is None:
+        return Comparison(rows, precision, _no_break(rows, precision), None)
+    hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
+    return Comparison(rows, precision, _broken(bad, rows, precision, replay.misshapen), bad.name, hint)
+
+
+def diff_captures(theirs, ours, names, precision="float32"):
+    """Two captured traces, without weights -> Comparison: no op can be judged by itself, only where they part."""
+    rows, allowed = [], 64 * ROUNDING[precision]
+    for name in names:
+        if name not in theirs or name not in ours:
+            rows.append(Row(name, None, "MISSING"))
+        elif theirs[name].shape != ours[name].shape:
+            rows.append(Row(name, theirs[name].shape, "SHAPE"))
+        else:
+            away = compare(name, ours[name], theirs[name])
+            verdict = "OK" if away.error <= allowed else "DRIFT"
+            rows.append(Row(name, theirs[name].shape, verdict, away, away, allowed))
+    first = next((row.name for row in rows if row.verdict in ("DRIFT", "SHAPE")), None)
+    captured = sum(row.verdict != "MISSING" for row in rows)
+    sentence = f"all {captured} taps that both hold agree within {precision} rounding"
+    if first:
+        sentence = f"the two part at {first}; give --weights in place of --against to judge each op by itself"
+    return Comparison(rows, precision, sentence, first)
+
+
+def _no_break(rows, precision):
+    drifted = [row for row in rows if row.verdict == "DRIFT"]
+    captured = sum(row.verdict != "MISSING" for row in rows)
+    if drifted:
+        worst = max(drifted, key=lambda row: row.away.error)
+        return (
+            f"no op is broken: each of {captured} taps is right within {precision} rounding on its own inputs; small "
+            f"errors add up to {worst.away.error:.1e} at {worst.name}"
+        )
+    return f"all {captured} taps agree within {precision} rounding"
+
+
+def _broken(bad, rows, precision, misshapen):
+    names = [row.name for row in rows]
+    before = names[: names.index(bad.name)]
+    captured = [row.name for row in rows if row.verdict != "MISSING"]
+    last = captured[captured.index(bad.name) - 1] if captured.index(bad.name) else None
+    between = before[before.index(last) + 1 :] if last else before
+    what = f"the first broken op is {bad.name} ({OPS[shape_key(bad.name)]})"
+    if bad.verdict == "SHAPE":
+        ours, theirs = misshapen.get(bad.name, ("another", bad.shape))
+        return f"{what}: its shape is {list(theirs)} and should be {list(ours)}"
+    size = f"on their own inputs it is off by {bad.own.error:.1e}, where {precision} rounding allows {bad.allowed:.1e}"
+    if between:
+        ops = ", ".join(name.removeprefix("layers.") for name in between[-6:])
+        since = (
+            f"the last tap before it that was captured, {last}, is right" if last else "nothing before it was captured"
+        )
+        return f"{what}, or one before it that was not captured ({'..., ' * (len(between) > 6)}{ops}): {size}; {since}"
+    return f"{what}: {size}"
+
+
+# ------------------------------------------------------------------------------------------ the same model and input?
+WEIGHTLESS = (
+    "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "resid_mid", "resid_ffn", "mlp.act",
+)  # fmt: skip
+
+
+def identify(rows, theirs, run):
+    """("other-input" | "other-weights", sentence) where the trace is of another prompt or another model, else None."""
+    judged = {row.name: row for row in rows if row.own is not None}
+    embed = judged.get("embed")
+    if embed and embed.verdict == "BROKEN":
+        found = _other_tokens(embed, theirs["embed"], run)
+        if found:
+            return found
+    ours = [row for name, row in judged.items() if name.split(".", 2)[-1] in WEIGHTLESS]
+    learned = [row for name, row in judged.items() if name.split(".", 2)[-1] in LINEAR]
+    broken = [row for row in learned if row.verdict == "BROKEN"]
+    if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
+        sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
+        if sound > 0.9:
+            return "other-weights", (
+                f"this looks like other weights: {len(broken)} of {len(learned)} matrix products are wrong on their "
+                "own inputs, while the ops without weights are right; compare checkpoint names and revisions"
+            )
+    return None
+
+
+def _other_tokens(embed, theirs, run):
+    """Whose rows of the token table are their embeddings, where those are not our tokens'?"""
+    if len(theirs) != len(run.tokens):
+        return None
+    wrong = np.flatnonzero(embed.own.errors > embed.allowed)  # positions
+    rows = by_position("embed", theirs)[wrong]  # [M, D]
+    cosines = by_position("embed", run.ours["embed"])[wrong]  # [M, D]
+    cosines = (cosines * rows).sum(-1) / (np.linalg.norm(cosines, axis=-1) * np.linalg.norm(rows, axis=-1) + 1e-30)
+    turned = cosines < 0.9  # a factor leaves the direction
+    if not turned.any():
+        return None
+    table, rows = run.weights.embed_tokens, rows[turned].astype(np.float32)
+    sizes = np.concatenate([np.linalg.norm(np.asarray(table[i : i + 8192]), axis=-1)
+                            for i in range(0, table.shape[0], 8192)])  # [V]  # fmt: skip
+    match = linear(rows, table) / (sizes * np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-30)  # [M, V]
+    best, close = match.argmax(-1), match.max(-1) > 0.98
+    if close.mean() > 0.5:
+        shown = [
+            f"position {p}: {run.tokens[p]}, theirs {t}"
+            for p, t, c in zip(wrong[turned], best, close, strict=True)
+            if c
+        ]
+        return "other-input", (
+            f"another prompt: {int(close.sum())} of {len(run.tokens)} embeddings are those of other tokens "
+            f"({'; '.join(shown[:3])}{'; ...' if len(shown) > 3 else ''})"
+        )
+    if turned.mean() > 0.5:
+        return "other-weights", (
+            "other weights, or a damaged token table: their embeddings are no rows of ours, whatever the token"
+        )
+    return None
+
+
+# ---------------------------------------------------------------------------------- what the wrong array looks like
+def find_hint(bad, run):
+    """What relates their array to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
+    taken, keep = {}, Trace([bad.name, f"layers.{layer_of(bad.name)}.*", f"layers.*.{bad.name.split('.', 2)[-1]}"])
+    replay = Replay(run.theirs)
+
+    def tap(name, array):
+        if name == bad.name:
+            taken["ours"] = array
+        return replay(name, keep(name, array))
+
+    run.port().run(tap)
+    ours, theirs = np.asarray(taken["ours"], np.float64), np.asarray(run.theirs[bad.name], np.float64)
+    if ours.shape != theirs.shape:
+        return None
+    if not np.isfinite(theirs).all():
+        count = (~np.isfinite(theirs)).sum()
+        return f"{count} of its {theirs.size} numbers are not finite: an overflow, or a division by 0"
+    if not theirs.any():
+        return "it is all zeros: the op's result is not used, or the buffer is never written"
+    good = max(bad.allowed, 1e-5)
+
+    def fits(candidate):
+        return candidate.shape == theirs.shape and compare(bad.name, candidate, theirs).error <= good
+
+    return (
+        _constant(bad, ours, theirs, run, fits)
+        or _rearranged(bad.name, ours, fits)
+        or _elsewhere(bad.name, keep, fits)
+        or _donor(bad.name, run, keep, fits)
+        or _positions(bad, run)
+    )
+
+
+def _constant(bad, ours, theirs, run, fits):
+    c = float((ours * theirs).sum() / (ours * ours).sum())
+    if not c or not fits(c * ours):
+        return None
+    D, L, P = run.config.hidden_size, run.config.num_hidden_layers, run.config.hidden_size_per_layer_input
+    i = layer_of(bad.name)
+    known = {"-1": -1, "2": 2, "1/2": 0.5, "sqrt(2)": 2**0.5, "1/sqrt(2)": 2**-0.5}
+    known |= {"sqrt(D)": D**0.5, "1/sqrt(D)": D**-0.5, "sqrt(L)": L**0.5, "1/sqrt(L)": L**-0.5}
+    rounded = widen(narrow(np.float32(D**0.5))).item()
+    known[f"{rounded:g} / sqrt(D), that is sqrt(D) rounded to bfloat16"] = rounded / D**0.5
+    if P:
+        known |= {"sqrt(P)": P**0.5, "1/sqrt(P)": P**-0.5, "sqrt(2/D)": (2 / D) ** 0.5}
+    if i is not None:
+        H, scalar = run.config.layers[i].head_dim, float(np.ravel(run.weights.layers[i].layer_scalar)[0])
+        known |= {"1/sqrt(head_dim)": H**-0.5, "sqrt(head_dim)": H**0.5}
+        known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
+    name, value = min(known.items(), key=lambda item: abs(np.log(abs(c / item[1]))) + (c * item[1] < 0))
+    close = abs(c / value - 1) < max(2e-4, bad.allowed)
+    return f"it is {c:.6g} times what it should be" + (f": {name}" if close else "")
+
+
+def _rearranged(name, ours, fits):
+    axes = SHAPES[shape_key(name)].split()
+    t = axes.index("T")
+    tries = {}
+    for shift in (1, -1):
+        tries[f"its tokens are shifted by {shift}"] = np.roll(ours, shift, axis=t)
+        if "L" in axes:
+            tries[f"its layers are shifted by {shift}"] = np.roll(ours, shift, axis=axes.index("L"))
+    if axes[-1] == "H":
+        T, N, H = ours.shape
+        tries["the two halves of each head are swapped"] = np.roll(ours, H // 2, axis=-1)
+        tries["each head's pairs are interleaved (2j, 2j + 1)"] = (
+            ours.reshape(T, N, 2, H // 2).swapaxes(2, 3).reshape(ours.shape)
+        )
+        tries["each head's interleaved pairs are taken apart"] = (
+            ours.reshape(T, N, H // 2, 2).swapaxes(2, 3).reshape(ours.shape)
+        )
+        tries["it is dealt to the heads as [head_dim, heads]"] = ours.reshape(T, H, N).swapaxes(1, 2)
+        tries["its heads are in reverse order"] = ours[:, ::-1]
+    if axes[-1] in ("D", "F", "P"):
+        tries["the two halves of its last axis are swapped"] = np.roll(ours, ours.shape[-1] // 2, axis=-1)
+    return next((words for words, array in tries.items() if fits(array)), None)
+
+
+def _elsewhere(name, keep, fits):
+    """Their array is another of our taps: the op was left out, or another layer's was taken."""
+    for other, array in keep.items():
+        if other != name and array.dtype.kind == "f" and fits(np.asarray(array, np.float64)):
+            return f"it equals {other}"
+    return None
+
+
+def _donor(name, run, keep, fits):
+    """Scores of a KV-sharing layer that fit the K of another layer."""
+    i = layer_of(name)
+    if i is None or not name.endswith("attn.scores"):
+        return None
+    q = np.asarray(keep[f"layers.{i}.attn.rot_q"], np.float64)  # [T, N, H]
+    for j, k in run.keys.items():
+        comparable = k.shape[-1] == q.shape[-1] and q.shape[1] % k.shape[1] == 0
+        if j == run.config.layers[i].kv_from or not comparable:
+            continue
+        if fits(np.einsum("tnh,snh->nts", q, np.repeat(k, q.shape[1] // k.shape[1], axis=1))):
+            return f"it reads the K of layer {j}, not of layer {run.config.layers[i].kv_from}"
+    return None
+
+
+def _positions(bad, run):
+    """Which tokens are wrong, where not all are."""
+    errors = bad.own.errors
+    wrong = np.flatnonzero(errors > bad.allowed)
+    if len(wrong) in (0, len(errors)):
+        return None
+    window = run.config.sliding_window
+    if len(wrong) == len(errors) - wrong[0]:
+        near = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else ""
+        return f"positions 0 to {wrong[0] - 1} are right, from {wrong[0]} on all are wrong{near}"
+    shown = ", ".join(map(str, wrong[:6])) + (", ..." if len(wrong) > 6 else "")
+    return f"only positions {shown} are wrong, {len(wrong)} of {len(errors)}"

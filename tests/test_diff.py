@@ -1,0 +1,282 @@
+"""`diff`: a healthy trace is called healthy, a broken op is found where it is, and another run is told as such."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from family import small
+
+from minigemma import Edit, Error, Replay, Trace, forward
+from minigemma.__main__ import main
+from minigemma.bf16 import narrow, widen
+from minigemma.diff import Run, diff, diff_captures
+from minigemma.faults import FAULTS, Port, applicable
+from minigemma.trace import compare, names_of
+
+TOKENS = np.random.default_rng(3).integers(3, 120, 23)
+MEMBERS = {"A4": "12B", "D5": "E4B", "D6": "31B", "D6b": "E4B"}  # A4: where no PLE has a norm before the layers
+
+
+def model_of(member, **options):
+    config, weights = small(member, **options)
+    return SimpleNamespace(config=config, weights=weights)
+
+
+def recorded(model, only=None, tokens=TOKENS, tap=None):
+    """What another engine would have captured: our own taps, changed by `tap`."""
+    trace = Trace(only)
+    with np.errstate(all="ignore"):
+        forward(tokens, model.weights, model.config, tap=lambda n, x: trace(n, x if tap is None else tap(n, x)))
+    return dict(trace)
+
+
+def compared(model, theirs, tokens=TOKENS, **options):
+    return diff(theirs, Run(model, tokens, theirs), **options)
+
+
+def test_replay_goes_on_with_their_values_and_judges_each_op_alone():
+    model = model_of("E2B")
+    theirs = recorded(model, tap=Edit({"layers.2.mlp.up": lambda x: x * 1.5}))
+    replay = Replay(theirs)
+    logits, _ = forward(TOKENS, model.weights, model.config, tap=replay)
+    assert np.array_equal(logits, theirs["logits"])
+    assert [name for name, found in replay.found.items() if found.error > 0] == ["layers.2.mlp.up"]
+
+
+def test_the_error_of_one_position_is_not_thinned_by_the_others():
+    ours = np.ones((50, 4))
+    theirs = ours.copy()
+    theirs[7] = 2
+    found = compare("embed", ours, theirs)
+    assert found.error == 1
+    assert np.flatnonzero(found.errors).tolist() == [7]
+
+
+def test_identical_traces_are_all_ok(member):
+    model = model_of(member)
+    found = compared(model, recorded(model))
+    assert {row.verdict for row in found.rows} == {"OK"}
+    assert found.first_broken is found.identity is None
+    assert "all" in found.sentence
+
+
+def test_every_tap_that_was_not_captured_is_missing():
+    model = model_of("E2B")
+    found = compared(model, recorded(model, ["layers.3.*", "logits"]))
+    verdicts = {row.name: row.verdict for row in found.rows}
+    assert list(verdicts) == names_of(model.config)
+    assert {name for name, verdict in verdicts.items() if verdict == "OK"} == {
+        name for name in verdicts if name.startswith("layers.3.") or name == "logits"
+    }
+
+
+ROUNDED = {"bfloat16": lambda x: widen(narrow(x)), "float16": lambda x: x.astype(np.float16).astype(np.float32)}
+
+
+@pytest.mark.parametrize("precision", ROUNDED)
+def test_an_engine_that_only_rounds_is_healthy_and_its_number_format_is_told(precision, member):
+    rounded = ROUNDED[precision]
+    model = model_of(member)
+    theirs = recorded(model, tap=lambda name, x: rounded(x) if x.dtype == np.float32 else x)
+    found = compared(model, theirs)
+    assert found.precision == precision
+    assert found.first_broken is None
+
+
+def test_a_broken_op_is_told_from_the_drift_behind_it():
+    model = model_of("E2B")
+    port = Port(model.config, model.weights, TOKENS)
+    FAULTS["M2"].changes[0](port)
+    trace = Trace()
+    port.run(trace)
+    found = compared(model, dict(trace))
+    verdicts = {row.name: row.verdict for row in found.rows}
+    assert found.first_broken == "layers.0.attn_out"
+    assert "post_attention_layernorm" in found.sentence
+    assert {name for name, verdict in verdicts.items() if verdict == "BROKEN"} == {
+        f"layers.{i}.attn_out" for i in range(model.config.num_hidden_layers)
+    }
+    assert verdicts["logits"] == "DRIFT"
+
+
+WITH_A_TAP = [f for f in FAULTS.values() if f.changes and not f.rounds
+              and not set(f.needs) & {"soft", "cached", "unused"} and f.id not in ("J1", "J2")]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WITH_A_TAP, ids=lambda fault: fault.id)
+def test_each_mistake_is_first_seen_at_the_tap_that_the_catalogue_names(fault):
+    member = "26B-A4B" if "moe" in fault.needs else "12B" if "k_eq_v" in fault.needs else MEMBERS.get(fault.id, "E2B")
+    model = model_of(member)
+    assert applicable(fault, model.config)
+    port, trace = Port(model.config, model.weights, TOKENS), Trace()
+    fault.changes[0](port)
+    port.run(trace)
+    found = compared(model, dict(trace))
+    first = found.first_broken
+    parts = first.split(".")
+    assert ".".join(["layers", "*", *parts[2:]] if parts[0] == "layers" else parts) == fault.first
+
+
+@pytest.mark.parametrize(
+    "name, change, hint",
+    [
+        ("embed", lambda x: x / 24**0.5, "1/sqrt(D)"),
+        ("ple.token", lambda x: x * 6**0.5, "sqrt(P)"),
+        ("layers.2.attn.scores", lambda x: x * 8**-0.5, "1/sqrt(head_dim)"),
+        ("layers.2.mlp.down", lambda x: -x, "-1"),
+        ("ple", lambda x: np.roll(x, 1, axis=1), "layers are shifted by 1"),
+        ("layers.1.attn.in", lambda x: np.roll(x, 1, axis=0), "tokens are shifted by 1"),
+        ("layers.1.attn.q", lambda x: np.roll(x, 4, axis=-1), "halves of each head are swapped"),
+        ("layers.1.attn.q_raw", lambda x: x[:, ::-1], "reverse order"),
+        ("layers.3.mlp.up", np.zeros_like, "all zeros"),
+        ("layers.3.mlp.up", lambda x: np.where(x > x.max() / 2, np.inf, x), "not finite"),
+    ],
+)
+def test_what_the_wrong_array_looks_like_is_said(name, change, hint):
+    model = model_of("E2B")
+    found = compared(model, recorded(model, tap=lambda n, x: change(x).astype(x.dtype) if n == name else x))
+    assert found.first_broken == name
+    assert hint in found.hint
+
+
+def test_an_op_that_was_left_out_equals_its_input():
+    model = model_of("E2B")
+    keep = {}
+
+    def tap(name, x):
+        keep[name] = x
+        return keep["layers.0.attn.q_raw"] if name == "layers.0.attn.q" else x
+
+    assert compared(model, recorded(model, tap=tap)).hint == "it equals layers.0.attn.q_raw"
+
+
+def test_a_wrong_donor_is_named():
+    model = model_of("E2B")
+    port, trace = Port(model.config, model.weights, TOKENS), Trace()
+    FAULTS["F5"].changes[0](port)
+    port.run(trace)
+    found = compared(model, dict(trace))
+    assert found.first_broken == "layers.5.attn.scores"
+    assert found.hint == "it reads the K of layer 0, not of layer 3"
+
+
+def test_a_wrong_window_is_seen_at_the_first_position_beyond_it():
+    model = model_of("E2B")
+    port, trace = Port(model.config, model.weights, TOKENS), Trace()
+    FAULTS["G2"].changes[0](port)
+    port.run(trace)
+    found = compared(model, dict(trace))
+    assert found.hint == "positions 0 to 4 are right, from 5 on all are wrong (the window is 5)"
+
+
+@pytest.mark.parametrize("only", [None, ["embed", "layers.*.resid_post", "logits"]])
+def test_another_prompt_and_other_weights_are_recognised(only):
+    model = model_of("E2B")
+    others = np.concatenate([TOKENS[:1], np.random.default_rng(8).integers(3, 120, 22)])
+    assert compared(model, recorded(model, only, others)).identity == "other-input"
+    assert compared(model, recorded(model_of("E2B", seed=9), only)).identity == "other-weights"
+
+
+def test_without_the_embedding_other_weights_show_in_every_product():
+    model = model_of("E2B")
+    theirs = recorded(model_of("E2B", seed=9))
+    found = compared(model, {name: array for name, array in theirs.items() if name != "embed"})
+    assert found.identity == "other-weights"
+
+
+def test_a_capture_of_the_last_position_is_judged_there(member):
+    model = model_of(member)
+    whole = recorded(model, ["layers.*.resid_post", "logits"])
+    last = {name: array[-1:] for name, array in whole.items()}
+    assert compared(model, last).first_broken is None
+    last["layers.1.resid_post"] = last["layers.1.resid_post"] * 2
+    assert compared(model, last).first_broken == "layers.1.resid_post"
+
+
+def test_a_wrong_shape_is_said_and_the_rest_is_still_judged():
+    model = model_of("E2B")
+    theirs = recorded(model)
+    theirs["layers.5.mlp.gate"] = theirs["layers.5.mlp.gate"][:, :40]
+    found = compared(model, theirs)
+    assert found.first_broken == "layers.5.mlp.gate"
+    assert "[23, 40] and should be [23, 80]" in found.sentence
+    assert [row.name for row in found.rows if row.verdict != "OK"] == ["layers.5.mlp.gate"]
+
+
+def test_two_captures_without_weights_are_compared_up_to_where_they_part():
+    model = model_of("E2B")
+    ours, names = recorded(model), names_of(model.config)
+    assert diff_captures(ours, ours, names).first_broken is None
+    theirs = recorded(model, tap=Edit({"layers.4.attn.o": lambda x: x * 2}))
+    assert diff_captures(theirs, ours, names).first_broken == "layers.4.attn.o"
+
+
+# The command line, on the tiny weights
+
+
+@pytest.fixture(scope="module")
+def own_trace(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("trace") / "own.safetensors")
+    assert main(["trace", "Mia went to the market.", "--out", path]) == 0
+    return path
+
+
+def test_our_own_trace_agrees_and_the_command_returns_0(own_trace, capsys):
+    assert main(["diff", own_trace]) == 0
+    assert "all 261 taps agree" in capsys.readouterr().out
+    assert main(["diff", own_trace, "--against", own_trace]) == 0
+    assert main(["diagnose", own_trace, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["verdict"] == "rounding"
+
+
+def test_another_prompt_is_told_from_the_ids_and_the_command_returns_1(own_trace, capsys):
+    assert main(["diff", own_trace, "--prompt", "Tom went to the market."]) == 1
+    assert "another prompt" in capsys.readouterr().out
+    assert main(["diagnose", own_trace, "--prompt", "Tom went to the market.", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "other-input"
+
+
+def test_a_trace_of_other_weights_is_told_from_its_fingerprint(own_trace, tmp_path, capsys):
+    trace = Trace.load(own_trace)
+    trace.save(tmp_path / "t.safetensors", **trace.metadata | {"fingerprint": "of another model"})
+    assert main(["diff", str(tmp_path / "t.safetensors")]) == 1
+    assert "other weights" in capsys.readouterr().out
+
+
+def test_the_plot_is_written(own_trace, tmp_path):
+    assert main(["diff", own_trace, "--plot", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere.safetensors"], "no such file"),
+        (["{own}", "--ids", "2,x"], "--ids must be whole numbers"),
+        (["{own}", "--against", "nowhere.safetensors"], "no such file"),
+        (["{own}", "--soft", "{own}"], "must hold `positions`"),
+        (["{own}", "--mapping", "nowhere.json"], "no such file"),
+    ],
+)
+def test_a_users_mistake_is_one_line(arguments, words, own_trace, capsys):
+    assert main(["diff", *(word.replace("{own}", own_trace) for word in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_trace_without_ids_asks_for_them(own_trace, tmp_path, capsys):
+    Trace.load(own_trace).save(tmp_path / "t.safetensors")
+    assert main(["diff", str(tmp_path / "t.safetensors")]) == 2
+    assert "--ids" in capsys.readouterr().err
+    assert main(["diff", str(tmp_path / "t.safetensors"), "--prompt", "Mia went to the market."]) == 0
+
+
+def test_a_trace_with_one_position_more_than_ids_is_an_error_unless_bos_explains_it():
+    model = model_of("E2B")
+    theirs = recorded(model, tokens=np.concatenate([TOKENS, TOKENS]))
+    from minigemma.diagnosis import diagnose
+
+    with pytest.raises(Error, match="46 positions and the prompt 23 ids"):
+        diagnose(theirs, Run(model, TOKENS, theirs))

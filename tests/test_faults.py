@@ -1,0 +1,182 @@
+"""The catalogue is data that can be trusted, and `diagnose` names what was put into our own pass.
+
+That it names mistakes made by other code than ours is tested in parity/test_diagnosis.py.
+"""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from family import small
+
+from minigemma import Trace, forward
+from minigemma.__main__ import main
+from minigemma.diagnosis import diagnose
+from minigemma.diff import Run
+from minigemma.faults import FAULTS, PROBES, Port, applicable
+from minigemma.tensors import text_tensors
+from minigemma.trace import SHAPES
+
+TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
+
+
+def model_of(member, **options):
+    config, weights = small(member, **options)
+    return SimpleNamespace(config=config, weights=weights)
+
+
+def port_with(model, *ids, **options):
+    port = Port(model.config, model.weights, TOKENS, **options)
+    for id in ids:
+        FAULTS[id].changes[0](port)
+    return port
+
+
+def diagnosed(model, *ids, only=None, **options):
+    trace = Trace(only)
+    port_with(model, *ids).run(trace)
+    return diagnose(dict(trace), Run(model, TOKENS, dict(trace)), **options)
+
+
+def test_every_entry_says_what_why_and_what_to_do():
+    assert len(FAULTS) >= 45
+    for id, fault in FAULTS.items():
+        assert id == fault.id
+        assert fault.title and fault.symptom and fault.remedy and fault.seen, id
+        assert fault.probe in PROBES, id
+        assert fault.first is None or fault.first in SHAPES, id
+        assert bool(fault.changes) == bool(fault.first), id
+
+
+def test_the_catalogue_covers_every_part_of_the_model():
+    assert {id[0] for id in FAULTS} == set("ABCDEFGHJLM")
+    assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS)
+
+
+def test_a_port_leaves_the_model_as_it_was(member):
+    model = model_of(member)
+    owners = [model.weights, *model.weights.layers]
+    before = [{name: np.copy(value) for name, value in vars(o).items() if name != "layers"} for o in owners]
+    logits, _ = forward(TOKENS, model.weights, model.config)
+    for fault in FAULTS.values():
+        if applicable(fault, model.config):
+            for change in fault.changes:
+                change(Port(model.config, model.weights, TOKENS))
+    for owner, values in zip(owners, before, strict=True):
+        assert all(np.array_equal(getattr(owner, name), value) for name, value in values.items())
+    assert np.array_equal(forward(TOKENS, model.weights, model.config)[0], logits)
+    assert np.array_equal(Port(model.config, model.weights, TOKENS).run(), logits)
+
+
+def test_a_mistake_that_the_model_cannot_make_is_not_tried():
+    dense, mixture = model_of("12B").config, model_of("26B-A4B").config
+    tried = [{id for id, fault in FAULTS.items() if applicable(fault, config)} for config in (dense, mixture)]
+    assert not any(id.startswith("B") for ids in tried for id in ids)
+    assert "D3" in tried[0] and not any(id.startswith("H") for id in tried[0])
+    assert "H1" in tried[1]
+
+
+@pytest.mark.parametrize("id", ["A1", "A9", "B5", "C1", "D2", "E1", "F5", "G2"])
+@pytest.mark.parametrize("only", [None, ["embed", "layers.*.resid_post", "logits"], ["logits"]],
+                         ids=["all taps", "hidden states", "logits"])  # fmt: skip
+def test_a_mistake_is_named_from_much_and_from_little(id, only):
+    found = diagnosed(model_of("E2B"), id, only=only)
+    assert found.verdict == "fault"
+    assert found.faults[0].id == id
+    assert found.faults[0].explains > 0.95
+    assert found.faults[0].remedy == FAULTS[id].remedy
+
+
+@pytest.mark.parametrize("id", ["B2", "B9c", "E7", "G2c"])
+def test_a_mistake_of_the_cached_path_is_named_where_the_first_call_is_known(id):
+    model, calls = model_of("E2B"), {}
+    port_with(model, id).run(lambda name, array: calls.setdefault(name, []).append(array) or array, prefill=12)
+    theirs = {n: np.concatenate(a) for n, a in calls.items() if not n.endswith(("scores", "pattern"))}
+    found = diagnose(theirs, Run(model, TOKENS, theirs), prefill=12)
+    assert [fault.id for fault in found.faults] == [id]
+
+
+def test_two_mistakes_at_once_are_both_named():
+    found = diagnosed(model_of("E2B"), "B4", "D1")
+    assert {fault.id for fault in found.faults} == {"B4", "D1"}
+    assert all(fault.explains > 0.03 for fault in found.faults)
+
+
+def test_a_harmless_mistake_is_called_harmless():
+    found = diagnosed(model_of("E2B"), "B7")
+    assert found.faults[0].id == "B7"
+    assert "harmless" in found.sentence
+
+
+def test_what_is_not_in_the_catalogue_is_located_and_not_named():
+    model, trace = model_of("E2B"), Trace()
+    sign = np.where(np.arange(24) % 3, 1, -1).astype(np.float32)
+    forward(TOKENS, model.weights, model.config,
+            tap=lambda n, x: trace(n, x * sign if n == "layers.3.attn.o" else x))  # fmt: skip
+    found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+    assert (found.verdict, found.first_broken, found.faults) == ("unknown", "layers.3.attn.o", [])
+
+
+def test_a_missing_and_a_second_bos_are_named():
+    model = model_of("E2B")
+    for id, tokens in (("J1", TOKENS[1:]), ("J2", np.concatenate([TOKENS[:1], TOKENS]))):
+        trace = Trace()
+        forward(tokens, model.weights, model.config, tap=trace)
+        found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+        assert [fault.id for fault in found.faults] == [id]
+
+
+def test_after_a_healthy_trace_the_next_rung_of_the_ladder_is_named():
+    model = model_of("E2B")
+    for tokens, words in ((TOKENS[:1], "nine tokens"), (TOKENS, "more than 64")):
+        trace = Trace()
+        forward(tokens, model.weights, model.config, tap=trace)
+        found = diagnose(dict(trace), Run(model, tokens, dict(trace)))
+        assert found.verdict == "rounding"
+        assert words in found.next_probe
+
+
+def test_where_taps_are_missing_the_next_capture_is_named():
+    model, trace = model_of("E2B"), Trace(["layers.*.resid_pre", "layers.*.attn_out", "logits"])
+    sign = np.where(np.arange(24) % 3, 1, -1).astype(np.float32)
+    forward(TOKENS, model.weights, model.config,
+            tap=lambda n, x: trace(n, x * sign if n == "layers.3.attn.o" else x))  # fmt: skip
+    found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+    assert found.first_broken == "layers.3.attn_out"
+    assert "layers.3.attn.in" in found.next_probe
+
+
+def test_every_name_in_the_catalogue_of_norms_is_a_tensor():
+    from minigemma.faults import NORMS
+
+    attributes = {t.attribute for member in ("E2B", "26B-A4B") for t in text_tensors(model_of(member).config)}
+    assert set(NORMS) <= attributes
+
+
+def test_the_command_lists_every_entry(capsys):
+    assert main(["faults"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{fault.id}  {fault.title}" in text for fault in FAULTS.values())
+    assert main(["faults", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in rows] == list(FAULTS)
+
+
+def test_the_command_names_the_mistake_in_a_file(tmp_path, capsys):
+    import minigemma
+
+    model = minigemma.load()
+    ids = model.tokenizer.encode("Mia went to the market. Tom put the kite in the barn.")
+    port, trace = Port(model.config, model.weights, ids), Trace()
+    FAULTS["E1"].changes[0](port)
+    port.run(trace)
+    path = str(tmp_path / "theirs.safetensors")
+    trace.save(path, tokens=ids)
+    assert main(["diagnose", path]) == 1
+    assert "E1, global layers rotate the pairs (j, j + their number)" in capsys.readouterr().out
+    assert main(["diagnose", path, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["faults"][0]["id"]) == ("fault", "E1")
+    assert set(found["faults"][0]) == {"id", "title", "explains", "evidence", "remedy"}
+    assert found["first_broken"] == "layers.4.attn.rot_q"
