@@ -88,7 +88,7 @@ def test_the_shape_is_e2bs_in_small(tiny):
     assert config.layers[4].head_dim > config.layers[3].head_dim
     assert config.final_logit_softcapping == 30.0
     assert sum(path.stat().st_size for path in tiny.directory.iterdir()) <= 8_000_000
-    names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    names = ["config.json", "generation_config.json", "goldens.json", "model.safetensors", "tokenizer.json"]
     assert sorted(path.name for path in tiny.directory.iterdir()) == names
 
 

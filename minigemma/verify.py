@@ -1,0 +1,387 @@
+"""This machine's numbers against goldens: ids, top logits, greedy tokens and hidden states that a reference computed.
+
+For a user with real weights this is the first command to run. Goldens come from `goldens.json` beside the weights
+(weights/make_goldens.py makes one with transformers) or, where there is none, from `published_goldens.json` here: what
+others published from Google's weights. No released weights can be had where minigemma is built, so the published ones
+have never been run here; their tolerances are estimates, and each says where it comes from.
+
+Released weights are bfloat16 numbers. minigemma and a reference "in float32" both compute with them in float32 and
+differ by the order of their sums alone, with one exception: transformers multiplies the embeddings by sqrt(D) in the
+dtype in which the model was loaded (Gemma4TextScaledWordEmbedding). Loaded in float32 that is sqrt(D), as here; loaded
+in bfloat16 and converted afterwards it stays rounded, 39.25 for 39.1918 in E2B. Where a golden does not fit, it is
+therefore tried with rounded scales as well. Goldens computed in bfloat16 would need a tolerance of their own: there,
+logits from 16 to 32 are multiples of 0.125.
+"""
+
+import math
+import re
+from dataclasses import dataclass, fields
+from itertools import chain, cycle, islice
+from operator import index
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+
+from .bf16 import narrow, widen
+from .config import RELEASED, released, released_name
+from .errors import Error
+from .files import progress, read_json
+from .generate import prefill
+from .model import no_tap
+from .reports import table
+from .trace import SHAPES, Edit, Trace, shape_key
+
+PUBLISHED = Path(__file__).with_name("published_goldens.json")
+FITS, TIE, DIFFERS, UNCHECKED = "fits", "tie within rounding", "differs", "not checked"
+LONGEST = 2**20  # tokens of a golden whose ids are given by a rule
+
+
+@dataclass(frozen=True)
+class Golden:
+    """What a reference computed for one prompt, last position."""
+
+    name: str
+    model: str  # such as "google/gemma-4-E2B-it"
+    source: str
+    compute: str  # what the source says of its precision
+    ids: list[int]
+    prompt: str | None  # the text of the ids, <bos> left out
+    messages: list[dict] | None  # or the chat
+    top_logits: dict[int, float]  # id -> logit at the last position, after the softcap
+    greedy_tokens: list[int]
+    hidden: list[dict]  # {"taps": [names], "l2_norm": ..., "first_8": [...]} of the last position
+    within: dict  # {"logits": absolute, "hidden": relative, "why": ...}
+
+
+def read_goldens(path):
+    """A goldens file -> [Golden]. Raises Error where it is not one."""
+    data = read_json(path)
+    entries = data.get("goldens")
+    if not isinstance(entries, list) or not entries:
+        raise Error(f"{path}: has no list of goldens; weights/make_goldens.py writes one")
+    return [_golden(data, entry, f"{path}: golden {number}") for number, entry in enumerate(entries)]
+
+
+def _golden(data, entry, where):
+    try:
+        within = data["tolerances"][entry["tolerance"]]
+        top = entry.get("top_logits", {"indices": [], "values": []})
+        states = [
+            {
+                "taps": [_text(tap) for tap in state["taps"]],
+                "l2_norm": _real(state["l2_norm"]),
+                "first_8": [_real(value) for value in state["first_8"]],
+            }
+            for state in entry.get("hidden", [])
+        ]
+        if not all(state["taps"] and state["l2_norm"] > 0 for state in states):
+            raise ValueError("a hidden state needs a tap and an l2_norm above 0")
+        messages = entry.get("messages")
+        return Golden(
+            name=_text(entry["name"]),
+            model=_text(entry["model"]),
+            source=_text(entry["source"]),
+            compute=_text(entry["compute"]),
+            ids=_ids(entry["ids"]),
+            prompt=None if entry.get("prompt") is None else _text(entry["prompt"]),
+            messages=messages and [{key: _text(message[key]) for key in ("role", "content")} for message in messages],
+            top_logits=dict(zip(map(index, top["indices"]), map(_real, top["values"]), strict=True)),
+            greedy_tokens=[index(id) for id in entry.get("greedy_tokens", [])],
+            hidden=states,
+            within={"logits": _real(within["logits"]), "hidden": _real(within["hidden"]), "why": _text(within["why"])},
+        )
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        example = "weights/tiny/goldens.json shows the form"
+        raise Error(f"{where} cannot be read ({type(error).__name__}: {error}); {example}") from None
+
+
+def _text(value):
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} should be text")
+    return value
+
+
+def _real(value):
+    if isinstance(value, str) or not math.isfinite(value):
+        raise ValueError(f"{value!r} should be a finite number")
+    return float(value)
+
+
+def _ids(ids):
+    """A list of ids, or the rule {"start": [...], "repeat": [...], "length": N}."""
+    if isinstance(ids, dict):
+        if index(ids["length"]) > LONGEST:
+            raise ValueError(f"length {ids['length']} is more than {LONGEST}")
+        ids = islice(chain(ids["start"], cycle(ids["repeat"])), ids["length"])
+    return [index(id) for id in ids]
+
+
+def goldens_for(config, directory):
+    """The goldens beside the weights; else the published ones of the released model that has this config's geometry.
+
+    Geometry does not tell a base model from its -it sibling. Where a name in the path does (the hub's cache, a folder
+    called gemma-4-E2B-it), the goldens of the other kind are left out; where none does, both kinds are returned. Raises
+    Error where no goldens are known.
+    """
+    beside = Path(directory) / "goldens.json"
+    if beside.exists():
+        return read_goldens(beside)
+    size = next((name for name in RELEASED if _geometry(released(name)) == _geometry(config)), None)
+    of_size = [golden for golden in read_goldens(PUBLISHED) if released_name(golden.model) == size]
+    tuned = _named_tuned(directory)
+    fitting = [golden for golden in of_size if tuned in (None, golden.model.endswith("-it"))]
+    if not fitting:
+        what = "a model of this config.json" if size is None else f"gemma-4-{size}{'-it' if tuned else ''}"
+        known = f" (there are some of {of_size[0].model})" if of_size else ""
+        make = f"make {beside} with transformers: python weights/make_goldens.py --weights {directory}"
+        raise Error(f"{directory}: no goldens are known for {what}{known}; {make}")
+    return fitting
+
+
+def _geometry(config):
+    """Every fact that decides what the pass computes for text, in a form that `==` compares."""
+    aside = ("layers", "source", "max_position_embeddings", "pad_token_id", "use_bidirectional_attention")
+    facts = [getattr(config, field.name) for field in fields(config) if field.name not in aside]
+    return facts, [vars(layer) | {"inv_freq": layer.inv_freq.tolist()} for layer in config.layers]
+
+
+def _named_tuned(directory):
+    """True or False where the path names an -it or a base model, None where it does not say."""
+    for part in reversed(Path(directory).absolute().parts):
+        match = re.fullmatch(r"(models--google--)?gemma-4-.+?(-it)?", part, re.IGNORECASE)
+        if match and any(match.groups()):  # a folder called gemma-4-E2B may well hold the -it model
+            return match[2] is not None
+    return None
+
+
+def verify(model):
+    """Check a model's numbers against its goldens -> a dict for JSON; `report` makes text of it.
+
+    "fits" is True where all goldens of one model fit: a directory whose name does not say whether it holds the base or
+    the -it model needs to be only one of them.
+    """
+    goldens, checks = goldens_for(model.config, model.directory), []
+    with progress("verifying", sum(len(golden.ids) for golden in goldens)) as advance:
+        for golden in goldens:
+            about = {"model": golden.model, "golden": golden.name}
+            checks += [about | check for check in _check(model, golden)]
+            advance(len(golden.ids))
+    models = {}
+    for name in dict.fromkeys(golden.model for golden in goldens):
+        verdicts = {check["verdict"] for check in checks if check["model"] == name}
+        models[name] = DIFFERS not in verdicts and verdicts != {UNCHECKED}
+    about = [
+        {name: getattr(golden, name) for name in ("name", "model", "source", "compute", "within")} for golden in goldens
+    ]
+    result = {"weights": str(model.directory), "goldens": about, "checks": checks, "models": models}
+    return result | {"fits": any(models.values()), "verdict": _verdict(checks, models)}
+
+
+def _check(model, golden):
+    """One golden's checks, in the order in which a prompt runs: ids, hidden states, logits, greedy tokens."""
+    _refuse_foreign(golden, model.config)
+    checks = [_check_ids(model.tokenizer, golden)] if golden.prompt is not None or golden.messages else []
+    if not (golden.hidden or golden.top_logits or golden.greedy_tokens):
+        return checks
+    numbers = _check_numbers(model, golden, no_tap)
+    if DIFFERS in (check["verdict"] for check in numbers):
+        rounded = _check_numbers(model, golden, _rounded_scales(model.config))
+        if DIFFERS not in (check["verdict"] for check in rounded):
+            numbers = [check | {"reading": "embedding scales in bfloat16"} for check in rounded]
+    return checks + numbers
+
+
+def _refuse_foreign(golden, config):
+    """Raise Error for ids, taps and sizes that the model does not have."""
+    for id in chain(golden.ids, golden.top_logits, golden.greedy_tokens):
+        if not 0 <= id < config.vocab_size:
+            raise Error(
+                f"golden {golden.name!r}: id {id} is outside this model's vocabulary, 0 to {config.vocab_size - 1}"
+            )
+    for state in golden.hidden:
+        if any(SHAPES.get(shape_key(tap)) != "T D" for tap in state["taps"]):
+            raise Error(
+                f"golden {golden.name!r}: {state['taps']} are no hidden states; see the T D of minigemma/trace.py"
+            )
+        if len(state["first_8"]) > config.hidden_size:
+            raise Error(
+                f"golden {golden.name!r}: a hidden state has more values than this model's {config.hidden_size}"
+            )
+
+
+def _rounded_scales(config):
+    """A tap that makes of the embeddings' exact scales those of a model that was once in bfloat16."""
+
+    def rescale(size):
+        exact = size**0.5
+        rounded = float(widen(narrow(np.array([exact], np.float32)))[0])
+        return lambda array: array * (rounded / exact)
+
+    taps = {"embed": config.hidden_size, "ple.token": config.hidden_size_per_layer_input}
+    return Edit({tap: rescale(size) for tap, size in taps.items() if size})
+
+
+def _check_ids(tokenizer, golden):
+    found, difference, verdict = None, None, UNCHECKED
+    if tokenizer is not None:
+        if golden.messages:
+            found = tokenizer.chat(golden.messages)
+        else:
+            found = tokenizer.encode(golden.prompt, bos=golden.ids[:1] == [tokenizer.bos])
+        difference = _places(golden.ids, found)
+        verdict = DIFFERS if difference else FITS
+    return _row("ids", golden.ids, found, difference, 0, verdict)
+
+
+def _check_numbers(model, golden, edit):
+    """Hidden states, top logits and greedy tokens, the pass changed by the tap `edit`."""
+    taps = [tap for state in golden.hidden for tap in state["taps"]]
+    trace = Trace(taps)
+    if taps or edit is not no_tap:
+        logits, cache = model(golden.ids, tap=lambda name, array: trace(name, edit(name, array)), logits="last")
+        logits = logits[0]  # [V]
+    else:  # in chunks, as a long prompt wants
+        logits, cache = prefill(golden.ids, model.weights, model.config)  # [V]
+    for tap in taps:
+        if tap not in trace:
+            raise Error(f"golden {golden.name!r}: {tap!r} is no tap of this model; names are in minigemma/trace.py")
+    checks = [_check_hidden(state, trace, golden.within["hidden"]) for state in golden.hidden]
+    if golden.top_logits:
+        checks.append(_check_logits(logits, golden))
+    if golden.greedy_tokens:
+        rows = logits[None]  # [1, V]
+        if forced := golden.greedy_tokens[:-1]:  # each token is judged after theirs, so that one slip is one slip
+            more, _ = model(forced, cache, tap=edit)  # [T, V]
+            rows = np.concatenate([rows, more])  # [T + 1, V]
+        checks.append(_check_greedy(rows, golden))
+    return checks
+
+
+def _check_hidden(state, trace, within):
+    """The norm or one of the first values, whichever is farther off; of several taps it may be, the nearest."""
+    readings = []
+    for tap in state["taps"]:
+        vector = trace[tap][-1].astype(np.float64)  # [D]
+        norm, rms = np.linalg.norm(vector), state["l2_norm"] / len(vector) ** 0.5
+        pairs = [(f"{tap}, norm", state["l2_norm"], norm, state["l2_norm"])]
+        pairs += [(f"{tap}, value {j}", value, vector[j], rms) for j, value in enumerate(state["first_8"])]
+        readings.append(_worst([(abs(found - value) / unit, what, value, found) for what, value, found, unit in pairs]))
+    difference, what, expected, found = min(readings, key=_size)
+    return _row(what, expected, found, difference, within)
+
+
+def _check_logits(logits, golden):
+    """The logit that is farthest off; a token that should not be among the first counts by how far it is."""
+    off = [(abs(logits[id] - value), f"logit of {id}", value, logits[id]) for id, value in golden.top_logits.items()]
+    others, lowest = logits.copy(), min(golden.top_logits.values())
+    others[list(golden.top_logits)] = -np.inf
+    highest = int(others.argmax())
+    if not others[highest] <= lowest:
+        what = f"logit of {highest}, not in their first {len(golden.top_logits)}"
+        off.append((others[highest] - lowest, what, lowest, others[highest]))
+    difference, what, expected, found = _worst(off)
+    return _row(what, expected, found, difference, golden.within["logits"])
+
+
+def _check_greedy(rows, golden):
+    """rows [T, V], each after their tokens before it. Logits that may each be off by `within` tie within twice that."""
+    chosen, theirs = rows.argmax(-1), golden.greedy_tokens  # [T] each
+    there = np.arange(len(theirs))
+    behind = float((rows[there, chosen] - rows[there, theirs]).max())
+    within, same = 2 * golden.within["logits"], chosen.tolist() == theirs
+    verdict = DIFFERS if not behind <= within else FITS if same else TIE
+    return _row("greedy tokens", theirs, chosen.tolist(), behind, within, verdict)
+
+
+def _row(what, expected, found, difference, within, verdict=None):
+    """A check as JSON has it: a number that is not finite is null, and never fits."""
+    verdict = verdict or (FITS if difference <= within else DIFFERS)
+    found, difference = (value if isinstance(value, list) else _finite(value) for value in (found, difference))
+    row = {"what": what, "expected": expected, "found": found, "difference": difference, "within": within}
+    return row | {"verdict": verdict}
+
+
+def _finite(value):
+    if value is None or isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def _size(reading):
+    return math.inf if math.isnan(reading[0]) else reading[0]
+
+
+def _worst(readings):
+    return max(readings, key=_size)
+
+
+def _places(expected, found):
+    """In how many places two lists of ids differ."""
+    return sum(a != b for a, b in zip(expected, found, strict=False)) + abs(len(expected) - len(found))
+
+
+def _verdict(checks, models):
+    """One sentence."""
+    for name in (name for name, fits in models.items() if fits):
+        own = [check for check in checks if check["model"] == name]
+        verdicts = {check["verdict"] for check in own}
+        readings = {check["reading"] for check in own if "reading" in check}
+        notes = [f", some with {reading}" for reading in readings]
+        notes += [", with a greedy token that ties within rounding"] * (TIE in verdicts)
+        notes += [", but ids were not checked: there is no tokenizer.json"] * (UNCHECKED in verdicts)
+        count = _count(own)
+        fit = f"All {count} goldens of {name} fit" if count > 1 else f"The golden of {name} fits"
+        return f"{fit}{''.join(notes)}."
+    wrong = [check for check in checks if check["verdict"] == DIFFERS]
+    if not wrong:
+        return "Nothing was checked: these goldens hold ids alone, and there is no tokenizer.json."
+    first = f"{_count(wrong)} of {_count(checks)} goldens differ, first in {wrong[0]['golden']}: {wrong[0]['what']}"
+    if all(check["what"] == "ids" for check in wrong):
+        return f"{first}; the numbers fit, so it is tokenizer.json, or how it is read, that is wrong."
+    return f"{first}; either the weights are not those of {' or '.join(models)}, or the pass is wrong."
+
+
+def _count(checks):
+    return len({(check["model"], check["golden"]) for check in checks})
+
+
+def report(result):
+    """verify's dict as text: the sources, one table, the tolerances, the verdict."""
+    heads = ["golden", "what", "expected", "found", "difference", "verdict"]
+    rows = []
+    for check in result["checks"]:
+        verdict = check["verdict"] + (f", {check['reading']}" if "reading" in check else "")
+        rows.append((check["golden"], check["what"], *_pair(check), _difference(check), verdict))
+    sources = dict.fromkeys((golden["model"], golden["source"], golden["compute"]) for golden in result["goldens"])
+    tolerances = dict.fromkeys(tuple(golden["within"].values()) for golden in result["goldens"])
+    reasons = [
+        f"Logits within {logits:g}, hidden states within {hidden:g} of their size: {why}."
+        for logits, hidden, why in tolerances
+    ]
+    paragraphs = [
+        "\n".join([result["weights"], *(f"{model}: {source} ({compute})" for model, source, compute in sources)])
+    ]
+    paragraphs += [table(heads, rows), *(fill(reason, 118) for reason in reasons), result["verdict"]]
+    return "\n\n".join(paragraphs)
+
+
+def _pair(check):
+    """expected and found as cells: numbers, or the number of ids, or the first ids that differ."""
+    expected, found = check["expected"], check["found"]
+    if not isinstance(expected, list):
+        return f"{expected:.6g}", "not finite" if found is None else f"{found:.6g}"
+    if found is None:
+        return f"{len(expected)} ids", ""
+    if expected == found:
+        return f"{len(expected)} ids", f"{len(found)} ids"
+    place = next(i for i in range(len(expected) + 1) if expected[i : i + 1] != found[i : i + 1])
+    return tuple(f"{ids[place]} at {place}" if place < len(ids) else f"{place} ids" for ids in (expected, found))
+
+
+def _difference(check):
+    """A number of ids is whole; 0.0 is what greedy tokens that are all ours differ by."""
+    difference = check["difference"]
+    if difference is None:
+        return "" if check["verdict"] == UNCHECKED else "not finite"
+    return f"{difference:.0f}" if difference == 0 or isinstance(difference, int) else f"{difference:.1e}"
