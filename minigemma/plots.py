@@ -1,6 +1,9 @@
 """The figures: each function takes numbers, not files, and returns a matplotlib Figure. Colours are Okabe and Ito's."""
 
 import matplotlib.pyplot as plt
+import numpy as np
+
+from .trace import layer_of
 
 PART_COLOURS = {
     "token table": "#0072B2",
@@ -15,6 +18,9 @@ PART_COLOURS = {
     "unused": "#666666",
 }
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"))
+MORE_LINES = (("#CC79A7", "-"), ("#E69F00", "--"))
+UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+KIND_COLOURS = {"sliding_attention": "#56B4E9", "full_attention": "#D55E00"}
 
 
 def part_bars(accounts):
@@ -97,6 +103,417 @@ def layer_bars(layers):
     axes.margins(x=0.01)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+def architecture(config):
+    """The model from left to right: the residual stream through its layers, whose K and V each layer reads, PLE's path.
+
+    A layer is its attention (height: head_dim) over its MLP (height: width), both on one scale for the whole model.
+    """
+    layers, count, P = config.layers, config.num_hidden_layers, config.hidden_size_per_layer_input
+    figure, axes = _axes(11, 4.6)
+    axes.axis("off")
+    widest = max(layer.intermediate_size for layer in layers)
+    tallest = max(layer.head_dim for layer in layers)
+    edge, low = 0.5 + 0.14 * count, -2.4  # how far the ends are from the outer layers; where PLE's band lies
+    flow = {"arrowstyle": "->", "color": "#000000", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    for layer in layers:
+        i, up, down = layer.index, 0.9 * layer.head_dim / tallest, 1.1 * layer.intermediate_size / widest
+        axes.bar(i, up, bottom=0.08, width=0.8, color=KIND_COLOURS[layer.kind], edgecolor="white")
+        axes.bar(i, -down, bottom=-0.08, width=0.8, color=PART_COLOURS["MLP"], edgecolor="white")
+        if count <= 16 or i % 5 == 0 or i == count - 1:
+            axes.text(i, -1.32, str(i), ha="center", va="center", fontsize=9)
+        if P:
+            axes.annotate("", (i, -1.5), (i, low + 0.25), arrowprops=flow | {"color": PART_COLOURS["PLE table"]})
+    for rail, donor in enumerate(sorted({layer.kv_from for layer in layers if layer.shares_kv})):
+        _kv_rail(axes, layers, donor, 1.45 + 0.45 * rail)
+    box = {"boxstyle": "round,pad=0.4", "facecolor": "white"}
+    around = {"ha": "center", "va": "center", "fontsize": 9}
+    V, D = config.vocab_size, config.hidden_size
+    start = f"token ids\n\ntoken table\n[{V:,}, {D:,}]\nrow × √{D:,}"
+    start = axes.text(-edge, 0, start, bbox=box, **around)
+    head = f"final norm\n\nthe same token\ntable: [{D:,}, {V:,}]\n\nlogits, softcap"
+    head = axes.text(count - 1 + edge, 0, head, bbox=box, **around)
+    ends = {"textcoords": start, "xycoords": head, "zorder": 0}
+    axes.annotate("", (0, 0.5), (1, 0.5), arrowprops=flow | {"shrinkA": 6, "shrinkB": 6}, **ends)
+    if P:
+        text = (
+            f"PLE table [{config.vocab_size_per_layer_input:,}, {count} × {P}]: a row for each token id, plus a "
+            f"projection of its embedding:\nmade once, before layer 0; layer i gets its own {P} numbers of it"
+        )
+        yellow = PART_COLOURS["PLE table"]
+        band = axes.text((count - 1) / 2, low - 0.12, text, bbox=box | {"edgecolor": yellow}, **around)
+        turn = flow | {
+            "color": yellow,
+            "connectionstyle": "angle,angleA=-90,angleB=0,rad=0",
+            "shrinkA": 6,
+            "shrinkB": 6,
+        }
+        axes.annotate("", (0, 0.5), (0.5, 0), xycoords=band, textcoords=start, arrowprops=turn)
+    for colour, label in (
+        (KIND_COLOURS["sliding_attention"], f"sliding attention, window {config.sliding_window:,}"),
+        (KIND_COLOURS["full_attention"], "global attention"),
+        (PART_COLOURS["MLP"], f"MLP (widest: {widest:,})"),
+    ):
+        axes.bar(0, 0, color=colour, label=label)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
+    axes.set_xlim(-edge - 0.1 * count, count - 1 + edge + 0.1 * count)
+    axes.set_ylim(low - 0.5, 2.6)
+    return figure
+
+
+def _kv_rail(axes, layers, donor, height):
+    """A line from the layer that writes K and V to those that read them."""
+    readers = [layer.index for layer in layers if layer.kv_from == donor and layer.shares_kv]
+    colour = KIND_COLOURS[layers[donor].kind]
+    axes.plot([donor, donor, readers[-1]], [1.0, height, height], color=colour, linewidth=1.8)
+    for i in readers:
+        arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (i, 1.02), (i, height), arrowprops=arrow)
+    axes.text(donor - 0.15, height, f"K and V of layer {donor}", ha="right", va="center", fontsize=9)
+
+
+def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=None, across=2, signed=False):
+    """Matrices side by side on one colour scale; panels: title -> [rows, columns].
+
+    rows, columns, bar: what the two axes and the colours stand for; without `bar` the colours need no scale. NaN
+    stays white. signed: a scale with white at 0.
+    """
+    across = min(across, len(panels))
+    down = -(-len(panels) // across)
+    height, width = next(iter(panels.values())).shape
+    wide, tall = min(0.26, (10.5 / across - 0.8) / width), min(0.26, 6.5 / height)
+    if width == height:
+        wide = tall = min(wide, tall)
+    size = (1.2 + across * max(2.2, 0.6 + wide * width), down * max(1.8, 1.1 + tall * height))
+    figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    plt.close(figure)
+    values = np.concatenate([np.ravel(panel) for panel in panels.values()])
+    high = np.nanmax(np.abs(values)) if signed else np.nanmax(values)
+    low = -high if signed else min(0, np.nanmin(values))
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.axis("off")
+            continue
+        title, panel = list(panels.items())[place]
+        image = axes.imshow(panel, cmap="PuOr" if signed else "cividis", vmin=low, vmax=high, aspect="auto")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(columns)
+        if place % across == 0:
+            axes.set_ylabel(rows)
+        if column_labels is not None:
+            axes.set_xticks(range(len(column_labels)), column_labels, rotation=90, fontsize=8)
+        if row_labels is not None:
+            axes.set_yticks(range(len(row_labels)), row_labels if place % across == 0 else [], fontsize=8)
+    if bar:
+        figure.colorbar(image, ax=grid, label=bar, shrink=0.8)
+    return figure
+
+
+def error_by_depth(comparison):
+    """What `diff` found: each tap's own error and its error from the beginning, in the order of execution."""
+    rows = [row for row in comparison.rows if row.own is not None]
+    figure, axes = _axes(9, 4)
+    places = np.arange(len(rows))
+    floor = 1e-9
+    whole = [max(min(row.away.error, 1e3), floor) if row.away else np.nan for row in rows]
+    axes.plot(places, whole, color="#0072B2", linewidth=2, label="from the beginning")
+    axes.plot(
+        places, [max(row.allowed, floor) for row in rows], color="#999999", linestyle=":", label="allowed, of an op"
+    )
+    for verdict, colour, marker in (("OK", "#009E73", "."), ("DRIFT", "#E69F00", "."), ("BROKEN", "#D55E00", "x")):
+        chosen = [i for i, row in enumerate(rows) if row.verdict == verdict]
+        errors = [max(min(rows[i].own.error, 1e3), floor) for i in chosen]
+        axes.plot(chosen, errors, marker, color=colour, markersize=7, label=f"op on their inputs: {verdict}")
+    names = [row.name for row in rows]
+    if comparison.first_broken in names:
+        place = names.index(comparison.first_broken)
+        axes.axvline(place, color="#D55E00", linewidth=1)
+        side = "right" if place > len(rows) / 2 else "left"
+        axes.annotate(f" first broken: {comparison.first_broken} ", (place, 1), xycoords=("data", "axes fraction"),
+                      ha=side, va="bottom", color="#D55E00")  # fmt: skip
+    layers = [layer_of(name) for name in names]
+    starts = [i for i, layer in enumerate(layers) if layer is not None and layer not in layers[:i]]
+    step = max(1, len(starts) // 16)
+    axes.set_xticks(starts[::step], [layers[i] for i in starts[::step]])
+    axes.set_yscale("log")
+    axes.set_xlabel("layer (taps in the order of execution)")
+    axes.set_ylim(bottom=floor / 3)
+    axes.set_ylabel(f"relative error (at {floor:g}: less)")
+    axes.grid(color="#DDDDDD")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def curves(x, lines, across, up, log=False):
+    """Lines over one axis; lines: label -> values at x (up to six). log: the horizontal axis is logarithmic."""
+    figure, axes = _axes(7.5, 4)
+    for (label, values), (colour, style) in zip(lines.items(), LINES + MORE_LINES, strict=False):
+        axes.plot(x, values, color=colour, linestyle=style, linewidth=2, label=label)
+    if log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(color="#DDDDDD")
+    if len(lines) > 1:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def wavelengths(heads, window):
+    """Tokens per full turn of each RoPE pair; heads: label -> inv_freq [H/2]. Pairs of frequency 0 lie on top."""
+    figure, axes = _axes(8, 4)
+    turns = {label: 2 * np.pi / frequencies[frequencies > 0] for label, frequencies in heads.items()}
+    top = 30 * max(values.max() for values in turns.values())
+    for (label, frequencies), colour, marker in zip(heads.items(), KIND_COLOURS.values(), "os", strict=False):
+        places = np.arange(len(frequencies))
+        still = frequencies == 0
+        axes.plot(
+            places[~still], turns[label], marker, color=colour, markersize=4, label=f"{label}: {(~still).sum()} turn"
+        )
+        if still.any():
+            axes.plot(places[still], [top] * still.sum(), marker, color=colour, markersize=4, fillstyle="none",
+                      label=f"{label}: {still.sum()} stand still")  # fmt: skip
+    axes.axhline(window, color="#000000", linestyle=":", label=f"sliding window, {window:,} tokens")
+    axes.set_yscale("log")
+    axes.set_yticks([10.0**power for power in range(1, int(np.log10(top)))] + [top])
+    axes.yaxis.set_major_formatter(lambda value, _: "never" if value >= 0.99 * top else f"{value:,.0f}")
+    axes.minorticks_off()
+    axes.set_xlabel("pair j, which is the values j and j + H/2 of a head")
+    axes.set_ylabel("tokens for one full turn")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def turned_pairs(positions, frequencies, names):
+    """Where RoPE turns the point (1, 0) of a few pairs to, position by position; frequencies: radians a token."""
+    figure, grid = plt.subplots(1, len(frequencies), figsize=(2.3 * len(frequencies) + 0.8, 2.7), layout="constrained")
+    plt.close(figure)
+    for axes, frequency, name in zip(grid, frequencies, names, strict=True):
+        angles = positions * frequency
+        axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="#BBBBBB"))
+        dots = axes.scatter(np.cos(angles), np.sin(angles), c=positions, cmap="cividis", s=30, zorder=2)
+        axes.annotate("", (np.cos(angles[-1]), np.sin(angles[-1])), (0, 0), arrowprops={"arrowstyle": "->"})
+        axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", title=name, xlabel="first value")
+        axes.title.set_fontsize(10)
+        axes.set_xticks([-1, 0, 1])
+        axes.set_yticks([-1, 0, 1])
+    grid[0].set_ylabel("second value")
+    figure.colorbar(dots, ax=grid, label="position", shrink=0.8)
+    return figure
+
+
+def kv_sources(layers):
+    """Whose K and V each layer reads: a filled square writes its own, a hollow one reads where its line comes from."""
+    figure, axes = _axes(max(8, 1 + 0.3 * len(layers)), 2.3)
+    large = len(layers) <= 16
+    for layer in layers:
+        colour, i, up = KIND_COLOURS[layer.kind], layer.index, 1 if layer.window else -1
+        axes.scatter(
+            i, 0, 300 if large else 150, "white" if layer.shares_kv else colour, "s",
+            edgecolors=colour, linewidths=2, zorder=3,
+        )  # fmt: skip
+        axes.text(i, 0, str(i), ha="center", va="center", fontsize=9 if large else 7, zorder=4)
+        if layer.shares_kv:
+            axes.plot([layer.kv_from, layer.kv_from, i], [0, up, up], color=colour, linewidth=1.5, zorder=2)
+            axes.annotate("", (i, 0.3 * up), (i, up), arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 0})
+    for kind, name in zip(KIND_COLOURS, ("sliding", "global"), strict=True):
+        axes.scatter([], [], 80, KIND_COLOURS[kind], "s", label=f"{name}, writes K and V")
+        axes.scatter([], [], 80, "white", "s", edgecolors=KIND_COLOURS[kind], linewidths=2, label=f"{name}, reads them")
+    axes.set_ylim(-1.3, 1.3)
+    axes.set_xlabel("layer")
+    axes.set_yticks([])
+    axes.set_xticks([])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def bars(names, series, up, across=""):
+    """Groups of bars, a group a name and a bar a series; series: label -> a value for each name (up to four)."""
+    figure, axes = _axes(min(10, max(6, 1.5 + 0.28 * len(names) * (1 + len(series) / 2))), 3.8)
+    width = 0.84 / len(series)
+    for place, (label, values) in enumerate(series.items()):
+        where = np.arange(len(names)) + width * (place - (len(series) - 1) / 2)
+        axes.bar(where, values, width, color=LINES[place][0], label=label)
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+    axes.axhline(0, color="#000000", linewidth=1)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
+def byte_bars(sizes):
+    """Bytes side by side over many orders of magnitude; sizes: label -> bytes."""
+    figure, axes = _axes(8, 0.9 + 0.45 * len(sizes))
+    axes.barh(list(sizes), list(sizes.values()), color="#0072B2")
+    axes.set_xscale("log")
+    axes.set_xlim(1e3, 20 * max(sizes.values()))
+    for name, size in sizes.items():
+        unit, scale = next((unit, scale) for unit, scale in reversed(UNITS.items()) if size >= scale)
+        axes.text(size, name, f" {size / scale:.3g} {unit}", va="center")
+    axes.set_xticks(list(UNITS.values())[1:], [f"1 {unit}" for unit in UNITS][1:])
+    axes.minorticks_off()
+    axes.invert_yaxis()
+    axes.set_xlabel("size, logarithmic")
+    return figure
+
+
+def retention_figures(results):
+    """Every figure of what retention.measure gives for one to three models -> name -> Figure."""
+    figures = {
+        "retention": depth_lines(results, {
+            "retrieval": "its own embedding is\nthe nearest one",
+            "probe, token, frequent": "a linear probe\nnames the token",
+            "variance, token": "variance that the\ntoken explains",
+        }),
+        "context": depth_lines(results, {
+            "variance, previous": "variance explained by\nthe previous token",
+            "variance, token": "variance explained by\nthe token itself",
+            "variance, next": "variance explained by\nthe next token",
+        }),
+        "senses": depth_lines(results, {"senses": "the nearest centroid\nnames the sense"}),
+        "sentence": _sentence_map(results),
+    }  # fmt: skip
+    for result in results:
+        if len(result["interventions"]) > 1:
+            figures["interventions"] = intervention_bars(result["interventions"])
+            figures["ablations"] = ablation_bars(result["interventions"])
+            figures["quantisation"] = quantisation_lines(result["interventions"])
+            break
+    return figures
+
+
+def depth_lines(results, measures):
+    """Measures against depth, a panel each, a line a model; where there is PLE, from just before it to just after.
+
+    results: as retention.measure gives; measures: name in results[...]["measures"] -> title of the panel. Bars are one
+    standard error over texts, chance is dotted.
+    """
+    figure, grid = plt.subplots(
+        1, len(measures), figsize=(2.4 + 2.6 * len(measures), 3.9), layout="constrained", squeeze=False
+    )
+    plt.close(figure)
+    for axes, (name, title) in zip(grid[0], measures.items(), strict=True):
+        for result, (colour, style) in zip(results, LINES, strict=False):
+            measure = result["measures"][name]
+            after, before = (_numbers(measure[when]) for when in ("after", "before PLE"))
+            depths = np.arange(len(after[0]))
+            axes.errorbar(depths, *after, color=colour, linestyle=style, linewidth=2, label=_name(result), zorder=3)
+            for depth, low, high in zip(depths[1:], before[0], after[0][1:], strict=False):
+                axes.plot(depth, low, "o", color=colour, fillstyle="none", markersize=5)
+                axes.plot([depth, depth], [low, high], color=colour, linewidth=1)
+            axes.axhline(measure["chance"], color="#666666", linestyle=":", linewidth=1)
+        axes.set_title(title, fontsize=11)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("layers passed")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#DDDDDD")
+    grid[0, 0].set_ylabel("share")
+    handles = grid[0, 0].get_legend_handles_labels()[0]
+    if any(result["ple"] for result in results):
+        handles += plt.plot([], [], "o", color="#000000", fillstyle="none", label="just before the layer's PLE")
+        plt.close()
+    handles += plt.plot([], [], color="#666666", linestyle=":", label="chance")
+    plt.close()
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(measures) == 1 else 5, frameon=False)
+    return figure
+
+
+def _sentence_map(results):
+    """Rank of each token's own embedding by depth, one map a model."""
+    maps = {}
+    for result in results:
+        after = [ranks for name, ranks in result["sentence"]["rank"].items() if not name.endswith("resid_ffn")]
+        maps[_name(result)] = np.log10(after)
+    depth = len(results[0]["layers"])
+    labels = ["embedding", *(f"layer {i}" for i in range(depth))]
+    bar = "log10 of the rank of its own\nembedding (0: the nearest)"
+    tokens = results[0]["sentence"]["tokens"]
+    return heatmaps(maps, "state after", "token", bar, labels, tokens, across=3)
+
+
+def ablation_bars(rows):
+    """Change in loss when PLE is changed in one layer, and when it is off from a layer on; rows: as interventions."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    plt.close(figure)
+    single = {"off in layer": "no PLE", "lookup pruned in layer": "no lookup"}
+    single |= {"lookup in 2 bits in layer": "lookup in 2 bits"}
+    for place, (kind, label) in enumerate(single.items()):
+        layers, changes, errors = _changes(rows, kind)
+        where = layers + 0.27 * (place - 1)
+        left.bar(where, changes, 0.27, yerr=errors, color=LINES[place][0], label=label, error_kw={"linewidth": 1})
+    left.set_title("changed in one layer")
+    left.set_xlabel("layer")
+    layers, changes, errors = _changes(rows, "off from layer")
+    right.errorbar(layers, changes, errors, marker="o", linewidth=2, capsize=3, color=LINES[0][0])
+    right.set_yscale("log")
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.set_title("off from a layer on (log scale)")
+    right.set_xlabel("first layer without PLE")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    left.axhline(0, color="#000000", linewidth=1)
+    left.legend(frameon=False)
+    right.grid(color="#DDDDDD")
+    left.set_ylabel("change in loss, nats a token")
+    return figure
+
+
+def intervention_bars(rows):
+    """Change in loss under what is done to PLE in every layer at once; rows: as retention.interventions gives."""
+    chosen = [row for row in rows if row["at"] is None and row["kind"] != "plain"]
+    figure, axes = _axes(8, 1 + 0.45 * len(chosen))
+    changes, errors = zip(*(row["change"] for row in chosen), strict=True)
+    places = np.arange(len(chosen))
+    axes.barh(places, changes, xerr=[error or 0 for error in errors], color="#0072B2")
+    for place, change, error in zip(places, changes, errors, strict=True):
+        axes.text(change + (error or 0), place, f"  {change:+.2f}", va="center")
+    axes.set_yticks(places, [row["kind"] for row in chosen])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("change in loss, nats a token")
+    return figure
+
+
+def quantisation_lines(rows):
+    """Change in loss against the bits of the looked-up PLE rows; rows: as retention.interventions gives."""
+    figure, axes = _axes(6, 3.8)
+    for per, (colour, style) in zip(("row", "slice"), LINES, strict=False):
+        bits, changes, errors = _changes(rows, f"lookup quantised per {per}, bits:")
+        label = "one scale for a token's row" if per == "row" else "one scale for each layer's slice"
+        look = {"color": colour, "linestyle": style, "linewidth": 2, "marker": "o", "capsize": 3}
+        axes.errorbar(bits, changes, errors, label=label, **look)
+    axes.axhline(0, color="#666666", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.invert_xaxis()
+    axes.set_xticks(bits, [f"{int(bit)}" for bit in bits])
+    axes.minorticks_off()
+    axes.set_xlabel("bits of each value of the looked-up row")
+    axes.set_ylabel("change in loss, nats a token")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _changes(rows, kind):
+    """Where, change and error of the rows of a kind, as arrays."""
+    chosen = [(row["at"], *row["change"]) for row in rows if row["kind"] == kind]
+    return np.array(chosen, float).T
+
+
+def _numbers(column):
+    """A column of {"mean": ..., "error": ...} as two arrays; None becomes NaN."""
+    return np.array(column["mean"], float), np.array(column["error"], float)
+
+
+def _name(result):
+    return result["weights"].replace("\\", "/").rstrip("/").split("/")[-1]
 
 
 def _axes(width, height):

@@ -1,6 +1,7 @@
 """Short plain-English stories, and questions about them, from a seed: the corpus of the tiny weights.
 
     python weights/stories.py --split heldout -n 5          prints five held-out stories with their labels
+    python weights/stories.py --split heldout -n 990 --jsonl > weights/texts.jsonl
 
 Standard library only. Story number n of a split is a function of (SEED, split, n) alone, the same on every machine.
 A story follows one plot; in its first part stand facts (where the kite is, who has the drum) that come back, in prose
@@ -8,6 +9,7 @@ or as a question, long after they have left a window of 32 tokens. Words with tw
 """
 
 import argparse
+import json
 import random
 import re
 from bisect import bisect
@@ -334,12 +336,17 @@ def main():
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("-n", type=int, default=3, help="how many stories")
     parser.add_argument("--documents", action="store_true", help="print what the model is trained on instead")
+    parser.add_argument("--jsonl", action="store_true", help="print as JSON lines those that stand alone")
     args = parser.parse_args()
     for number in range(args.n):
         if args.documents:
             print(document(args.split, number), end="\n\n")
             continue
         story = tell_story(args.split, number)
+        if args.jsonl:
+            if not story.brief:
+                print(json.dumps({"text": story.text, "senses": story.senses}))
+            continue
         print(story.text)
         for start, end, word, sense in story.senses:
             print(f"  {start}-{end} {story.text[start:end]}: {word} ({sense})")

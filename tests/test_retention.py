@@ -1,0 +1,396 @@
+"""The measures recover what is known of made-up hidden states, fall to chance where there is nothing, and run whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from family import small
+
+import minigemma
+from minigemma import Error, Trace, forward, retention
+from minigemma.retention import (
+    conditions,
+    documents,
+    gather,
+    over_texts,
+    probe,
+    probe_classes,
+    quantise,
+    read_texts,
+    retrieval_ranks,
+    sense_separation,
+    shared_variance,
+    state_names,
+    token_ends,
+    writes,
+)
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ROOT / "weights" / "texts.jsonl"
+TRIALS = 60  # made-up data sets for each measure
+
+
+class Mixture:
+    """Hidden states of which a known share is a token's own vector and the rest noise.
+
+    The share differs from text to text, as in real text, so that positions of one text are not independent.
+    """
+
+    def __init__(self, seed, share=0.6, count=60, each=25, kinds=20, width=48):
+        rng = np.random.default_rng(seed)
+        self.table = rng.normal(0, 1, (kinds, width)).astype(np.float32)
+        self.texts = np.repeat(np.arange(count), each)
+        self.labels = rng.integers(0, kinds, count * each)
+        shares = np.clip(rng.normal(share, 0.15, count), 0, 1)
+        keeps = rng.random(count * each) < shares[self.texts]
+        noise = rng.normal(0, 1, (count * each, width))
+        self.states = (3 + np.where(keeps[:, None], 2 * self.table[self.labels], 2 * noise)).astype(np.float32)
+        self.train, self.test = self.texts % 2 == 0, self.texts % 2 == 1
+        self.shuffled = rng.permutation(self.labels)
+
+
+def retrieval(data, labels):
+    centre = data.states.mean(0)
+    ranks = retrieval_ranks(data.states, labels[:, None], data.table, centre, data.table.mean(0))
+    return over_texts(ranks[:, 0] == 1, data.texts)
+
+
+def linear_probe(data, labels):
+    return probe(data.states, labels, data.texts, data.train, data.test, np.arange(len(data.table)))
+
+
+def senses(data, labels):
+    """Tokens 0 to 9 as words of which the even and odd half of the vocabulary are two senses."""
+    words, kinds = np.char.add("word ", (labels // 2).astype(str)), np.array(["a", "b"])[labels % 2]
+    return sense_separation(data.states, words, kinds, data.texts)
+
+
+# measure, the value that a share of 0.6 gives, chance
+KNOWN = {
+    "retrieval": (retrieval, 0.6 + 0.4 / 20, 1 / 20),
+    "linear probe": (linear_probe, 0.6 + 0.4 / 20, 1 / 20),
+    "senses": (senses, 0.6 + 0.4 / 2, 1 / 2),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_measure_recovers_a_known_share_of_identity_within_its_error(name):
+    """Two standard errors should hold the truth in 95 of 100 data sets; the mean of many data sets is close to it."""
+    measure, value, _ = KNOWN[name]
+    found = np.array([measure(data, data.labels) for data in map(Mixture, range(TRIALS))])  # [trials, 2]
+    assert np.mean(np.abs(found[:, 0] - value) < 2 * found[:, 1]) >= 0.85
+    assert abs(found[:, 0].mean() - value) < 0.015
+    assert 0.75 < found[:, 1].mean() / found[:, 0].std() < 1.35  # the error is the spread of repeated measurements
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_measure_falls_to_chance_with_shuffled_labels(name):
+    measure, _, chance = KNOWN[name]
+    found = np.array([measure(data, data.shuffled) for data in map(Mixture, range(TRIALS))])
+    assert np.mean(np.abs(found[:, 0] - chance) < 2 * found[:, 1]) >= 0.85
+    assert abs(found[:, 0].mean() - chance) < 0.01
+
+
+def blend(seed, share, count=40, each=25, kinds=150, width=16):
+    """States whose variance is to `share` the token's and else noise, half of it common to a text -> states, labels."""
+    rng = np.random.default_rng(seed)
+    texts = np.repeat(np.arange(count), each)
+    weights = 1 / np.arange(1, kinds + 1)
+    labels = rng.choice(kinds, count * each, p=weights / weights.sum())
+    table = rng.normal(0, 1, (kinds, width))
+    table -= np.bincount(labels, minlength=kinds) @ table / len(labels)
+    table /= np.sqrt((table[labels] ** 2).mean())
+    noise = rng.normal(0, np.sqrt(0.9), (len(labels), width)) + rng.normal(0, np.sqrt(0.1), (count, width))[texts]
+    return (np.sqrt(share) * table[labels] + np.sqrt(1 - share) * noise).astype(np.float32), labels, texts, rng
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_shared_variance_recovers_the_known_share_though_many_labels_are_rare(share):
+    found = np.array([shared_variance(*blend(seed, share)[:3]) for seed in range(TRIALS)])
+    assert np.mean(np.abs(found[:, 0] - share) < 2 * found[:, 1]) >= 0.85
+    assert abs(found[:, 0].mean() - share) < 0.015
+    assert found[:, 1].mean() < 0.03
+
+
+def test_shared_variance_of_shuffled_labels_is_0_and_of_a_function_of_the_label_1():
+    found = []
+    for seed in range(TRIALS):
+        states, labels, texts, rng = blend(seed, 0.7)
+        found.append(shared_variance(states, rng.permutation(labels), texts))
+    found = np.array(found)
+    assert np.mean(np.abs(found[:, 0]) < 2 * found[:, 1]) >= 0.85
+    assert abs(found[:, 0].mean()) < 0.005
+    assert shared_variance(np.eye(150, dtype=np.float32)[labels], labels, texts)[0] == pytest.approx(1)
+
+
+def test_the_error_over_texts_is_that_of_texts_and_not_of_positions():
+    """Ten equal positions in every text hold no more than one."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1, 50)
+    one = over_texts(values, np.arange(50))
+    ten = over_texts(np.repeat(values, 10), np.repeat(np.arange(50), 10))
+    assert ten == pytest.approx(one)
+    assert one[1] == pytest.approx(values.std(ddof=1) / np.sqrt(50))
+    assert over_texts(values, np.zeros(50, int))[1] is None
+
+
+def test_ranks_by_chance_are_uniform_and_the_own_row_of_a_large_table_is_found(monkeypatch):
+    monkeypatch.setattr(retention, "BLOCK", 64)  # several blocks, the last one short
+    rng = np.random.default_rng(0)
+    table = rng.normal(0, 1, (1000, 32)).astype(np.float32)
+    labels = rng.integers(0, 1000, (400, 2))
+    states, middle = 5 * table[labels[:, 0]] + 1, retention.table_mean(table)
+    assert np.allclose(middle, table.mean(0), atol=1e-6)
+    ranks = retrieval_ranks(states, labels, table, states.mean(0), middle)
+    assert (ranks[:, 0] == 1).mean() > 0.99
+    assert abs(ranks[:, 1].mean() - 500.5) < 4 * 1000 / np.sqrt(12 * 400)
+    near = retention.nearest_tokens(states, table, states.mean(0), middle)
+    assert np.array_equal(near == labels[:, 0], ranks[:, 0] == 1)
+
+
+def test_frequent_and_rare_classes_are_apart_and_seen_often_enough_on_both_sides():
+    _, labels, texts, _ = blend(0, 0.5, count=200)
+    train, test = texts % 2 == 0, texts % 2 == 1
+    classes = probe_classes(labels, train, test)
+    seen = np.bincount(labels[train], minlength=150)
+    asked = np.bincount(labels[test], minlength=150)
+    assert seen[classes["frequent"]].min() >= seen[classes["rare"]].max()
+    assert seen[classes["rare"]].min() >= 5
+    assert asked[[*classes["frequent"], *classes["rare"]]].min() >= 2
+    assert not set(classes["frequent"]) & set(classes["rare"])
+    assert probe(np.ones((len(labels), 3)), labels, texts, train, test, []) is None
+
+
+def test_the_lookup_share_is_1_without_the_context_and_0_without_the_lookup():
+    config, weights = small("E2B")
+    tokens, rows = np.arange(1, 15), np.arange(1, 13)
+
+    def share(tap):
+        trace = Trace(retention.WRITES)
+        forward(tokens, weights, config, tap=minigemma.interventions.chain(tap, trace))
+        return writes(trace, weights, config, rows)["lookup"]
+
+    both = share(lambda name, array: array)
+    assert np.allclose(share(minigemma.interventions.zero("ple.context")), 1, atol=1e-4)
+    assert np.allclose(share(minigemma.interventions.zero("ple.token")), 0)
+    assert both.shape == (10, 12)
+    assert (np.abs(both - 0.5) < 5).all()
+
+
+def test_writes_are_norms_relative_to_what_they_are_added_to():
+    config, weights = small("E2B")
+    trace = Trace()
+    forward(np.arange(1, 15), weights, config, tap=trace)
+    found = writes(trace, weights, config, np.array([3, 7]))
+    for name, added, to in (("attention", "attn_out", "resid_pre"), ("ple", "ple_out", "resid_ffn")):
+        norms = [np.linalg.norm(trace[f"layers.6.{part}"][7]) for part in (added, to)]
+        assert found[name][6, 1] == pytest.approx(norms[0] / norms[1], rel=1e-5)
+    assert found["gate open"][2, 0] == (trace["layers.2.ple.gate"][3] > 0).mean()
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_quantised_rows_have_so_many_values_and_are_off_by_half_a_step_at_most(bits):
+    lookup = np.random.default_rng(0).normal(0, 1, (5, 4, 300)).astype(np.float32)
+    lookup[:, 1] *= 10  # a loud layer costs the others when they share one scale
+    for per, axes in (("row", (1, 2)), ("slice", (2,))):
+        rounded = quantise(lookup, bits, per)
+        step = np.ptp(lookup, axes, keepdims=True) / (2**bits - 1)
+        assert (np.abs(rounded - lookup) <= 0.501 * step).all()
+        assert len(np.unique(rounded[0, 1])) <= 2**bits
+    errors = {per: np.abs(quantise(lookup, bits, per) - lookup)[:, [0, 2, 3]].mean() for per in ("row", "slice")}
+    assert errors["slice"] < errors["row"] / 2
+
+
+def test_interventions_change_ple_where_they_say():
+    config, weights = small("E2B")
+    tokens = np.arange(1, 15)
+    plain, donor = Trace(), Trace(["ple", "ple.token"])
+    forward(tokens, weights, config, tap=plain)
+    forward(tokens[::-1], weights, config, tap=donor)
+    seen = {}
+    for kind, at, make in conditions(config):
+        trace = Trace()
+        tap = minigemma.interventions.chain(make(donor, len(tokens)), trace)
+        forward(tokens, weights, config, tap=tap)
+        seen[kind, at] = trace
+    assert np.array_equal(seen["off everywhere", None]["logits"], seen["off from layer", 0]["logits"])
+    assert np.array_equal(seen["off in layer", 9]["logits"], seen["off from layer", 9]["logits"])
+    token = plain["ple.token"]
+    pruned = seen["lookup pruned in layer", 3]["ple.token"]
+    assert not pruned[:, 3].any()
+    assert np.array_equal(np.delete(pruned, 3, 1), np.delete(token, 3, 1))
+    two = seen["lookup in 2 bits in layer", 3]["ple.token"]
+    assert np.array_equal(two[:, 3], quantise(token, 2, "slice")[:, 3])
+    assert np.array_equal(np.delete(two, 3, 1), np.delete(token, 3, 1))
+    others = seen["another token's lookup", None]
+    assert np.array_equal(others["ple.token"][0], token[0])
+    assert np.array_equal(others["ple.token"][1:], donor["ple.token"][1:])
+    assert np.array_equal(others["ple.context"], plain["ple.context"])
+    assert np.allclose(seen["lookup only", None]["ple"], token * 2**-0.5)
+    assert not np.allclose(seen["write set to its mean", None]["logits"], seen["off everywhere", None]["logits"])
+
+
+def test_sense_labels_sit_on_the_last_token_of_their_word(tiny):
+    texts = read_texts(TEXTS)[:60]
+    labelled = 0
+    for text, doc in zip(texts, documents(tiny.tokenizer, texts, 400), strict=True):
+        assert len(doc.senses) == len(text["senses"])
+        ends = token_ends(tiny.tokenizer, doc.ids, text["text"])
+        assert ends[-1] == len(text["text"].encode())
+        for position, (_, end, word, sense) in zip(doc.senses, text["senses"], strict=True):
+            assert doc.senses[position] == (word, sense)
+            assert ends[position] >= end > ends[position - 1]  # a full stop may be part of the token
+            labelled += 1
+    assert labelled > 60
+
+
+def test_tokens_of_bytes_are_counted_as_bytes(tiny):
+    ids = tiny.tokenizer.encode("a 猫 b")
+    assert token_ends(tiny.tokenizer, ids, "a 猫 b")[-1] == len("a 猫 b".encode())
+
+
+def test_the_texts_are_the_held_out_stories_that_their_program_writes():
+    run = subprocess.run(
+        [sys.executable, "weights/stories.py", "--split", "heldout", "-n", "40", "--jsonl"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    lines = run.stdout.splitlines()
+    assert len(lines) > 20
+    assert TEXTS.read_text(encoding="utf-8").splitlines()[: len(lines)] == lines
+    assert TEXTS.stat().st_size <= 500_000
+
+
+def test_texts_are_read_from_plain_text_and_json_lines_and_mistakes_are_named(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("One story.\nIts second line.\n\n \nAnother.\n", encoding="utf-8")
+    assert [text["text"] for text in read_texts(path)] == ["One story.\nIts second line.", "Another."]
+    path = tmp_path / "texts.jsonl"
+    for line, words in (
+        ("", "holds no text"),
+        ('{"text": "a"}\n{', "line 2: not JSON"),
+        ('{"words": 3}', 'line 1: expected an object with a "text"'),
+        ('{"text": "bat", "senses": [[0, 9, "bat", "animal"]]}', "a sense must be"),
+        ('{"text": "bat", "senses": 4}', "a sense must be"),
+    ):
+        path.write_text(line, encoding="utf-8")
+        with pytest.raises(Error, match=words):
+            read_texts(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(Error, match="UTF-8"):
+        read_texts(path)
+    with pytest.raises(Error, match="no such file"):
+        read_texts(tmp_path / "nothing")
+
+
+def test_hidden_states_are_bounded_in_memory_and_drawn_at_the_same_places_every_time(tiny, monkeypatch):
+    docs = documents(tiny.tokenizer, read_texts(TEXTS)[:6], 60)
+    names = state_names(tiny.config)
+    first, again = (gather(tiny, docs, names, 120, lambda count: None) for _ in range(2))
+    assert first.drawn.sum() == 120
+    assert np.array_equal(first.states["layers.4.resid_post"], again.states["layers.4.resid_post"])
+    trace = Trace(names)
+    tiny(docs[2].ids, tap=trace)
+    row = np.flatnonzero(first.texts == 2)[0]
+    (place,) = np.flatnonzero((trace["layers.4.resid_ffn"] == first.states["layers.4.resid_ffn"][row]).all(-1))
+    assert (docs[2].ids[place - 1 : place + 2] == [first.previous[row], first.tokens[row], first.following[row]]).all()
+    monkeypatch.setattr(retention, "STATE_BYTES", 4 * 128 * len(names) * 30)
+    assert gather(tiny, docs, names, 120, lambda count: None).drawn.sum() == 30
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The command's JSON, for the tiny weights beside a model without PLE, and the directory of its figures."""
+    directory = tmp_path_factory.mktemp("retention")
+    config, weights = small("31B", vocab_size=2560)
+    minigemma.save(directory / "without", weights, config, "bfloat16")
+    shutil.copy(minigemma.TINY / "tokenizer.json", directory / "without")
+    sizes = ["--count", "16", "--length", "100", "--positions", "800", "--interventions", "2"]
+    run = subprocess.run(
+        [sys.executable, "-m", "minigemma", "retention", "--weights", minigemma.TINY, directory / "without",
+         *sizes, "--plots", directory / "figures", "--json"],
+        check=False, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"MPLBACKEND": "agg"}, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout), directory / "figures"
+
+
+def test_the_command_measures_several_checkpoints_at_every_depth(measured):
+    (with_ple, without), _ = measured
+    assert [result["ple"] for result in (with_ple, without)] == [True, False]
+    for result in (with_ple, without):
+        depth = len(result["layers"]) + 1
+        for name, measure in result["measures"].items():
+            assert len(measure["after"]["mean"]) == len(measure["after"]["error"]) == depth, name
+            assert len(measure["before PLE"]["mean"]) == (depth - 1) * result["ple"]
+        assert result["measures"]["variance, token"]["after"]["mean"][0] == pytest.approx(1, abs=1e-4)
+        assert result["measures"]["retrieval"]["after"]["mean"][0] == 1
+        assert set(result["writes"]) >= {"attention", "mlp"}
+        ranks = result["sentence"]["rank"]["embed"]
+        assert ranks == [1] * len(result["sentence"]["tokens"])
+    assert with_ple["sentence"]["logit lens"]["layers.9.resid_post"] != with_ple["sentence"]["tokens"]
+
+
+def test_the_command_reports_every_intervention_in_order_with_errors(measured):
+    (with_ple, without), _ = measured
+    config = minigemma.Config.from_json(minigemma.TINY)
+    expected = [("plain", None), *((kind, at) for kind, at, _ in conditions(config))]
+    assert [(row["kind"], row["at"]) for row in with_ple["interventions"]] == expected
+    assert [row["kind"] for row in without["interventions"]] == ["plain"]
+    rows = {(row["kind"], row["at"]): row for row in with_ple["interventions"]}
+    assert rows["off everywhere", None]["change"][0] > 1
+    assert all(len(row["identity"]["mean"]) == 11 and row["change"][1] is not None for row in rows.values())
+
+
+def test_the_figures_are_written_and_the_report_names_every_measure(measured):
+    results, figures = measured
+    names = {"retention", "context", "senses", "sentence", "interventions", "ablations", "quantisation"}
+    assert {path.stem for path in figures.iterdir()} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.iterdir())
+    text = retention.report(results)
+    for word in ("retrieval", "senses", "chance", "lookup pruned in layer 9", "input lens", "layer 3 before PLE"):
+        assert word in text
+
+
+def test_one_process_gives_the_numbers_that_several_give(measured, monkeypatch):
+    """A large checkpoint is measured in one process, with all its BLAS threads."""
+    monkeypatch.setattr(retention, "SMALL", 0)
+    sizes = {"count": 16, "length": 100, "positions": 800, "tried": 0}
+    (alone,) = retention.measure([minigemma.TINY], read_texts(TEXTS), minigemma.load, **sizes)
+    together = measured[0][0]
+    assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
+    assert alone["interventions"] == []
+    for name in ("variance, token", "variance, next", "probe, token, frequent"):
+        for when in ("after", "before PLE"):
+            found, expected = alone["measures"][name][when], together["measures"][name][when]
+            assert found["mean"] == pytest.approx(expected["mean"], abs=2e-3), name
+
+
+def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoint):
+    path = tmp_path / "own.txt"
+    path.write_text("\n\n".join(["Tom saw a cat by the lake.", "It was late.", "Mia ran home.", "Oh no!"]), "utf-8")
+    sizes = {"count": 9, "length": 60, "positions": 50, "tried": 0}
+    with pytest.raises(Error, match="shorter than 4 tokens"):
+        documents(minigemma.load().tokenizer, [{"text": "a", "senses": []}], 60)
+    (found,) = retention.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)
+    assert found["measures"]["senses"]["after"]["mean"] == [None] * 11
+    assert "senses" in retention.report([found])
+    with pytest.raises(Error, match="sentence is empty"):
+        retention.lenses(minigemma.load(), "", {}, None)
+    with pytest.raises(Error, match=r"tokenizer\.json"):
+        retention.measure([checkpoint], read_texts(path), minigemma.load, **sizes)
+
+
+def test_a_size_too_small_to_measure_is_refused():
+    for flag in ("--count", "--positions", "--interventions"):
+        run = subprocess.run(
+            [sys.executable, "-m", "minigemma", "retention", flag, "-1"],
+            check=False, capture_output=True, text=True, cwd=ROOT, timeout=60,
+        )  # fmt: skip
+        assert run.returncode == 2
+        assert flag in run.stderr
+        assert len(run.stderr.splitlines()) == 1
