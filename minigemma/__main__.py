@@ -5,20 +5,27 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
 
 from . import TINY, load
 from .cache import EMPTY
 from .config import RELEASED
 from .errors import Error
+from .files import make_directory, replacing
+from .foreign import read_trace
 from .generate import generate_ids, prompt_ids
-from .trace import Trace
-from .weights import synthesize
+from .model import no_tap
+from .trace import PRECISIONS, Finite, Trace, names_of
+from .weights import fingerprint, read_header, read_unused, synthesize
 
 
 def generate(args):
     """Continue a prompt, streaming."""
     model = load(args.weights, args.dtype)
-    _stream(model, prompt_ids(model, args.prompt), args)
+    _stream(model, prompt_ids(model, args.prompt, args.special), args)
 
 
 def chat(args):
@@ -38,14 +45,17 @@ def chat(args):
 def trace(args):
     """Record every intermediate of a prompt's pass."""
     model = load(args.weights, args.dtype)
-    ids = prompt_ids(model, args.prompt)
+    ids = prompt_ids(model, args.prompt, args.special)
     record = Trace(args.only)
-    model(ids, tap=record)
+    model(ids, tap=Finite(record) if args.check else record)
     if not record:
         raise Error(f"--only {args.only!r} fits no tap; names look like layers.3.attn.pattern, see minigemma/trace.py")
-    record.save(args.out, tokens=ids, model=str(model.directory))
+    identity = {"model": str(model.directory), "fingerprint": fingerprint(model.weights, model.config)}
+    record.save(args.out, tokens=ids, **identity)
     size = sum(array.nbytes for array in record.values())
     print(f"{args.out}: {len(record)} arrays of {len(ids)} tokens, {size / 1e6:.1f} MB")
+    if odd := [name for name, array in record.items() if not np.isfinite(array).all()]:
+        print(f"minigemma: {len(odd)} of them hold NaN or infinity, {odd[0]} first", file=sys.stderr)
 
 
 def _ask():
@@ -62,6 +72,7 @@ def _stream(model, ids, args, cache=EMPTY):
     def draws():
         nonlocal cache
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+        sampling["tap"] = Finite() if args.check else no_tap
         for id, behind in generate_ids(model, ids, args.n, cache, **sampling):
             cache = behind
             stamps.append(time.perf_counter())
@@ -123,6 +134,134 @@ def bench(args):
     print(json.dumps(result) if args.json else bench.report(result))
 
 
+def verify(args):
+    """Compare this machine's numbers with goldens: the file beside the weights, else the published ones."""
+    from . import verify
+
+    result = verify.verify(load(args.weights, args.dtype))
+    print(json.dumps(result) if args.json else verify.report(result))
+    return 0 if result["fits"] else 1
+
+
+def diff(args):
+    """Compare somebody else's trace with this pass, op by op on their own inputs."""
+    from . import diff, reports
+
+    model = load(args.weights, args.dtype)
+    theirs, tokens = _their_trace(args, model)
+    other = _other_run(theirs, tokens, model)
+    if other:
+        comparison = diff.Comparison([], "", other[1], None, identity=other[0])
+    elif args.against:
+        ours = read_trace(args.against, model.config)
+        if ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
+            raise Error(f"{args.against}: is of another prompt than {args.theirs}")
+        comparison = diff.diff_captures(theirs.arrays, ours.arrays, names_of(model.config))
+    else:
+        run = diff.Run(model, tokens, theirs.arrays, _soft_rows(args.soft))
+        comparison = diff.diff(theirs.arrays, run, args.precision)
+    comparison.notes += [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
+    if args.plot and comparison.rows:
+        from . import plots
+
+        with replacing(args.plot) as temporary:
+            plots.error_by_depth(comparison).savefig(temporary, format="png", dpi=150)
+    print(json.dumps(comparison.to_dict()) if args.json else reports.diff_text(comparison, args.all))
+    return 1 if comparison.first_broken or comparison.identity else 0
+
+
+def diagnose(args):
+    """Name the known mistake behind somebody else's trace."""
+    from . import diagnosis, reports
+    from .diff import Run
+
+    model = load(args.weights, args.dtype)
+    theirs, tokens = _their_trace(args, model)
+    other = _other_run(theirs, tokens, model)
+    if other:
+        result = diagnosis.Diagnosis(*other, None)
+    else:
+        unused = read_unused(model.directory, model.config)
+        run = Run(model, tokens, theirs.arrays, _soft_rows(args.soft), unused)
+        result = diagnosis.diagnose(theirs.arrays, run, args.precision, args.prefill)
+    print(json.dumps(result.to_dict()) if args.json else reports.diagnosis_text(result))
+    return 0 if result.verdict == "rounding" else 1
+
+
+def faults(args):
+    """List the catalogue of known mistakes."""
+    from . import faults, reports
+
+    entries = list(faults.FAULTS.values())
+    rows = [{**vars(entry), "changes": len(entry.changes)} for entry in entries]
+    print(json.dumps(rows) if args.json else reports.faults_text(entries, faults.PROBES))
+
+
+def _their_trace(args, model):
+    """The foreign.Foreign of args.theirs, and its ids or the given ones."""
+    given = None
+    if args.ids is not None:
+        parts = args.ids.replace(",", " ").split()
+        if not parts or not all(part.isdecimal() for part in parts):
+            raise Error(f"--ids must be whole numbers such as '2,818,5279', not {args.ids!r}")
+        given = [int(part) for part in parts]
+    elif args.prompt is not None:
+        given = prompt_ids(model, args.prompt, args.special)
+    theirs = read_trace(args.theirs, model.config, args.mapping)
+    if theirs.tokens is None:
+        if given is None:
+            raise Error(f"{args.theirs}: holds no ids; give those of the prompt by --ids 2,818,... or --prompt TEXT")
+        theirs = read_trace(args.theirs, model.config, args.mapping, given)
+    return theirs, theirs.tokens if given is None else np.asarray(given)
+
+
+def _other_run(theirs, tokens, model):
+    """(verdict, sentence) where the file itself says that it is of another prompt or another checkpoint."""
+    stored, print_ = theirs.tokens, theirs.metadata.get("fingerprint")
+    if not np.array_equal(stored, tokens) and abs(len(stored) - len(tokens)) != 1:
+        places = np.flatnonzero(stored[: len(tokens)] != tokens[: len(stored)])
+        place = int(places[0]) if len(places) else min(len(stored), len(tokens))
+        return "other-input", f"another prompt: the file's ids are not the given ones, from position {place} on"
+    if print_ is not None and print_ != fingerprint(model.weights, model.config):
+        return (
+            "other-weights",
+            f"other weights: the trace was made with {theirs.metadata.get('model', 'another model')}",
+        )
+    return None
+
+
+def _soft_rows(path):
+    """(positions, rows) of soft tokens from a safetensors file that holds both."""
+    if path is None:
+        return None
+    header = read_header(path)
+    if not {"positions", "rows"} <= set(header):
+        raise Error(
+            f"{path}: must hold `positions` [M] and `rows` [M, D]; it holds {', '.join(sorted(header)) or 'none'}"
+        )
+    rows = Trace.load(path)
+    return rows["positions"], rows["rows"].astype(np.float32)
+
+
+def retention(args):
+    """Measure how much of a token's identity each layer's hidden state keeps, and what PLE does to it."""
+    from . import retention
+
+    sizes = {"count": args.count, "length": args.length, "positions": args.positions, "tried": args.interventions}
+    for name, least in (("count", 4), ("length", 4), ("positions", 1), ("tried", 0)):
+        if sizes[name] < least:
+            raise Error(f"--{'interventions' if name == 'tried' else name} must be at least {least}, not {sizes[name]}")
+    texts, read = retention.read_texts(args.texts), partial(load, dtype=args.dtype)
+    results = retention.measure(args.weights or [None], texts, read, sentence=args.sentence, **sizes)
+    if args.plots:
+        from . import plots
+
+        for name, figure in plots.retention_figures(results).items():
+            with replacing(make_directory(args.plots) / f"{name}.png") as temporary:
+                figure.savefig(temporary, format="png", dpi=150)
+    print(json.dumps(results) if args.json else retention.report(results))
+
+
 def _print_stats(model, prompt, start, stamps):
     from .bench import ple_table
 
@@ -170,6 +309,8 @@ def parser():
     )
     dtype = flag("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float64"), help="default: bfloat16")
     prompt = flag("prompt", help="the text to start from")
+    special = flag("--special", action="store_true", help="read <|turn> and the like in the prompt as special tokens")
+    check = flag("--check", action="store_true", help="stop at the first NaN or infinity and name the array it is in")
     sampling = (
         flag("-n", type=int, default=200, metavar="N", help="at most this many new tokens (default 200)"),
         flag("--temperature", type=float, metavar="T", help="0 is greedy; default: the checkpoint's own"),
@@ -178,16 +319,48 @@ def parser():
         flag("--seed", type=int, metavar="S", help="makes a draw repeatable"),
         flag("--stats", action="store_true", help="print rates and memory to stderr at the end"),
     )
-    command(generate, prompt, where, dtype, *sampling)
-    command(chat, where, dtype, *sampling)
+    command(generate, prompt, special, where, dtype, *sampling, check)
+    command(chat, where, dtype, *sampling, check)
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
-    command(trace, prompt, where, dtype, out, only)
+    command(trace, prompt, special, where, dtype, out, only, check)
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
     command(synth, name, flag("directory", metavar="DIR", help="where to write"))
     command(bench, where, dtype, repeats, as_json)
+    command(verify, where, dtype, as_json)
+    theirs = flag("theirs", metavar="THEIRS", help="a safetensors file of their intermediates")
+    foreign = (
+        flag("--mapping", metavar="FILE", help="JSON that translates their names to ours"),
+        flag("--ids", metavar="IDS", help="the prompt's ids, such as 2,818,5279, where the file does not hold them"),
+        flag("--prompt", metavar="TEXT", help="the prompt, in place of --ids"),
+        special,
+        flag("--soft", metavar="FILE", help="safetensors with `positions` and `rows` of image or audio tokens"),
+        flag("--precision", choices=PRECISIONS, help="their engine's number format; default: inferred"),
+    )
+    against = flag("--against", metavar="OURS", help="a second trace; without weights no op can be judged by itself")
+    plot = flag("--plot", metavar="FILE", help="write a PNG of error against depth")
+    everything = flag("--all", action="store_true", help="print every tap, those not captured too")
+    first_call = flag("--prefill", type=int, metavar="N", help="tokens of their first call, where they then decoded")
+    command(diff, theirs, where, dtype, *foreign, against, plot, everything, as_json)
+    command(diagnose, theirs, where, dtype, *foreign, first_call, as_json)
+    command(faults, as_json)
+    several = flag("--weights", metavar="W", nargs="+", help="checkpoint directories, one or several to compare")
+    texts = TINY.parent / "texts.jsonl"
+    command(
+        retention,
+        several,
+        dtype,
+        flag("--texts", default=texts, metavar="FILE", help=f"text or .jsonl; default: {os.path.relpath(texts)}"),
+        flag("--count", type=int, default=400, metavar="N", help="at most this many texts (default 400)"),
+        flag("--length", type=int, default=256, metavar="N", help="tokens of each text that are read (default 256)"),
+        flag("--positions", type=int, default=8000, metavar="N", help="hidden states of all texts (default 8000)"),
+        flag("--interventions", type=int, default=16, metavar="N", help="texts for them (default 16); 0: none"),
+        flag("--sentence", default="Tom put the kite in the barn.", metavar="TEXT", help="shown token by token"),
+        flag("--plots", metavar="DIR", help="write the figures there, as PNG"),
+        as_json,
+    )
     source = f"a released model ({', '.join(RELEASED)}), a config.json, or a checkpoint directory"
     what = flag("what", metavar="NAME_OR_DIR", help=source)
     context = flag("--context", type=int, metavar="N", help="tokens; default: all positions, for compute 4096")
@@ -198,10 +371,14 @@ def parser():
 
 
 def main(argv=None):
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):  # bytes that are no text are told as such; a terminal without a letter
+            stream.reconfigure(errors=errors)  # shows its number
     args = parser().parse_args(argv)
     try:
-        args.run(args)
-        sys.stdout.flush()
+        with np.errstate(all="ignore"):  # what is not finite is told once, by name or by the logits' check
+            status = args.run(args) or 0  # a command that checks something returns 1 where it does not hold
+        print(end="", flush=True)
     except Error as error:
         print(f"minigemma: {error}", file=sys.stderr)
         return 2
@@ -209,9 +386,19 @@ def main(argv=None):
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 141
-    return 0
+    except (OSError, MemoryError) as error:  # a full disk behind the output, a machine too small for --dtype float32
+        print(f"minigemma: {Error(str(error) or 'not enough memory')}", file=sys.stderr)
+        _drop_output()
+        return 2
+    return status
+
+
+def _drop_output():
+    """Send what is left of the output nowhere: writing it at exit would fail again, with a traceback."""
+    with suppress(OSError):  # an output that is no file, in a notebook or a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

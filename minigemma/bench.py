@@ -12,6 +12,7 @@ import time
 import numpy as np
 
 from . import load, prefill
+from .accounting import prefill_multiply_adds
 from .bf16 import CORES, HalfMatrix
 from .model import forward
 
@@ -55,6 +56,7 @@ def bench(weights, dtype, repeats):
         "seconds": runs,
         "ceilings": ceilings,
         "read per token": bytes_read(model),
+        "products": {f"prefill {n}": 2 * sum(prefill_multiply_adds(config, n).values()) for n in prompts},
         "memory run": [prompt, new],
         "memory": in_fresh_process(model.directory, dtype, tokens(prompt), new)["memory"],
     }
@@ -194,7 +196,8 @@ def report(result):
         kind, _, count = name.partition(" ")
         note = ""
         if kind == "prefill":
-            note = f"{int(count) / middle:.0f} tokens/s"
+            rate = result["products"][name] / middle / 1e9
+            note = f"{int(count) / middle:.0f} tokens/s, {rate:.0f} GFLOP/s, {rate / sgemm:.0%} of the machine's"
         elif kind == "decode":
             rate = result["read per token"] / middle / 1e9
             note = f"{1 / middle:.2f} tokens/s, reads {rate:.1f} GB/s, {rate / read:.0%} of the machine's"
