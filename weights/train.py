@@ -391,7 +391,7 @@ def train(args):
             csv.writer(file).writerows([["step", "tokens", "loss", "validation_loss", "lr", "seconds"], *log])
 
 
-def main():
+def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory to write, as transformers saves it")
     parser.add_argument("--log", type=Path, help="write the training log here, as CSV")
@@ -410,8 +410,8 @@ def main():
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--no-ple", action="store_true", help="train the twin without per-layer embeddings")
     parser.add_argument("--intermediate-size", type=int, default=256, help="MLP width (default: %(default)s)")
-    train(parser.parse_args())
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    train(arguments())
