@@ -122,9 +122,7 @@ def _layer_tensors(config, layer):
             ("per_layer_input_gate.weight", (P, D), "per_layer_input_gate"),
             ("per_layer_projection.weight", (D, P), "per_layer_projection"),
         )
-        tensors += rows(
-            "norms and scalars", ("post_per_layer_input_norm.weight", (D,), "post_per_layer_input_norm")
-        )
+        tensors += rows("norms and scalars", ("post_per_layer_input_norm.weight", (D,), "post_per_layer_input_norm"))
     return tensors
 
 

@@ -83,7 +83,7 @@ def test_a_saved_trace_reads_back_as_it_was(tmp_path, member):
     forward([1, 2, 3], weights, config, tap=trace)
     trace.save(tmp_path / "trace.safetensors", tokens=[1, 2, 3], model="a model")
     again = Trace.load(tmp_path / "trace.safetensors")
-    assert again.metadata == {"tokens": [1, 2, 3], "model": "a model"}
+    assert again.metadata == {"tokens": [1, 2, 3], "model": "a model", "axes": "T N H"}
     assert set(again) == set(trace)
     assert all(np.array_equal(again[name], trace[name]) for name in trace)
 
