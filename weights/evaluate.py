@@ -259,7 +259,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--heldout", type=int, default=HELDOUT)
-    parser.add_argument("--only", choices=["corpus", "loss", "recall", "samples"])
+    parser.add_argument("--only", choices=["corpus", "loss", "model", "recall", "samples"],
+                        help="one part; \"model\" is the loss without the 4-gram baseline")
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(args.weights / "tokenizer.json"))
     model = load(args.weights)
@@ -277,6 +278,9 @@ def main():
         print(f"model: {ours:.4f} nats a token, {baseline - ours:.4f} below")
         if model.config.hidden_size_per_layer_input:
             print(f"the same with nothing added by PLE: {model_loss(without_ple(args.weights), heldout):.4f}")
+    if args.only == "model":
+        heldout = encode(tokenizer, documents("heldout", args.heldout))
+        print(f"model: {model_loss(model, heldout):.4f} nats a token")
     if args.only in (None, "recall"):
         questions = recall_questions(tokenizer, args.heldout)
         print("| questions | number | right | a rival at random | the commonest value |\n" + "| --- " * 5 + "|")
