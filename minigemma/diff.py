@@ -485,6 +485,7 @@ def _positions(bad, run):
     window = run.config.sliding_window
     if len(wrong) == len(errors) - wrong[0]:
         near = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else ""
-        return f"positions 0 to {wrong[0] - 1} are right, from {wrong[0]} on all are wrong{near}"
+        right = "position 0 is right" if wrong[0] == 1 else f"positions 0 to {wrong[0] - 1} are right"
+        return f"{right}, from {wrong[0]} on all are wrong{near}"
     shown = ", ".join(map(str, wrong[:6])) + (", ..." if len(wrong) > 6 else "")
     return f"only positions {shown} are wrong, {len(wrong)} of {len(errors)}"
