@@ -112,7 +112,7 @@ class Search:
                 candidate.change(port)
             with np.errstate(all="ignore"):
                 port.run(replay, self.prefill if cached else None)
-        except (ValueError, IndexError, AttributeError, TypeError):  # two changes that cannot stand together
+        except (ValueError, LookupError, AttributeError, TypeError):  # two changes that cannot stand together
             return None
         return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
 
