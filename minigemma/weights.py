@@ -61,6 +61,19 @@ def read_weights(directory, config, dtype="bfloat16"):
     """
     if dtype not in DTYPES:
         raise Error(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    found = text_of(directory)
+    _check(directory, config, found)
+    table = text_tensors(config)
+    with progress("converting the weights", sum(math.prod(tensor.shape) for tensor in table)) as advance:
+        arrays = {}
+        for tensor in table:
+            arrays[tensor.name] = _convert(tensor, found[tensor.name], dtype)
+            advance(math.prod(tensor.shape))
+    return assemble(config, arrays)
+
+
+def text_of(directory):
+    """name without its prefix -> Stored of every tensor of the text model, whichever shard holds it."""
     found = {}
     for path in shards(Path(directory)):
         for name, stored in read_header(path).items():
@@ -70,14 +83,7 @@ def read_weights(directory, config, dtype="bfloat16"):
             if short in found:
                 raise Error(f"{path}: holds {short} twice, under two prefixes or in two shards")
             found[short] = stored
-    _check(directory, config, found)
-    table = text_tensors(config)
-    with progress("converting the weights", sum(math.prod(tensor.shape) for tensor in table)) as advance:
-        arrays = {}
-        for tensor in table:
-            arrays[tensor.name] = _convert(tensor, found[tensor.name], dtype)
-            advance(math.prod(tensor.shape))
-    return assemble(config, arrays)
+    return found
 
 
 def read_header(path):
@@ -224,11 +230,7 @@ def read_unused(directory, config):
 
     -> name: float32 array; empty where the file was saved again without them. A port may use them by mistake.
     """
-    found = {}
-    for path in shards(Path(directory)):
-        for name, stored in read_header(path).items():
-            if not name.startswith(NOT_TEXT):
-                found[next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))] = stored
+    found = text_of(directory)
     return {tensor.name: widen(found[tensor.name].map()) for tensor in unused_tensors(config) if tensor.name in found}
 
 
