@@ -121,6 +121,8 @@ def compute_text(account):
 
 def diff_text(comparison, everything=False):
     """A diff.Comparison: the taps in the order of execution (runs of OK in one line), then the finding."""
+    if not comparison.rows:
+        return "\n".join([*comparison.notes, comparison.sentence])
     rows, calm = [], []
 
     def flush():
