@@ -25,6 +25,8 @@ from minigemma import Config, Error, Finite, Trace, accounting, reports
 from minigemma.__main__ import main
 from minigemma.bf16 import narrow
 from minigemma.config import TOWERS
+from minigemma.foreign import read_trace
+from minigemma.verify import verify
 
 from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message
 
@@ -54,9 +56,26 @@ class Base:
         self.answers = {path: answer(path) for path in (self.plain, self.half, self.mixture, self.sharded)}
         self.said = _read_and_speak(self.talking)
         trace = Trace("*.attn.*")
-        minigemma.load(self.plain)(TOKENS, tap=trace)
+        model = minigemma.load(self.plain)
+        model(TOKENS, tap=trace)
+        self.config = model.config
         trace.save(scratch / "trace.safetensors", tokens=TOKENS, model="E2B in miniature")
         self.trace = dict(trace)
+        self.goldens = self._goldens()
+
+    def _goldens(self):
+        """What a reference would have computed for `talking`: its own numbers, in the form of goldens.json."""
+        model, trace = minigemma.load(self.talking), Trace("layers.1.resid_post")
+        logits, _ = model(TOKENS, tap=trace)
+        first, state = np.argsort(-logits[-1])[:5], trace["layers.1.resid_post"][-1]
+        entry = {
+            "name": "one", "model": "E2B in miniature", "source": "this file", "compute": "minigemma",
+            "tolerance": "exact", "ids": TOKENS, "greedy_tokens": [int(first[0])],
+            "top_logits": {"indices": first.tolist(), "values": logits[-1][first].tolist()},
+            "hidden": [{"taps": ["layers.1.resid_post"], "l2_norm": float(np.linalg.norm(state)),
+                        "first_8": state[:8].tolist()}],
+        }  # fmt: skip
+        return {"tolerances": {"exact": {"logits": 1e-4, "hidden": 1e-4, "why": "the same code"}}, "goldens": [entry]}
 
     def _save(self, name, member, dtype, **changes):
         rope = {
@@ -911,6 +930,139 @@ def trace_file(base, rng):
     return Case(f"{how} {name}", lambda: dict(Trace.load(path)), expect, base.trace, len(raw))
 
 
+def foreign_trace(base, rng):
+    """Somebody else's capture: each array that is read holds values that were captured, whatever is wrong beside it."""
+    path = base.scratch / "case.safetensors"
+    how = pick(rng, ["layout", "name", "dtype", "shape", "ids", "flip", "cut"])
+    arrays = {name: np.array(array) for name, array in base.trace.items()}
+    metadata, expect = {"tokens": json.dumps(TOKENS)}, SOUND
+    if how == "layout":  # a batch axis, other heads' order, module paths: all told from names and shapes
+        expect = SAME
+        if rng.integers(2):
+            arrays = {name: array[None] for name, array in arrays.items()}
+        if rng.integers(2):
+            names = {"q": "q_norm", "k": "k_norm", "v": "v_norm", "q_raw": "q_proj", "o": "o_proj"}
+            split = {name: name.split(".attn.") for name in arrays}
+            arrays = {
+                f"model.language_model.{layer}.self_attn.{names[part]}" if part in names else name: arrays[name]
+                for name, (layer, part) in split.items()
+            }
+    elif how == "ids":
+        metadata["tokens"] = json.dumps(pick(rng, [*NONSENSE, TOKENS[1:], [*TOKENS, 5], [TOKENS], [10**9], [-1]]))
+    entries, data, end = [], [], 0
+    for name, array in arrays.items():
+        entries.append((name, {"dtype": "F32", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}))
+        data.append(array.astype("<f4").tobytes())
+        end += array.nbytes
+    number = int(rng.integers(len(entries)))
+    name, entry = entries[number]
+    if how == "name":
+        wrong = ["", "x", "layers.99.attn.q", "layers.*.attn.q", "a" * 5000, "layers.1.mlp", "\x1b[31m", "é"]
+        entries[number] = (pick(rng, wrong), entry)
+    elif how == "dtype":
+        entry["dtype"] = pick(rng, ["BF16", "F64", "U8", "I32", "F8_E4M3", "BOOL", "x", None])
+    elif how == "shape":
+        size = (entry["data_offsets"][1] - entry["data_offsets"][0]) // 4
+        entry["shape"] = pick(rng, [[size], [1, 1, size], [size, 1], [2**62, 4], [0], [], [-1], [1] * 40 + [size]])
+    raw = bytearray(pack(entries, b"".join(data), metadata=metadata))
+    if how == "flip":  # of the header: other names, shapes, offsets
+        head = 8 + int.from_bytes(raw[:8], "little")
+        raw[int(rng.integers(head))] ^= 1 << int(rng.integers(8))
+    elif how == "cut":
+        raw, expect = raw[: int(rng.integers(len(raw)))], REFUSED
+    path.write_bytes(raw)
+    known = {array.tobytes() for array in base.trace.values()}
+
+    def act():
+        found = read_trace(path, base.config).arrays
+        for name, array in found.items():
+            if how in ("name", "dtype", "shape", "ids") and np.float32(array).tobytes() not in known:
+                raise Broken(f"{name} holds numbers that nobody captured")
+        return found
+
+    return Case(f"{how} {name!a:.60}", act, expect, base.trace, len(raw))
+
+
+def mapping_file(base, rng):
+    """The file that translates names: it translates them all, or is refused."""
+    path, trace = base.scratch / "mapping.json", base.scratch / "theirs.safetensors"
+    entries, data = parse(base.scratch / "trace.safetensors")
+    renamed = [(name.replace("layers.", "blk.").replace(".attn.", ".a/"), entry) for name, entry in entries]
+    trace.write_bytes(pack(renamed, data, metadata={"tokens": json.dumps(TOKENS)}))
+    parts = sorted({name.rsplit(".", 1)[-1] for name in base.trace})
+    mapping = {f"blk.{{i}}.a/{part}": f"layers.{{i}}.attn.{part}" for part in parts}
+    key, expect = pick(rng, list(mapping)), REFUSED
+    how = pick(rng, ["sound", "order", "tap", "number", "axes", "bytes", "not an object", "no match"])
+    if how == "order":
+        mapping = {key: mapping[key] for key in rng.permutation(list(mapping))}
+    elif how == "tap":
+        wrong = [*NONSENSE, "layers.{i}.attn", "layers.*.attn.q", "q", {"tap": None}, {"axes": "T"}]
+        mapping[key] = pick(rng, wrong)
+    elif how == "number":
+        mapping[key] = mapping[key].replace("{i}", pick(rng, ["1", "{j}", "{i}{i}", "{i}.{i}", "-1"]))
+    elif how == "axes":
+        wrong = [nonsense for nonsense in NONSENSE if nonsense is not None]
+        mapping[key] = {"tap": mapping[key], "axes": pick(rng, [*wrong, "Z", "T T", "N**H", "*", "1", "T N H D", " "])}
+    text = json.dumps(mapping)
+    if how in ("sound", "order"):
+        expect = SAME
+    elif how == "bytes":
+        text = pick(rng, [text[: int(rng.integers(len(text)))], "[" * 100_000, "\ufeff" + text, "nul", '"\x00"'])
+    elif how == "not an object":
+        text = json.dumps(pick(rng, [*NONSENSE, [mapping], "layers.0.attn.q"]))
+    elif how == "no match":
+        text = json.dumps({f"x{theirs}": tap for theirs, tap in mapping.items()})
+    path.write_text(text, encoding="utf-8")
+    size = len(text) + trace.stat().st_size
+    return Case(f"{how} {key}", lambda: read_trace(trace, base.config, path).arrays, expect, base.trace, size)
+
+
+def goldens_file(base, rng):
+    """goldens.json: its numbers are compared, a changed one differs, and what is no golden is refused."""
+    directory, goldens = base.copy(base.talking), json.loads(json.dumps(base.goldens))
+    entry, expect = goldens["goldens"][0], REFUSED
+    how = pick(rng, ["sound", "number", "type", "missing", "bytes", "ids", "tap", "structure"])
+    field = pick(rng, ["name", "model", "source", "compute", "tolerance", "ids"])
+    if how == "number":
+        expect, where = SOUND, pick(rng, ["logit", "norm", "value", "greedy"])
+        if where == "logit":
+            entry["top_logits"]["values"][int(rng.integers(5))] += float(rng.choice([-1, 1]))
+        elif where == "norm":
+            entry["hidden"][0]["l2_norm"] *= 1.5
+        elif where == "value":
+            entry["hidden"][0]["first_8"][int(rng.integers(8))] += entry["hidden"][0]["l2_norm"]
+        else:
+            entry["greedy_tokens"] = [entry["top_logits"]["indices"][4]]
+    elif how == "type":
+        wrong = [None, "a", 1.5] if field == "ids" else [None, 3.5, [], {}, {"a": 1}, math.nan, True]
+        entry[field] = pick(rng, wrong)
+    elif how == "missing":
+        del entry[field]
+    elif how == "ids":
+        entry["ids"] = pick(rng, [[], [-1], [10**30], ["2"], [[2]], {"start": [2], "repeat": [5], "length": 10**15},
+                                  {"start": [2], "repeat": [], "length": 0}, {"start": 2}])  # fmt: skip
+    elif how == "tap":
+        entry["hidden"][0]["taps"] = pick(rng, [[], ["layers.99.resid_post"], ["*"], [3], None])
+    elif how == "structure":
+        goldens = pick(rng, [[], {}, {"goldens": []}, {"goldens": {}}, {"goldens": [3]}, {"goldens": [entry]},
+                             goldens | {"tolerances": []}, goldens | {"tolerances": {"exact": {}}}])  # fmt: skip
+    text = json.dumps(goldens)
+    if how == "sound":
+        expect = SAME
+    elif how == "bytes":
+        text = pick(rng, [text[: int(rng.integers(len(text)))], "[" * 100_000, "nul", ""])
+    (directory / "goldens.json").write_text(text, encoding="utf-8")
+
+    def act():
+        fits = verify(minigemma.load(directory))["fits"]
+        if fits == (how == "number"):
+            raise Broken(f"{'fits' if fits else 'differs'} from goldens that {'do not' if fits else 'do'}")
+        return fits
+
+    size = sum(file.stat().st_size for file in directory.iterdir())
+    return Case(f"{how} {field}", act, expect, True, size)
+
+
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
@@ -1144,6 +1296,9 @@ KINDS = {
     "generation config": (generation_config, 40),
     "tokenizer": (tokenizer_file, 30),
     "trace file": (trace_file, 30),
+    "foreign trace": (foreign_trace, 30),
+    "mapping file": (mapping_file, 20),
+    "goldens": (goldens_file, 20),
     "prompts": (prompts, 30),
     "ids and options": (tokens, 40),
     "arguments": (arguments, 60),
