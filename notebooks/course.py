@@ -12,9 +12,17 @@ import minigemma
 ROOM = 2 * 2**30  # bytes that one step of a notebook may take
 
 
-def load(dtype="bfloat16"):
-    """The model of MINIGEMMA_WEIGHTS, else of weights/tiny; prints which. dtype as in minigemma.load."""
+def load(dtype="bfloat16", needs_ple=False):
+    """The model of MINIGEMMA_WEIGHTS, else of weights/tiny; prints which. dtype as in minigemma.load.
+
+    Raises Error where the notebook looks at PLE and the model has none.
+    """
     model = minigemma.load(dtype=dtype)
+    if needs_ple and not model.config.hidden_size_per_layer_input:
+        raise minigemma.Error(
+            f"{model.directory}: this notebook looks at per-layer embeddings, and this model has none; set "
+            "MINIGEMMA_WEIGHTS to a directory of E2B or E4B, or unset it for weights/tiny"
+        )
     config, name = model.config, "weights/tiny" if is_tiny(model) else model.directory.name
     print(
         f"{name}: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
