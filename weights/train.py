@@ -9,6 +9,7 @@ Only its attention is computed here, in blocks, because a window of 32 costs lit
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import math
@@ -267,9 +268,9 @@ def hidden(model, ids):
     return model.model(input_ids=ids, attention_mask=masks, use_cache=False, **extra).last_hidden_state
 
 
-def loss_of(model, ids, weights):
-    """Mean cross-entropy a token (weighted), and the plain one. ids [B, T] -> two scalars."""
-    with torch.autocast("cpu", torch.bfloat16):
+def loss_of(model, ids, weights, short=True):
+    """Mean cross-entropy a token (weighted), and the plain one. ids [B, T] -> two scalars. short: bfloat16 products."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=short):
         states = hidden(model, ids)[:, :-1].flatten(0, 1)
         logits = states @ model.model.embed_tokens.weight.T
     cap = model.config.final_logit_softcapping
@@ -300,8 +301,8 @@ def schedule(step, steps, more):
 
 
 @torch.no_grad()
-def validation_loss(model, tokens, weights, batch):
-    total = [loss_of(model, tokens[i : i + batch], weights[i : i + batch])[1] for i in range(0, len(tokens), batch)]
+def validation_loss(compute, model, tokens, weights, batch):
+    total = [compute(model, tokens[i : i + batch], weights[i : i + batch])[1] for i in range(0, len(tokens), batch)]
     return float(torch.stack(total).mean())
 
 
@@ -355,7 +356,8 @@ def train(args):
             optimizer.load_state_dict(kept)
     size = sum(p.numel() for p in model.parameters())
     print(f"{size:,} parameters, {len(tokens):,} rows, {int((weights > 0).sum()):,} tokens, {steps:,} + {more:,} steps")
-    compute = torch.compile(loss_of) if args.compile else loss_of
+    measure = functools.partial(loss_of, short=not args.float32)
+    compute = torch.compile(measure) if args.compile else measure
     start, running = time.time() - seconds, []
     for step, (ids, weight) in enumerate(itertools.islice(itertools.chain(*stages), steps + more)):
         if step < done:
@@ -373,7 +375,7 @@ def train(args):
         seen += int((weight > 0).sum())
         if (step + 1) % args.every == 0 or step + 1 == steps + more:
             seconds = time.time() - start
-            test = validation_loss(model, held, held_weights, args.batch)
+            test = validation_loss(measure, model, held, held_weights, args.batch)
             log.append([step + 1, seen, round(sum(running) / len(running), 4), round(test, 4),
                         round(args.lr * schedule(step, steps, more), 6), round(seconds)])
             running = []
@@ -407,6 +409,8 @@ def arguments(given=None):
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true", help="use torch.compile: needs a C++ compiler")
+    parser.add_argument("--float32", action="store_true",
+                        help="no bfloat16 in training: quicker on a processor without instructions for it")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--no-ple", action="store_true", help="train the twin without per-layer embeddings")
     parser.add_argument("--intermediate-size", type=int, default=256, help="MLP width (default: %(default)s)")
