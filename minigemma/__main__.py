@@ -287,9 +287,16 @@ def _peak_memory():
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6:.0f} MB"
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, but what was typed wrong is quoted in one printable line."""
+
+    def error(self, message):
+        super().error(str(Error(message)))
+
+
 def parser():
     """The argument parser of every command."""
-    root = argparse.ArgumentParser(prog="minigemma", description="Gemma 4 in plain NumPy.")
+    root = Parser(prog="minigemma", description="Gemma 4 in plain NumPy.")
     commands = root.add_subparsers(dest="command", required=True)
 
     def command(run, *arguments):

@@ -105,6 +105,13 @@ def test_a_wrong_flag_shows_the_usage_and_status_2(arguments):
     assert lines[-1].startswith("minigemma")
 
 
+def test_a_wrong_flag_is_quoted_in_one_printable_line():
+    result = run("params", "E2B", "--\x1b[31m\nx")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith(r"unrecognized arguments: --\x1b[31m\nx")
+    assert "\x1b" not in result.stderr
+
+
 def test_an_empty_prompt_is_refused():
     assert len(refused(run("generate", ""), "prompt")) == 1
 

@@ -1188,15 +1188,22 @@ def command(base, rng):
         "chat": [["-n", "2"], ["-n", number], ["--seed", number], ["--stats"], ["--temperature", number]],
         "trace": [["--out", str(out)], ["--only", pick(rng, ["*", "layers.1.*", "[", "", "*.q", "x"])], ["--check"]],
         "params": [["--json"]], "memory": [["--json"], ["--context", number]], "compute": [["--context", number]],
-        "synth": [],
+        "synth": [], "faults": [["--json"]], "verify": [["--json"], ["--weights", str(base.half)]],
+        "diff": [["--json"], ["--all"], ["--ids", pick(rng, ["1,2,3", "2 105", *HOSTILE])], ["--prompt", text],
+                 ["--mapping", str(what)], ["--against", str(what)], ["--soft", str(what)], ["--plot", str(out)],
+                 ["--precision", pick(rng, ["float16", "float8", ""])]],
     }  # fmt: skip
     name = pick(rng, [*flags, "generate", "chat", "trace", *HOSTILE[:6]])
     words = [name]
     if name in ("generate", "chat", "trace"):
         words += ["--weights", str(weights)] + ([] if name == "chat" else [text])
         words += ["-n", "2"] if name != "trace" else ["--out", str(base.scratch / "out.safetensors")]
+    elif name in ("verify", "diff"):
+        words += ["--weights", str(weights if rng.integers(2) else base.plain)]
+        theirs = base.scratch / "trace.safetensors" if rng.integers(2) else what
+        words += [str(theirs)] if name == "diff" else []
     elif name == "synth":
-        words += [pick(rng, HOSTILE), str(base.scratch / "synth")]
+        words += [pick(rng, [text for text in HOSTILE if "E2B" not in text]), str(base.scratch / "synth")]  # 10 GB
     elif name in flags:
         words += [what]
     for _ in range(int(rng.integers(3))):
@@ -1210,10 +1217,10 @@ def command(base, rng):
 
 
 def judge_command(words, status, out, err):
-    """Status 0 with a result, or 2 with one last line that says what is wrong. Raises Error with that line."""
+    """Status 0 or 1 with a result, or 2 with one last line that says what is wrong. Raises Error with that line."""
     if "Traceback" in err or "Traceback" in out:
         raise Broken(f"{words!a:.300}: {err[-500:]}")
-    if status == 0:
+    if status == 0 or (status == 1 and words[0] in ("diff", "verify") and out):  # 1: it differs
         return out
     last = err.strip().splitlines()[-1] if err.strip() else ""
     if status != 2 or not last.startswith("minigemma"):
