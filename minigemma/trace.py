@@ -225,6 +225,17 @@ def compare(name, ours, theirs):
 MASKED = -1e4  # a score at or below this was masked: engines write -inf, -1e9 or the lowest float
 
 
+def masked(name, theirs):
+    """Where their array says nothing: scores captured after the mask. -> bool array, for another tap one False."""
+    return theirs <= MASKED if name.endswith("attn.scores") else np.False_
+
+
+def unmasked(name, theirs, ours):
+    """Their array, with our scores where theirs are masked."""
+    unknown = masked(name, theirs)
+    return np.where(unknown, ours, theirs) if unknown.any() else theirs
+
+
 class Replay:
     """A tap that compares every intermediate with somebody else's and then goes on with theirs.
 
@@ -250,8 +261,7 @@ class Replay:
         if theirs.shape != array.shape:
             self.misshapen[name] = array.shape, theirs.shape
             return array
-        if name.endswith("attn.scores"):
-            theirs = np.where(theirs > MASKED, theirs, array)
+        theirs = unmasked(name, theirs, array)
         if name in self.known and np.array_equal(self.known[name][0], array):
             difference = self.known[name][1]
         else:

@@ -31,6 +31,14 @@ def recorded(model, only=None, tokens=TOKENS, tap=None):
     return dict(trace)
 
 
+def recorded_with(model, fault):
+    """The trace of a port that makes one mistake of the catalogue."""
+    port, trace = Port(model.config, model.weights, TOKENS), Trace()
+    fault.changes[0](port)
+    port.run(trace)
+    return dict(trace)
+
+
 def compared(model, theirs, tokens=TOKENS, **options):
     return diff(theirs, Run(model, tokens, theirs), **options)
 
@@ -86,11 +94,7 @@ def test_an_engine_that_only_rounds_is_healthy_and_its_number_format_is_told(pre
 
 def test_a_broken_op_is_told_from_the_drift_behind_it():
     model = model_of("E2B")
-    port = Port(model.config, model.weights, TOKENS)
-    FAULTS["M2"].changes[0](port)
-    trace = Trace()
-    port.run(trace)
-    found = compared(model, dict(trace))
+    found = compared(model, recorded_with(model, FAULTS["M2"]))
     verdicts = {row.name: row.verdict for row in found.rows}
     assert found.first_broken == "layers.0.attn_out"
     assert "post_attention_layernorm" in found.sentence
@@ -100,6 +104,7 @@ def test_a_broken_op_is_told_from_the_drift_behind_it():
     assert verdicts["logits"] == "DRIFT"
 
 
+SCALAR = float(np.ravel(model_of("E2B").weights.layers[2].layer_scalar)[0])
 WITH_A_TAP = [f for f in FAULTS.values() if f.changes and not f.rounds
               and not set(f.needs) & {"soft", "cached", "unused"} and f.id not in ("J1", "J2")]  # fmt: skip
 
@@ -109,10 +114,7 @@ def test_each_mistake_is_first_seen_at_the_tap_that_the_catalogue_names(fault):
     member = "26B-A4B" if "moe" in fault.needs else "12B" if "k_eq_v" in fault.needs else MEMBERS.get(fault.id, "E2B")
     model = model_of(member)
     assert applicable(fault, model.config)
-    port, trace = Port(model.config, model.weights, TOKENS), Trace()
-    fault.changes[0](port)
-    port.run(trace)
-    found = compared(model, dict(trace))
+    found = compared(model, recorded_with(model, fault))
     first = found.first_broken
     parts = first.split(".")
     assert ".".join(["layers", "*", *parts[2:]] if parts[0] == "layers" else parts) == fault.first
@@ -122,6 +124,8 @@ def test_each_mistake_is_first_seen_at_the_tap_that_the_catalogue_names(fault):
     "name, change, hint",
     [
         ("embed", lambda x: x / 24**0.5, "1/sqrt(D)"),
+        ("embed", lambda x: x * 4.90625 / 24**0.5, "4.90625 / sqrt(D), that is sqrt(D) rounded to bfloat16"),
+        ("layers.2.resid_post", lambda x: x / SCALAR, "1/layer_scalar"),
         ("ple.token", lambda x: x * 6**0.5, "sqrt(P)"),
         ("layers.2.attn.scores", lambda x: x * 8**-0.5, "1/sqrt(head_dim)"),
         ("layers.2.mlp.down", lambda x: -x, "-1"),
@@ -140,6 +144,17 @@ def test_what_the_wrong_array_looks_like_is_said(name, change, hint):
     assert hint in found.hint
 
 
+def test_scores_that_were_captured_after_the_mask_are_judged_where_they_are_seen():
+    model = model_of("E2B")
+
+    def tap(name, x):
+        return np.where(np.tri(x.shape[-1], dtype=bool), x, -np.inf) if name.endswith("attn.scores") else x
+
+    assert {row.verdict for row in compared(model, recorded(model, tap=tap)).rows} == {"OK"}
+    scaled = recorded(model, tap=lambda n, x: tap(n, x / 8**0.5 if n == "layers.2.attn.scores" else x))
+    assert "1/sqrt(head_dim)" in compared(model, scaled).hint
+
+
 def test_an_op_that_was_left_out_equals_its_input():
     model = model_of("E2B")
     keep = {}
@@ -153,20 +168,14 @@ def test_an_op_that_was_left_out_equals_its_input():
 
 def test_a_wrong_donor_is_named():
     model = model_of("E2B")
-    port, trace = Port(model.config, model.weights, TOKENS), Trace()
-    FAULTS["F5"].changes[0](port)
-    port.run(trace)
-    found = compared(model, dict(trace))
+    found = compared(model, recorded_with(model, FAULTS["F5"]))
     assert found.first_broken == "layers.5.attn.scores"
     assert found.hint == "it reads the K of layer 0, not of layer 3"
 
 
 def test_a_wrong_window_is_seen_at_the_first_position_beyond_it():
     model = model_of("E2B")
-    port, trace = Port(model.config, model.weights, TOKENS), Trace()
-    FAULTS["G2"].changes[0](port)
-    port.run(trace)
-    found = compared(model, dict(trace))
+    found = compared(model, recorded_with(model, FAULTS["G2"]))
     assert found.hint == "positions 0 to 4 are right, from 5 on all are wrong (the window is 5)"
 
 
