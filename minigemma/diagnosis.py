@@ -17,7 +17,7 @@ import numpy as np
 from .diff import MARGIN, ROUNDING, diff, healthy
 from .errors import Error
 from .faults import FAULTS, PROBES, applicable
-from .trace import Replay, by_position, layer_of, time_axis
+from .trace import Replay, by_position, layer_of, shape_key, time_axis
 
 NAMED = 0.8  # of the excess explained: enough to name a fault
 SHAPE_EXCESS = 6  # what a wrong shape counts, in decades
@@ -69,6 +69,9 @@ class Search:
         self.run, self.prefill = run, prefill
         own = healthy(run, ROUNDING[comparison.precision])[1]
         self.allowed = {name: MARGIN * error for name, error in own.items()}
+        kinds = {shape_key(name): error for name, error in self.allowed.items()}
+        # of taps that a mistake adds, such as K of a layer that should have read another's
+        self.usual = {name: kinds[shape_key(name)] for name in run.theirs if shape_key(name) in kinds}
         judged = [row for row in comparison.rows if row.own is not None]
         broken = [row.name for row in judged if row.verdict == "BROKEN"]
         shapes = [row.name for row in comparison.rows if row.verdict == "SHAPE"]
@@ -84,10 +87,14 @@ class Search:
         run.port().run(lambda name, array: replay(name, arrays.setdefault(name, array)))
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
 
+    def allows(self, name):
+        """The error of one op that is still rounding."""
+        return self.allowed.get(name) or self.usual.get(name, 1e-6)
+
     def _excess(self, errors):
         total = 0.0
         for name, error in errors.items():
-            decades = np.log10(max(error, 1e-30) / self.allowed.get(name, 1e-6)) if np.isfinite(error) else SHAPE_EXCESS
+            decades = np.log10(max(error, 1e-30) / self.allows(name)) if np.isfinite(error) else SHAPE_EXCESS
             total += max(0.0, min(decades, SHAPE_EXCESS))
         return total
 
@@ -112,8 +119,10 @@ class Search:
                 candidate.change(port)
             with np.errstate(all="ignore"):
                 port.run(replay, self.prefill if cached else None)
-        except (ValueError, LookupError, AttributeError, TypeError):  # two changes that cannot stand together
-            return None
+        except (ValueError, LookupError, AttributeError, TypeError):
+            if len(candidates) == 1:
+                raise
+            return None  # two changes that cannot stand together, such as two other windows
         return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
 
     def explains(self, candidates):
@@ -129,13 +138,13 @@ class Search:
         for pattern in filter(None, (candidate.fault.rounds for candidate in candidates)):
             for name in filter(lambda name: fnmatchcase(name, pattern), judged):
                 if judged[name] <= MARGIN * self.coarse[name]:
-                    errors[name] = judged[name] = self.allowed[name]
+                    errors[name] = judged[name] = self.allows(name)
         before = self._excess({name: self.before.get(name, 0) for name in judged})
         fine = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()])
         return (1 - self._excess(judged) / before if before else 0.0), fine, errors
 
     def named(self, fault, share, errors):
-        mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allowed.get(n, 1e-6)]
+        mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allows(n)]
         worst = max(self.broken, key=lambda name: self.before[name])
         return Named(
             fault.id,
@@ -165,7 +174,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
     singles = sorted(((search.explains([c]), c) for c in search.candidates()), key=_rank)
     (share, _, errors), best = singles[0]
     first = comparison.first_broken
-    whole = all(error <= search.allowed.get(name, 1e-6) for name, error in errors.items())
+    whole = all(error <= search.allows(name) for name, error in errors.items())
     if share >= NAMED and whole:
         rivals = [(s, c) for s, c in singles[1:4] if s[0] > share - 0.02 and c.fault is not best.fault]
         return _finding(comparison, search, [(best, share, errors)], singles, rivals, share)
@@ -175,8 +184,8 @@ def diagnose(theirs, run, precision=None, prefill=None):
         shares = [total - search.explains([other])[0] for other in reversed(faults)]
         found = sorted(zip(faults, shares, [errors] * 2, strict=True), key=lambda item: -item[1])
         return _finding(comparison, search, found, singles, [], total)
-    if share >= NAMED or (share > 0.3 and errors.get(first, np.inf) <= search.allowed.get(first, 0)):
-        left = next((n for n in run.order if errors.get(n, 0) > search.allowed.get(n, np.inf)), None)
+    if share >= NAMED or (share > 0.3 and errors.get(first, np.inf) <= search.allows(first)):
+        left = next((n for n in run.order if errors.get(n, 0) > search.allows(n)), None)
         found = _finding(comparison, search, [(best, share, errors)], singles, [], share)
         found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
         return found
@@ -267,7 +276,9 @@ def _next_rung(run, prefill):
         return f"next, try {PROBES['far']}"
     if window + 1 >= T and any(layer.window for layer in run.config.layers):
         return f"next, try {PROBES['window']} ({window + 1} and {window + 2} here)"
-    return None if prefill is not None else f"next, try {PROBES['cached']}"
+    if prefill is None:
+        return f"next, try {PROBES['cached']}"
+    return f"next, try {PROBES['soft']}" if run.soft_tokens is None else None
 
 
 def _other_length(theirs, run):

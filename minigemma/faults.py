@@ -94,6 +94,9 @@ def note(id, title, probe, symptom, remedy, seen="", benign=""):
     FAULTS[id] = Fault(id, title, None, probe, symptom, remedy, seen, (), benign)
 
 
+KEPT = ("attn.rot_k", "attn.v", "resid_post")
+
+
 class Port:
     """Our pass with mistakes put into it.
 
@@ -139,6 +142,8 @@ class Port:
             for function in self.edits[short]:
                 array = function(At(self, i), array)
             array = tap(name, array)
+            if i not in self.seen and i:  # of layers behind us only what a later one may read
+                self.seen[i - 1] = {key: self.seen[i - 1][key] for key in KEPT if key in self.seen[i - 1]}
             self.seen[i][short] = array
             return array
 

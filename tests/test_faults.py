@@ -12,8 +12,8 @@ from family import small
 
 from minigemma import Trace, forward
 from minigemma.__main__ import main
-from minigemma.diagnosis import diagnose
-from minigemma.diff import Run
+from minigemma.diagnosis import Search, diagnose
+from minigemma.diff import Run, diff
 from minigemma.faults import FAULTS, PROBES, Port, applicable
 from minigemma.tensors import text_tensors
 from minigemma.trace import SHAPES
@@ -95,6 +95,20 @@ def test_a_mistake_of_the_cached_path_is_named_where_the_first_call_is_known(id)
     theirs = {n: np.concatenate(a) for n, a in calls.items() if not n.endswith(("scores", "pattern"))}
     found = diagnose(theirs, Run(model, TOKENS, theirs), prefill=12)
     assert [fault.id for fault in found.faults] == [id]
+
+
+@pytest.mark.parametrize("only", [None, ["layers.*.attn.scores"], ["logits"]], ids=["all taps", "scores", "logits"])
+@pytest.mark.parametrize("length", [1, 23])
+def test_every_mistake_of_the_catalogue_can_be_tried_on_every_member(member, length, only):
+    model, tokens, trace = model_of(member), TOKENS[-length:], Trace(only)
+    soft = np.array([0]), np.ones((1, model.config.hidden_size), np.float32)
+    forward(tokens, model.weights, model.config, soft_tokens=soft, tap=trace)
+    run = Run(model, tokens, dict(trace), soft_tokens=soft)
+    search = Search(run, diff(dict(trace), run), prefill=length // 2 or None)
+    candidates = search.candidates()
+    assert len({candidate.fault.id for candidate in candidates}) > 40
+    for candidate in candidates:
+        assert search.errors([candidate]) is not None
 
 
 def test_two_mistakes_at_once_are_both_named():

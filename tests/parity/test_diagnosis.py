@@ -23,7 +23,7 @@ from minigemma.faults import FAULTS as CATALOGUE
 from . import port
 from .configs import random_config
 
-FULL, HIDDEN, LOGITS = ["*"], ["embed", "layers.*.resid_post", "final_norm", "logits"], ["logits"]
+FULL, HIDDEN, LOGITS = ("*",), ("embed", "layers.*.resid_post", "final_norm", "logits"), ("logits",)
 BENIGN = ("B7", "B8", "C1b", "H8", "L6")  # a norm divides them away: a trace of hidden states cannot show them
 MADE = [*port.FAULTS.values(), *port.VARIANTS]
 LENGTH, PREFILL = 23, 11
@@ -38,7 +38,7 @@ def captured(theirs, only):
 
 
 @cache
-def recorded(*faults):
+def recorded(*faults, precision="float32"):
     """A faulty port's trace on its member of the family -> (model, tokens, soft tokens, trace)."""
     member, how = faults[0].member, faults[0].how
     raw, rng = fields(member), np.random.default_rng(11)
@@ -46,12 +46,14 @@ def recorded(*faults):
     weights, tokens, soft = random_weights(config, 5), prompt(raw["vocab_size"], 11), None
     if how == "soft":
         soft = np.array([4, 5, 6, 15]), rng.standard_normal((4, raw["hidden_size"])).astype(np.float32)
-    theirs = port.record_port(raw, config, weights, tokens, faults, how=how, soft_tokens=soft, prefill=PREFILL)
+    options = {"how": how, "soft_tokens": soft, "prefill": PREFILL, "precision": precision}
+    theirs = port.record_port(raw, config, weights, tokens, faults, **options)
     return SimpleNamespace(config=config, weights=weights), tokens, soft, theirs
 
 
-def diagnosed(*faults, only=FULL):
-    model, tokens, soft, theirs = recorded(*faults)
+@cache
+def diagnosed(*faults, only=FULL, precision="float32"):
+    model, tokens, soft, theirs = recorded(*faults, precision=precision)
     theirs = captured(theirs, only)
     unused = {name.removeprefix("model."): array for name, array in port.unused_weights(model.config).items()}
     run = Run(model, tokens, theirs, soft, unused if any(f.id in ("F1", "F3") for f in faults) else None)
@@ -60,12 +62,6 @@ def diagnosed(*faults, only=FULL):
 
 def names(diagnosis):
     return [named.id for named in (*diagnosis.faults, *diagnosis.rivals)]
-
-
-@cache
-def first_named(only):
-    """Of all the mistakes: those that are not the first named."""
-    return [f.id for f in MADE if names(diagnosed(f, only=list(only)))[:1] != [f.id]]
 
 
 def test_the_port_makes_every_mistake_of_the_catalogue_that_activations_can_show():
@@ -77,22 +73,33 @@ def test_a_mistake_is_among_the_first_three_named(fault):
     assert fault.id in names(diagnosed(fault))[:3]
 
 
-def test_at_least_nine_in_ten_mistakes_are_named_first_from_a_full_trace():
-    missed = first_named(tuple(FULL))
-    print(f"full trace: {len(MADE) - len(missed)} of {len(MADE)} named first; not {missed}")
-    assert len(missed) <= 0.1 * len(MADE)
+@pytest.mark.parametrize("only, least", [(FULL, 100), (HIDDEN, 97), (LOGITS, 90)],
+                         ids=["all taps", "hidden states", "logits"])  # fmt: skip
+def test_nearly_every_mistake_is_named_first_from_much_and_from_little(only, least):
+    missed = [f.id for f in MADE if names(diagnosed(f, only=only))[:1] != [f.id]]
+    print(f"{len(MADE) - len(missed)} of {len(MADE)} named first; not {missed}")
+    assert len(missed) <= (100 - least) / 100 * len(MADE)
 
 
-def test_at_least_seven_in_ten_mistakes_are_named_first_from_hidden_states():
-    missed = first_named(tuple(HIDDEN))
-    print(f"hidden states: {len(MADE) - len(missed)} of {len(MADE)} named first; not {missed}")
-    assert len(missed) <= 0.3 * len(MADE)
+SMALLER = {  # than the rounding of bfloat16, in a port that works in bfloat16 itself
+    "A3": "sqrt(D) is rounded as all else is", "A5": "so is a mean square", "A7": "these logits are far below the cap",
+    "A9": "the two forms of GELU differ by 5e-4", "A9b": "the two forms of GELU differ by 5e-4",
+    "B8": "all but harmless", "H4b": "without the router's taps, its choice may have turned",
+    "H6": "a router in float16 is finer than all else",
+}  # fmt: skip
 
 
-def test_most_mistakes_are_named_from_logits_alone():
-    missed = first_named(tuple(LOGITS))
-    print(f"logits: {len(MADE) - len(missed)} of {len(MADE)} named first; not {missed}")
-    assert len(missed) <= 0.5 * len(MADE)
+PARTLY = ("B5", "B13")  # rounding is a part of what they do: named as what comes nearest
+BFLOAT16 = [f for i, f in enumerate(MADE) if i % 4 == 0 or f.id in (*SMALLER, *PARTLY, "F1")]
+
+
+@pytest.mark.parametrize("fault", BFLOAT16, ids=lambda fault: fault.id)
+def test_a_mistake_in_a_bfloat16_port_is_named_unless_rounding_is_larger(fault):
+    diagnosis = diagnosed(fault, precision="bfloat16")
+    assert names(diagnosis)[:1] == ([] if fault.id in SMALLER else [fault.id])
+    verdict = "rounding" if fault.id in SMALLER else "unknown" if fault.id in PARTLY else "fault"
+    assert diagnosis.verdict == verdict
+    assert ("cannot be judged" in diagnosis.sentence) == (fault.id == "H4b")
 
 
 HEALTHY = {
@@ -142,7 +149,7 @@ def test_a_healthy_engine_with_the_tiny_weights_has_no_fault(kind):
         assert diagnose(part, Run(model, tokens, part)).verdict == "rounding"
 
 
-def test_both_of_two_mistakes_are_named_in_at_least_half_of_thirty_pairs():
+def test_both_of_two_mistakes_are_named_in_most_of_thirty_pairs():
     rng = np.random.default_rng(7)
     able = [f for f in port.FAULTS.values() if f.member == "E2B" and f.how == "whole" and f.id not in (*BENIGN, "A3")]
     able = [f for f in able if f.id not in ("J1", "J2", "F1", "F9", "F11")]  # shapes change, or weights are missing
@@ -151,7 +158,7 @@ def test_both_of_two_mistakes_are_named_in_at_least_half_of_thirty_pairs():
         pair = [able[i] for i in rng.choice(len(able), 2, replace=False)]
         found.append({f.id for f in pair} == {named.id for named in diagnosed(*pair).faults})
     print(f"both named in {sum(found)} of {len(found)} pairs")
-    assert sum(found) >= 15
+    assert sum(found) >= 24
 
 
 @pytest.mark.parametrize("seed", range(30))
