@@ -23,6 +23,8 @@ def load(dtype="bfloat16", needs_ple=False):
             f"{model.directory}: this notebook looks at per-layer embeddings, and this model has none; set "
             "MINIGEMMA_WEIGHTS to a directory of E2B or E4B, or unset it for weights/tiny"
         )
+    if model.tokenizer is None:
+        print(f"{model.directory} has no tokenizer.json, so what reads text will fail; that of weights/tiny will do.")
     config, name = model.config, "weights/tiny" if is_tiny(model) else model.directory.name
     print(
         f"{name}: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
