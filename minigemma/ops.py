@@ -36,6 +36,8 @@ def as_soft_tokens(soft_tokens, count, config):
     if config.use_bidirectional_attention:
         raise Error("soft tokens: this model's images need bidirectional attention, and minigemma's pass is causal")
     where, rows = (np.asarray(part) for part in soft_tokens)
+    if where.ndim != 1 or (where.size and where.dtype.kind not in "iu"):
+        raise Error(f"soft tokens: positions are a list of integers, not {where.dtype} of shape {list(where.shape)}")
     if rows.shape != (where.size, config.hidden_size):
         raise Error(f"soft tokens: {where.size} position(s) need rows of {config.hidden_size}, not {list(rows.shape)}")
     for position in where:
@@ -43,7 +45,7 @@ def as_soft_tokens(soft_tokens, count, config):
             raise Error(f"soft tokens: position {position} is outside this call's {count} tokens")
     if len(np.unique(where)) != len(where):
         raise Error("soft tokens: a position is given twice")
-    return where, rows
+    return where.astype(np.int64), rows
 
 
 def linear(x, weight):

@@ -197,12 +197,20 @@ def test_soft_tokens_replace_embeddings_and_look_up_the_pad_tokens_ple():
         (([-1], np.ones((1, 24))), "position -1"),
         (([1], np.ones((1, 23))), "24"),
         (([1, 1], np.ones((2, 24))), "twice"),
+        (([1.0], np.ones((1, 24))), "integers, not float64"),
+        (([[1]], np.ones((1, 24))), r"integers, not int64 of shape \[1, 1\]"),
     ],
 )
 def test_soft_tokens_that_do_not_fit_are_refused(soft_tokens, complaint):
     config, weights = small("E2B")
     with pytest.raises(Error, match=complaint):
         forward([9, 9, 9, 9], weights, config, soft_tokens=soft_tokens)
+
+
+def test_no_soft_tokens_change_nothing():
+    config, weights = small("E2B")
+    out, _ = forward([9, 5], weights, config, soft_tokens=([], np.ones((0, 24))))
+    assert np.array_equal(out, forward([9, 5], weights, config)[0])
 
 
 @pytest.mark.parametrize("member", ["26B-A4B", "31B"])
