@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections import Counter
 from itertools import pairwise
@@ -136,14 +135,10 @@ def test_every_sum_of_the_json_adds_up(name, capsys):
     assert data["text"] == data["total"] - data["parts"].get("vision", 0) - data["parts"].get("audio", 0)
 
 
-@released_models
-def test_params_takes_less_than_half_a_second(name):
-    times = []
-    for _ in range(3):  # the best of three: other work on this machine is not ours
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "minigemma", "params", name, "--json"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+def test_params_loads_nothing_that_is_slow():
+    code = "import sys; from minigemma.__main__ import main; main(['params', 'E2B']); print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"matplotlib", "safetensors", "tokenizers", "huggingface_hub"} & set(run.stdout.split())
 
 
 # A config.json and a checkpoint
