@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from family import small
+from safetensors.numpy import save_file
 
-from minigemma import Edit, Error, Replay, Trace, forward
+from minigemma import Edit, Error, Replay, Trace, forward, load
 from minigemma.__main__ import main
 from minigemma.bf16 import narrow, widen
 from minigemma.diff import Run, diff, diff_captures
@@ -251,6 +252,19 @@ def test_a_trace_of_other_weights_is_told_from_its_fingerprint(own_trace, tmp_pa
     trace.save(tmp_path / "t.safetensors", **trace.metadata | {"fingerprint": "of another model"})
     assert main(["diff", str(tmp_path / "t.safetensors")]) == 1
     assert "other weights" in capsys.readouterr().out
+
+
+def test_soft_tokens_come_from_a_file_of_positions_and_rows(tmp_path, capsys):
+    model, soft, path = load(), str(tmp_path / "soft.safetensors"), str(tmp_path / "theirs.safetensors")
+    rows = np.random.default_rng(0).standard_normal((2, model.config.hidden_size)).astype(np.float32)
+    trace, tokens = Trace(), [2, 300, 4, 4, 700]
+    forward(tokens, model.weights, model.config, soft_tokens=(np.array([2, 3]), rows), tap=trace)
+    trace.save(path, tokens=tokens)
+    save_file({"positions": np.array([2, 3]), "rows": rows}, soft)
+    assert main(["diff", path, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["first_broken"], found["rows"][0]["verdict"]) == ("embed", "BROKEN")
+    assert main(["diff", path, "--soft", soft]) == 0
 
 
 def test_the_plot_is_written(own_trace, tmp_path):

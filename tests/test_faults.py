@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from family import small
 
-from minigemma import Trace, forward
+from minigemma import Error, Trace, forward
 from minigemma.__main__ import main
 from minigemma.diagnosis import Search, diagnose
 from minigemma.diff import Run, diff
@@ -143,12 +143,44 @@ def test_a_missing_and_a_second_bos_are_named():
 
 def test_after_a_healthy_trace_the_next_rung_of_the_ladder_is_named():
     model = model_of("E2B")
-    for tokens, words in ((TOKENS[:1], "nine tokens"), (TOKENS, "more than 64")):
+    long, soft = np.tile(TOKENS, 3), (np.array([4]), np.ones((1, model.config.hidden_size), np.float32))
+    ladder = [
+        (TOKENS[:1], {}, None, "nine tokens"), (TOKENS, {}, None, "more than 64"),
+        (long, {}, None, PROBES["cached"]), (long, {"prefill": 9}, None, PROBES["soft"]),
+        (long, {"prefill": 9}, soft, ""),
+    ]  # fmt: skip
+    for tokens, options, soft_tokens, words in ladder:
         trace = Trace()
-        forward(tokens, model.weights, model.config, tap=trace)
-        found = diagnose(dict(trace), Run(model, tokens, dict(trace)))
+        forward(tokens, model.weights, model.config, soft_tokens=soft_tokens, tap=trace)
+        found = diagnose(dict(trace), Run(model, tokens, dict(trace), soft_tokens), **options)
         assert found.verdict == "rounding"
-        assert words in found.next_probe
+        assert words in (found.next_probe or "")
+
+
+def test_what_one_known_mistake_leaves_is_said():
+    model, trace = model_of("E2B"), Trace()
+    sign = np.where(np.arange(24) % 3, 1, -1).astype(np.float32)
+    port_with(model, "D1").run(lambda n, x: trace(n, x * sign if n == "layers.7.mlp.down" else x))
+    found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+    assert (found.verdict, found.faults[0].id) == ("fault", "D1")
+    assert found.sentence.endswith("what it leaves is not in the catalogue: it begins at layers.7.mlp.down")
+
+
+@pytest.mark.parametrize("only", ["layers.*.resid_post", "layers.*.resid_mid"])
+def test_hidden_states_of_another_run_are_told_as_such(only):
+    model, other = model_of("E2B"), model_of("E2B", seed=9)
+    changed = np.concatenate([TOKENS[:9], np.random.default_rng(8).integers(3, 120, 14)])
+    for made, tokens, verdict in ((model, changed, "other-input"), (other, TOKENS, "other-weights")):
+        trace = Trace(only)
+        forward(tokens, made.weights, made.config, tap=trace)
+        assert diagnose(dict(trace), Run(model, TOKENS, dict(trace))).verdict == verdict
+
+
+def test_a_trace_of_another_length_asks_for_its_ids():
+    model, trace = model_of("E2B"), Trace()
+    forward(TOKENS[:-4], model.weights, model.config, tap=trace)
+    with pytest.raises(Error, match="the trace has 19 positions and the prompt 23 ids; give the ids"):
+        diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
 
 
 def test_where_taps_are_missing_the_next_capture_is_named():
