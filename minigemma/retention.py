@@ -551,15 +551,17 @@ def lenses(model, sentence, means, middle):
         raise Error("the sentence is empty; give at least one word (--sentence)")
     model(ids, tap=trace)
     result = {"tokens": [model.tokenizer.token(id) for id in ids[1:]], "rank": {}, "input lens": {}, "logit lens": {}}
-    for name in names:
-        states = trace[name][1:]  # [T-1, D], without <bos>
-        normed = rms_norm(states, weights.norm, config.rms_norm_eps)
-        logits = softcap(linear(normed, weights.embed_tokens), config.final_logit_softcapping)  # [T-1, V]
-        near = nearest_tokens(states, weights.embed_tokens, means[name], middle)
-        ranks = retrieval_ranks(states, ids[1:, None], weights.embed_tokens, means[name], middle)  # [T-1, 1]
-        result["rank"][name] = ranks[:, 0].tolist()
-        result["input lens"][name] = [model.tokenizer.token(id) for id in near]
-        result["logit lens"][name] = [model.tokenizer.token(id) for id in logits.argmax(-1)]
+    with progress(f"{model.directory.name}, one sentence", len(names)) as advance:
+        for name in names:
+            states = trace[name][1:]  # [T-1, D], without <bos>
+            normed = rms_norm(states, weights.norm, config.rms_norm_eps)
+            logits = softcap(linear(normed, weights.embed_tokens), config.final_logit_softcapping)  # [T-1, V]
+            near = nearest_tokens(states, weights.embed_tokens, means[name], middle)
+            ranks = retrieval_ranks(states, ids[1:, None], weights.embed_tokens, means[name], middle)  # [T-1, 1]
+            result["rank"][name] = ranks[:, 0].tolist()
+            result["input lens"][name] = [model.tokenizer.token(id) for id in near]
+            result["logit lens"][name] = [model.tokenizer.token(id) for id in logits.argmax(-1)]
+            advance(1)
     return result
 
 
