@@ -36,8 +36,15 @@ SWAPS = {
 }  # fmt: skip
 
 # Mutants that no test can notice: their line as it becomes, and why it is no fault.
+LEFT = "to reshape, any negative length is the one that is left"
 EQUIVALENT = {
     "return np.argsort(-probs, kind='stable')[:, :k]": "the last axis is NumPy's default",
+    "share = np.take_along_axis(probs, chosen, axis=+1)": "of two axes the last is 1",
+    "token = (weights.embed_tokens_per_layer[ids] * P ** 0.5).reshape(T, -2, P)": LEFT,
+    "context = rms_norm(context.reshape(T, -2, P), weights.per_layer_projection_norm, eps)": LEFT,
+    "q = at('attn.q_raw', linear(h, w.q_proj).reshape(T, N, -2))": LEFT,
+    "k_raw = at('attn.k_raw', linear(h, w.k_proj).reshape(T, -2, layer.head_dim))": LEFT,
+    "o = at('attn.o', linear(z.reshape(T, -2), w.o_proj))": LEFT,
 }
 
 
