@@ -100,28 +100,13 @@ def half_linear(x, matrix):
     return out
 
 
-def wide_linear(x, matrix):
-    """x [T, in] times a plain matrix [out, in] transposed -> [T, out].
-
-    The BLAS rearranges the whole matrix for every product of more than one row. For a few rows and a large matrix that
-    is most of the work: dot products on two rows take less than half of the time, on eight as long.
-    """
-    if x.ndim == 2 and 1 < len(x) <= FEW // 2 and matrix.size >= BLOCK and x.dtype == matrix.dtype == np.float32:
-        out = np.empty((len(x), len(matrix)), np.float32)  # [T, out]
-        _all_cores(partial(_dots, x, matrix, out), len(matrix), matrix.size)
-        return out
-    return x @ matrix.T
-
-
-def _dots(x, matrix, out, start, stop):
-    """out[:, start:stop] from the rows start:stop of a matrix in 16 or 32 bits."""
-    for rows in _blocks(start, stop, matrix.shape[1]):
-        block = matrix[rows]
-        if block.dtype != np.float32:
-            words = _scratch(block.shape)
-            _widen_into(words, block)
-            block = words.view(np.float32)
-        np.vecdot(block, x[:, None], out=out[:, rows])
+def _dots(x, bits, out, start, stop):
+    """out[:, start:stop] from the rows start:stop of bits."""
+    for rows in _blocks(start, stop, bits.shape[1]):
+        block = bits[rows]
+        words = _scratch(block.shape)
+        _widen_into(words, block)
+        np.vecdot(words.view(np.float32), x[:, None], out=out[:, rows])
 
 
 def _blocks(start, stop, width, size=BLOCK):

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from .bf16 import HalfMatrix, half_linear, wide_linear
+from .bf16 import HalfMatrix, half_linear
 from .errors import Error
 
 
@@ -50,7 +50,7 @@ def as_soft_tokens(soft_tokens, count, config):
 
 def linear(x, weight):
     """x [..., in], weight [out, in] as checkpoints store it -> [..., out]. No Gemma 4 has biases."""
-    return half_linear(x, weight) if isinstance(weight, HalfMatrix) else wide_linear(x, weight)
+    return half_linear(x, weight) if isinstance(weight, HalfMatrix) else x @ weight.T
 
 
 @np.errstate(over="ignore")
