@@ -31,7 +31,7 @@ from .trace import (
 # there the order of a sum of thousands outweighs its roundings.
 ROUNDING = dict(zip(PRECISIONS, (2.0**-44, 2.0**-22, 2.0**-11, 2.0**-8), strict=True))
 MARGIN = 8  # times that is still healthy: runs of transformers reach 5.4, where an expert rounds often before its tap
-HALF = 0.5  # an op that may be off by so much cannot be told from another op
+BLIND = 0.5  # an op that rounding alone may put off by so much cannot be told from another op
 # Ops that round more often than others before their tap: norm, product, activation, product, weight, norm of an expert.
 STEPS = {"layers.*.mlp.moe_out": 4, "layers.*.router.probs": 3, "layers.*.ple.gate": 2, "ple.context": 2}
 
@@ -303,7 +303,7 @@ def _no_break(rows, precision):
             f"no op is broken: each of {captured} taps is right within {precision} rounding on its own inputs; small "
             f"errors add up to {worst.away.error:.1e} at {worst.name}"
         )
-    blind = [row.name for row in rows if row.allowed > HALF]
+    blind = [row.name for row in rows if row.allowed > BLIND]
     if blind:
         more = f" and {len(blind) - 1} more" if len(blind) > 1 else ""
         sentence += (

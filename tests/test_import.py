@@ -11,11 +11,17 @@ def modules_after(statement):
     """The top-level packages that a statement loads in a fresh interpreter, the standard library's left out."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return {name.split(".")[0] for name in run.stdout.split()} - set(sys.stdlib_module_names)
+    last = run.stdout.splitlines()[-1]
+    return {name.split(".")[0] for name in last.split()} - set(sys.stdlib_module_names)
 
 
 def test_importing_minigemma_loads_numpy_and_nothing_else():
     assert modules_after("import minigemma") <= {"minigemma", "numpy", "_distutils_hack"}
+
+
+def test_params_loads_numpy_and_nothing_else():
+    statement = "from minigemma.__main__ import main; main(['params', 'E2B'])"
+    assert modules_after(statement) <= {"minigemma", "numpy", "_distutils_hack"}
 
 
 def test_no_file_of_the_package_imports_what_is_not_in_the_requirements():

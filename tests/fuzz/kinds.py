@@ -936,7 +936,7 @@ def foreign_trace(base, rng):
     how = pick(rng, ["layout", "name", "dtype", "shape", "ids", "flip", "cut"])
     arrays = {name: np.array(array) for name, array in base.trace.items()}
     metadata, expect = {"tokens": json.dumps(TOKENS)}, SOUND
-    if how == "layout":  # a batch axis, other heads' order, module paths: all told from names and shapes
+    if how == "layout":  # a batch axis, transformers' module paths
         expect = SAME
         if rng.integers(2):
             arrays = {name: array[None] for name, array in arrays.items()}
