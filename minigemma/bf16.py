@@ -101,12 +101,18 @@ def half_linear(x, matrix):
 
 
 def _dots(x, bits, out, start, stop):
-    """out[:, start:stop] from the rows start:stop of bits."""
-    for rows in _blocks(start, stop, bits.shape[1]):
+    """out[:, start:stop] from the rows start:stop of bits.
+
+    NumPy lets another thread run only while it makes more than 500 dot products, so few long ones are cut in 8.
+    """
+    width = bits.shape[1]
+    pieces = 8 if width % 8 == 0 and len(x) * (BLOCK // width) <= 500 else 1
+    x = x.reshape(len(x), 1, pieces, -1)
+    for rows in _blocks(start, stop, width):
         block = bits[rows]
         words = _scratch(block.shape)
         _widen_into(words, block)
-        np.vecdot(words.view(np.float32), x[:, None], out=out[:, rows])
+        np.vecdot(words.view(np.float32).reshape(len(block), pieces, -1), x).sum(-1, out=out[:, rows])
 
 
 def _blocks(start, stop, width, size=BLOCK):

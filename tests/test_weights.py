@@ -233,10 +233,12 @@ def test_a_half_matrix_multiplies_like_its_values(shape, rows, dtype):
     assert np.abs(half_linear(x, HalfMatrix(bits)) - exact).max() < 1e-5 * np.sqrt(shape[1]) * 4
 
 
+@pytest.mark.parametrize("rows, shape", [(3, (4099, 1536)), (1, (1029, 12288))])
 @pytest.mark.parametrize("cores", [1, 2, 3, 16])
-def test_the_number_of_cores_changes_no_bit_of_a_product(cores, monkeypatch):
+def test_the_number_of_cores_changes_no_bit_of_a_product(cores, rows, shape, monkeypatch):
     rng = np.random.default_rng(5)
-    x, w = rng.standard_normal((3, 1536), np.float32), HalfMatrix(narrow(rng.standard_normal((4099, 1536), np.float32)))
+    x, w = (rng.standard_normal(size, np.float32) for size in ((rows, shape[1]), shape))
+    w = HalfMatrix(narrow(w))
     alone = half_linear(x, w)
     monkeypatch.setattr("minigemma.bf16.CORES", cores)
     np.testing.assert_array_equal(half_linear(x, w), alone)
