@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -409,4 +410,5 @@ def _drop_output():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: on the way out, half a file is removed
     sys.exit(main())

@@ -85,6 +85,23 @@ def test_ctrl_c_in_trace_or_in_synth_leaves_no_half_file(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["synth", "trace"]
 
 
+TERMINATED = """
+import runpy, signal, sys
+import safetensors.numpy
+def half_written(_, path, metadata):
+    open(path, "wb").write(b"half of it")
+    signal.raise_signal(signal.SIGTERM)
+safetensors.numpy.save_file = half_written
+runpy.run_module("minigemma", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_terminated_command_leaves_no_half_file_either(tmp_path):
+    arguments = [sys.executable, "-c", TERMINATED, "trace", STORY, "--out", str(tmp_path / "trace")]
+    result = subprocess.run(arguments, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr, list(tmp_path.iterdir())) == (143, "", [])
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no pseudo-terminals")
 def test_ctrl_c_typed_at_a_terminal_ends_a_chat_and_leaves_the_terminal_as_it_was():
     process, terminal = pty.fork()
