@@ -36,7 +36,7 @@ from .trace import Edit, Trace
 
 STATE_BYTES = 2**30  # hidden states held at once, whatever the model's size
 RETRIEVAL = 2 * 10**11  # multiply-adds of one self-retrieval: fewer positions where the token table is large
-BLOCK = 4096  # rows of the token table read at a time
+BLOCK = 1024  # rows of the token table read at a time: of E2B's 6 MB, still in the cache when multiplied
 CLASSES = 50  # token types in a probe
 RIDGE = 0.1  # added to the correlation matrix's diagonal of ones
 BLOCKS = 20  # of texts, for the jackknife
@@ -214,30 +214,35 @@ def table_mean(token_table):
 def retrieval_ranks(states, labels, token_table, centre, middle):
     """The rank of the row `labels` [n, m] among all rows of the token table by cosine with the state -> [n, m], 1 best.
 
-    Both sides are centred: states [n, D] by their mean `centre` [D], the table by its own, `middle` [D]. By chance the
-    rank is uniform.
+    Both sides are centred: states [n, D] by their mean `centre` [D] (or one for each, [n, D]), the table by its own,
+    `middle` [D]. By chance the rank is uniform.
     """
     states = _unit(states - centre)  # [n, D]
     rows = [_unit(np.asarray(token_table[column]) - middle) for column in labels.T]  # m of [n, D]
     own = np.stack([np.vecdot(states, row) for row in rows], axis=-1)  # [n, m]
     ranks = np.ones(labels.shape, int)  # [n, m]
-    for start in range(0, token_table.shape[0], BLOCK):
-        cosines = states @ _unit(np.asarray(token_table[start : start + BLOCK]) - middle).T  # [n, BLOCK]
+    for _, cosines in _cosines(states, token_table, middle):
         for column in range(labels.shape[1]):
             ranks[:, column] += (cosines > own[:, column, None] + 1e-6).sum(-1)  # 1e-6: its own row, otherwise summed
     return ranks
 
 
 def nearest_tokens(states, token_table, centre, middle):
-    """The input lens: the row of the token table nearest to each state by centred cosine -> [n]."""
+    """The input lens: the row of the token table nearest to each state by cosine, centred as above -> [n]."""
     states = _unit(states - centre)  # [n, D]
     best, nearest = np.full(len(states), -np.inf), np.zeros(len(states), int)
-    for start in range(0, token_table.shape[0], BLOCK):
-        cosines = states @ _unit(np.asarray(token_table[start : start + BLOCK]) - middle).T  # [n, BLOCK]
+    for start, cosines in _cosines(states, token_table, middle):
         here = cosines.argmax(-1)
         value = cosines[np.arange(len(states)), here]
         nearest, best = np.where(value > best, start + here, nearest), np.maximum(value, best)
     return nearest
+
+
+def _cosines(states, token_table, middle):
+    """Cosines of states [n, D] of length 1 with the centred token table, in blocks: (first row, [n, rows])."""
+    for start in range(0, token_table.shape[0], BLOCK):
+        rows = np.asarray(token_table[start : start + BLOCK]) - middle  # [rows, D]
+        yield start, states @ rows.T / np.maximum(np.sqrt(np.vecdot(rows, rows)), 1e-12)
 
 
 def probe_classes(labels, train, test):
@@ -551,14 +556,17 @@ def lenses(model, sentence, means, middle):
         raise Error("the sentence is empty; give at least one word (--sentence)")
     model(ids, tap=trace)
     result = {"tokens": [model.tokenizer.token(id) for id in ids[1:]], "rank": {}, "input lens": {}, "logit lens": {}}
+    states = {name: trace[name][1:] for name in names}  # [T-1, D] each, without <bos>
+    together = np.concatenate(list(states.values()))  # [depths*(T-1), D], so that the table is read once for all
+    centre = np.repeat([means[name] for name in names], len(ids) - 1, axis=0)  # [depths*(T-1), D]
+    own = np.tile(ids[1:], len(names))[:, None]  # [depths*(T-1), 1]
+    ranks = retrieval_ranks(together, own, weights.embed_tokens, centre, middle).reshape(len(names), -1)
+    nearest = nearest_tokens(together, weights.embed_tokens, centre, middle).reshape(len(names), -1)
     with progress(f"{model.directory.name}, one sentence", len(names)) as advance:
-        for name in names:
-            states = trace[name][1:]  # [T-1, D], without <bos>
-            normed = rms_norm(states, weights.norm, config.rms_norm_eps)
+        for name, rank, near in zip(names, ranks, nearest, strict=True):
+            normed = rms_norm(states[name], weights.norm, config.rms_norm_eps)
             logits = softcap(linear(normed, weights.embed_tokens), config.final_logit_softcapping)  # [T-1, V]
-            near = nearest_tokens(states, weights.embed_tokens, means[name], middle)
-            ranks = retrieval_ranks(states, ids[1:, None], weights.embed_tokens, means[name], middle)  # [T-1, 1]
-            result["rank"][name] = ranks[:, 0].tolist()
+            result["rank"][name] = rank.tolist()
             result["input lens"][name] = [model.tokenizer.token(id) for id in near]
             result["logit lens"][name] = [model.tokenizer.token(id) for id in logits.argmax(-1)]
             advance(1)
