@@ -40,6 +40,9 @@ LEFT = "to reshape, any negative length is the one that is left"
 EQUIVALENT = {
     "return np.argsort(-probs, kind='stable')[:, :k]": "the last axis is NumPy's default",
     "share = np.take_along_axis(probs, chosen, axis=+1)": "of two axes the last is 1",
+    "share = np.take_along_axis(probs, chosen)": "the last axis is NumPy's default",
+    "share = share / share.sum(+1, keepdims=True) * w.per_expert_scale[chosen]": "of two axes the last is 1",
+    "unit = np.maximum(np.abs(x).max(-1, keepdims=True), 2)": "any unit will do that is not far below the largest",
     "token = (weights.embed_tokens_per_layer[ids] * P ** 0.5).reshape(T, -2, P)": LEFT,
     "context = rms_norm(context.reshape(T, -2, P), weights.per_layer_projection_norm, eps)": LEFT,
     "q = at('attn.q_raw', linear(h, w.q_proj).reshape(T, N, -2))": LEFT,

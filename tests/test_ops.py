@@ -14,8 +14,8 @@ def test_rms_norm_multiplies_by_the_plain_weight():
     assert_allclose(ops.rms_norm(x, np.array([1.0, 10.0]), 0.0), [[3 / 12.5**0.5, -40 / 12.5**0.5]])
 
 
-def test_rms_norm_adds_eps_inside_the_root():
-    assert_allclose(ops.rms_norm(np.array([[1e-3, 1e-3]]), None, 1e-6), [[1 / 2**0.5] * 2])
+def test_rms_norm_adds_eps_inside_the_root_a_millionth_unless_told():
+    assert_allclose(ops.rms_norm(np.array([[1e-3, 1e-3]])), [[1 / 2**0.5] * 2])
 
 
 def test_rms_norm_survives_rows_of_every_size():
@@ -24,6 +24,10 @@ def test_rms_norm_survives_rows_of_every_size():
         normed = ops.rms_norm(rows)
     assert_allclose(normed[2:], np.tile(normed[2], (4, 1)), rtol=1e-5)
     assert_array_equal(normed[0], 0)
+
+
+def test_a_row_whose_squares_overflow_leaves_the_eps_of_other_rows_alone():
+    assert_allclose(ops.rms_norm(np.array([[1e200], [10.0]]), eps=1.0), [[1], [10 / 101**0.5]])
 
 
 def test_gelu_has_the_tanh_form():
@@ -96,3 +100,7 @@ def test_experts_sum_the_chosen_ones_by_their_weights():
 
 def test_the_best_experts_come_first():
     assert_array_equal(ops.top_k(np.array([[0.1, 0.5, 0.15, 0.25]]), 3), [[1, 3, 2]])
+
+
+def test_of_equally_probable_experts_the_first_come_first():
+    assert_array_equal(ops.top_k(np.full((1, 128), 1 / 128), 8), [np.arange(8)])

@@ -239,6 +239,14 @@ def test_tokens_that_do_not_fit_are_refused_in_one_line(tokens, complaint):
     assert "\n" not in str(caught.value)
 
 
+def test_the_first_and_the_last_of_ids_and_positions_are_taken():
+    config, weights = small("E2B")
+    count = config.max_position_embeddings
+    ends = ([0, count - 1], np.ones((2, config.hidden_size)))
+    _, cache = forward([0, config.vocab_size - 1] * (count // 2), weights, config, soft_tokens=ends)
+    assert cache.length == count
+
+
 def test_an_unknown_choice_of_logits_is_refused():
     config, weights = small("E2B")
     with pytest.raises(Error, match="first"):
