@@ -22,8 +22,10 @@ def test_rms_norm_survives_rows_of_every_size():
     rows = np.outer([0, 1e-30, 1, 1e18, 1e25, 3e38], [1, -1, 0.5, 1]).astype(np.float32)
     with np.errstate(all="raise", under="ignore"):
         normed = ops.rms_norm(rows)
+        of_heads = ops.rms_norm(rows[None])  # [1, 6, 4]
     assert_allclose(normed[2:], np.tile(normed[2], (4, 1)), rtol=1e-5)
     assert_array_equal(normed[0], 0)
+    assert_array_equal(of_heads[0], normed)
 
 
 def test_a_row_whose_squares_overflow_leaves_the_eps_of_other_rows_alone():
@@ -103,4 +105,6 @@ def test_the_best_experts_come_first():
 
 
 def test_of_equally_probable_experts_the_first_come_first():
-    assert_array_equal(ops.top_k(np.full((1, 128), 1 / 128), 8), [np.arange(8)])
+    probs = np.random.default_rng(0).integers(0, 40, (50, 128)) / 40  # [T, E], each value about three times
+    expected = [sorted(range(128), key=lambda e, row=row: (-row[e], e))[:8] for row in probs]
+    assert_array_equal(ops.top_k(probs, 8), expected)

@@ -227,7 +227,7 @@ def test_soft_tokens_are_refused_where_images_attend_in_both_directions(member):
         ([], "non-empty"),
         ([[1, 2]], "shape"),
         ([0.5], "ids"),
-        ([120], "token id 120"),
+        ([0, 120], "token id 120 is outside the vocabulary, 0 to 119"),
         ([3, -1], "token id -1"),
         (np.zeros(257, int), "positions"),
     ],
