@@ -37,8 +37,8 @@ class Tokenizer:
         return self._text.token_to_id(token)
 
     def token(self, id):
-        """The vocabulary's text of one id, as the axes of figures show it."""
-        return self._text.id_to_token(int(id))
+        """The vocabulary's text of one id, as the axes of figures show it; <id> where a model has more ids than it."""
+        return self._text.id_to_token(int(id)) or f"<{id}>"
 
     def encode(self, text, bos=True, special=False):
         """text -> ids, with exactly one <bos> in front if `bos`."""

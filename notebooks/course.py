@@ -49,8 +49,7 @@ def labels(model, ids):
     """Each token's text, as the axes of figures show it: "_" is the space before a word."""
     if model.tokenizer is None:
         return [str(id) for id in ids]
-    texts = [model.tokenizer.token(id) or f"<{id}>" for id in ids]  # a synthetic model has more ids than its tokenizer
-    return [text.replace("▁", "_").replace("\n", "\\n") for text in texts]
+    return [model.tokenizer.token(id).replace("▁", "_").replace("\n", "\\n") for id in ids]
 
 
 def check(mine, expected, tolerance=1e-4):

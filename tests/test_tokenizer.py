@@ -116,3 +116,4 @@ def test_a_text_that_cannot_be_encoded_and_a_file_that_is_no_tokenizer_are_refus
 
 def test_every_id_has_a_token_to_show_on_an_axis(tiny):
     assert all(isinstance(tiny.tokenizer.token(id), str) for id in np.arange(tiny.config.vocab_size))
+    assert tiny.tokenizer.token(262_143) == "<262143>"  # a model of more ids, with this tokenizer beside it
