@@ -58,16 +58,21 @@ def load(path=None, dtype="bfloat16"):
     Without a path: MINIGEMMA_WEIGHTS, else the tiny weights of this repository. dtype: "bfloat16" keeps the weights in
     the mapped file, "float32" converts all but the PLE table for the fastest decode, "float64" is for exact tests.
     """
-    directory = _find(path or os.environ.get("MINIGEMMA_WEIGHTS") or TINY)
+    directory = _find((os.environ.get("MINIGEMMA_WEIGHTS") or TINY) if path is None else path)
     config = Config.from_json(directory)
     defaults = directory / "generation_config.json"
-    return Model(
-        directory, config, read_weights(directory, config, dtype), read_json(defaults) if defaults.exists() else {}
-    )
+    if defaults.exists():
+        generation_config = read_json(defaults)
+    else:  # transformers then stops where config.json says
+        both = config.source | read_json(directory / "config.json")
+        generation_config = {"eos_token_id": both.get("eos_token_id")}
+    return Model(directory, config, read_weights(directory, config, dtype), generation_config)
 
 
 def _find(path):
     """A directory as it is; a hub name by its snapshot in the local cache. Never reaches the network."""
+    if not str(path):
+        raise Error("the path of the weights is empty; give a directory or a model's name, or leave it out")
     directory = Path(os.path.expanduser(path))
     if os.path.isdir(directory):  # false, where Path.is_dir raises, for a name that is too long
         return directory

@@ -35,12 +35,15 @@ def chat(args):
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise Error(f"{model.directory}: has no tokenizer.json, so it cannot chat; download the whole repository")
+    answer, end = tokenizer.open_turn("model"), tokenizer.close_turn()
+    stop = stop_ids(model.generation_config, model.config.vocab_size) | {end[0]}  # whatever the checkpoint's files say
+    model.generation_config = model.generation_config | {"eos_token_id": [*stop]}
     cache, ids = EMPTY, tokenizer.encode("")  # <bos> opens the conversation, once
     print("An empty line ends.", file=sys.stderr)
     while text := _ask():
-        ids = [*ids, *tokenizer.open_turn("user", text), *tokenizer.close_turn(), *tokenizer.open_turn("model")]
+        ids = [*ids, *tokenizer.open_turn("user", text), *end, *answer]
         cache, last = _stream(model, ids, args, cache)
-        ids = [*last, *tokenizer.close_turn()]
+        ids = [*last, *end]
 
 
 def trace(args):
@@ -60,6 +63,8 @@ def trace(args):
 
 
 def _ask():
+    if sys.stdin is None:  # closed by the shell, <&-
+        return ""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
@@ -67,7 +72,7 @@ def _ask():
 
 
 def _stream(model, ids, args, cache=EMPTY):
-    """Print what the model says -> the cache it ends with, and the ids drawn that this cache does not yet hold."""
+    """Print what the model says -> the cache it ends with, and the ids that this cache does not yet hold."""
     drawn, start, stamps = [], time.perf_counter(), []
 
     def draws():
@@ -85,7 +90,7 @@ def _stream(model, ids, args, cache=EMPTY):
     print()
     if args.stats:
         _print_stats(model, len(ids), start, stamps)
-    return cache, drawn[-1:]
+    return cache, drawn[-1:] or list(ids)  # a turn that ends before its first token leaves the prompt to be read
 
 
 def synth(args):

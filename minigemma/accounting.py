@@ -165,6 +165,8 @@ def count(what, unused=None):
 
 def _resolve(what):
     """-> a name, the parsed config.json, and the checkpoint directory or None."""
+    if not str(what):
+        raise Error("the model's name is empty; give a released one, a config.json, or a checkpoint directory")
     path = Path(os.path.expanduser(what))
     try:
         name = facts.released_name(str(what))

@@ -32,6 +32,7 @@ DEFAULTS = {
     "use_bidirectional_attention": None,
     "use_double_wide_mlp": False,
 }
+LAYERED = ("global_head_dim", "layer_types", "num_global_key_value_heads", "per_layer_config", "rope_parameters")
 SMALLEST = 1e-30  # with its inverse, the range of numbers that the pass can divide by in float32
 ROPE_DEFAULTS = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
@@ -140,10 +141,12 @@ def _resolve(data, where):
     text = data.get("text_config", data)
     if not isinstance(text, dict):
         raise Error(f"{where}: text_config must be an object, not {type(text).__name__}")
-    read = {*Config.__dataclass_fields__, *Layer.__dataclass_fields__, *DEFAULTS} if text is not data else ()
+    read = {*Config.__dataclass_fields__, *Layer.__dataclass_fields__, *DEFAULTS, *LAYERED}
     for name in sorted(read):
         if name in data and name in text and data[name] != text[name]:
             raise Error(f"{where}: {name} is {data[name]!r}, and {text[name]!r} in text_config; it cannot be both")
+    if text.get("rope_parameters") is None and (old := sorted({"rope_theta", "rope_scaling"} & set(text))):
+        raise Error(f"{where}: {old[0]} is an older form of rope_parameters, which hold it for each kind of layer")
     text = DEFAULTS | text
     _refuse_unsupported(text, where)
 

@@ -102,8 +102,13 @@ def progress(label, total):
 
 @contextmanager
 def replacing(path):
-    """Give a temporary path beside `path` to write to; rename it to `path` if all went well, remove it if not."""
-    path = Path(path)
+    """Give a temporary path beside `path` to write to; rename it to `path` if all went well, remove it if not.
+
+    A link is followed. A device or a pipe is no place for a file, and the rename would put one there: an Error.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise Error(f"{path}: cannot write over what is no regular file; give another name")
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:

@@ -101,7 +101,7 @@ def stop_ids(generation_config, vocab_size):
     stop = [] if stop is None else stop if isinstance(stop, list) else [stop]
     for id in stop:
         if type(id) is not int or not 0 <= id < vocab_size:
-            raise Error(f"generation_config.json: eos_token_id must hold ids below {vocab_size}, not {id!r}")
+            raise Error(f"the checkpoint's eos_token_id must hold ids below {vocab_size}, not {id!r}")
     return set(stop)
 
 
@@ -111,7 +111,7 @@ def generate(model, prompt, max_new_tokens=100, **options):
     options: temperature, top_k, top_p (by default what the checkpoint's generation_config says), seed, tap.
     """
     ids = prompt_ids(model, prompt) if isinstance(prompt, str) else prompt
-    return model.tokenizer.stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
+    return _tokenizer(model).stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
 
 
 def prompt_ids(model, prompt, special=False):
@@ -119,8 +119,15 @@ def prompt_ids(model, prompt, special=False):
 
     Raises Error where there is no tokenizer or no prompt.
     """
-    if model.tokenizer is None:
-        raise Error(f"{model.directory}: has no tokenizer.json, so text cannot be read; download the whole repository")
+    tokenizer = _tokenizer(model)
     if not prompt:
         raise Error("the prompt is empty; give at least one character")
-    return model.tokenizer.encode(prompt, special=special)
+    return tokenizer.encode(prompt, special=special)
+
+
+def _tokenizer(model):
+    if model.tokenizer is None:
+        raise Error(
+            f"{model.directory}: has no tokenizer.json, so there is no text, only ids; download the whole repository"
+        )
+    return model.tokenizer

@@ -234,7 +234,7 @@ def read_unused(directory, config):
     return {tensor.name: widen(found[tensor.name].map()) for tensor in unused_tensors(config) if tensor.name in found}
 
 
-def fingerprint(weights, config):
+def fingerprint(weights):
     """A short name for these values: two checkpoints of one shape differ in it, two number formats of one do not."""
     digest = hashlib.sha256()
     for owner in (weights, *weights.layers):
@@ -255,6 +255,9 @@ def synthesize(name, directory, seed=0):
     matrix have a random sign and mantissa and one exponent, which makes a generator as fast as the disk.
     """
     name, directory = released_name(name), make_directory(directory)
+    held = [p.name for p in directory.iterdir() if p.name == "config.json" or ".safetensors" in p.name]
+    if held:
+        raise Error(f"{directory}: holds {held[0]} already; give another directory, or delete it first")
     config, towers = released(name), TOWERS[name]
     table = checkpoint_tensors(config, towers, unused=True)
     size = 2 * sum(math.prod(tensor.shape) for tensor in table)

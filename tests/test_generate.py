@@ -135,5 +135,6 @@ def test_generate_streams_text_and_needs_a_tokenizer(tiny, checkpoint):
     ids = drawn(tiny, tiny.tokenizer.encode("Once upon a time"), 20, temperature=0.0)
     assert "".join(pieces) == tiny.tokenizer.decode(ids)
     assert len(pieces) > 10
-    with pytest.raises(Error, match=r"tokenizer\.json"):
-        minigemma.generate(minigemma.load(checkpoint), "Once")
+    for prompt in ("Once", [2, 5]):
+        with pytest.raises(Error, match=r"tokenizer\.json"):
+            minigemma.generate(minigemma.load(checkpoint), prompt)

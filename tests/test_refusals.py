@@ -44,9 +44,9 @@ def test_a_config_that_cannot_be_is_refused(changes, complaint):
         Config.from_dict(raw)
 
 
-@pytest.mark.parametrize("name", ["hidden_size", "head_dim", "num_key_value_heads", "attention_k_eq_v"])
+@pytest.mark.parametrize("name", ["per_layer_config", *fields("31B")])
 def test_a_config_that_says_two_things_in_two_places_is_refused(name):
-    text = fields("31B")
+    text = fields("31B", per_layer_config=None)
     Config.from_dict({"model_type": "gemma4", "text_config": text, name: text[name]})
     with pytest.raises(Error, match=f"{name} is .* and .* in text_config"):
         Config.from_dict({"model_type": "gemma4", "text_config": text, name: 99})

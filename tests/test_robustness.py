@@ -241,6 +241,57 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_at_once(talking, name)
         list(minigemma.generate(minigemma.load(talking), STORY, 1))
 
 
+def test_output_goes_through_a_link_and_never_takes_the_place_of_a_pipe_or_a_device(tmp_path, capfd):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["trace", "Tom", "--out", str(tmp_path / "pipe")]) == 2
+    assert "cannot write over what is no regular file" in capfd.readouterr().err
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    assert main(["trace", "Tom", "--out", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and minigemma.Trace.load(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("arguments", [["verify", "--weights", ""], ["params", ""]])
+def test_an_empty_name_of_weights_is_refused_and_means_no_default(arguments, capfd):
+    assert main(arguments) == 2
+    assert "is empty" in capfd.readouterr().err
+
+
+def test_without_a_generation_config_the_config_says_where_to_stop(talking):
+    (talking / "generation_config.json").unlink()
+    assert minigemma.load(talking).generation_config == {"eos_token_id": 1}
+    config = json.loads((talking / "config.json").read_text(encoding="utf-8")) | {"eos_token_id": [1, 106]}
+    (talking / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert minigemma.load(talking).generation_config == {"eos_token_id": [1, 106]}
+
+
+def test_a_chat_ends_each_answer_at_the_end_of_its_turn_whatever_the_files_say(talking):
+    (talking / "generation_config.json").write_text("{}", encoding="utf-8")
+    said = command("chat", "-n", 40, "--temperature", 0, "--weights", talking, input="Where is the kite?\n")
+    assert len(said.stdout.splitlines()) == 1
+    assert "user" not in said.stdout
+
+
+def test_a_chat_whose_input_is_closed_ends():
+    assert subprocess.run([sys.executable, "-m", "minigemma", "chat"], check=False, cwd=ROOT, stdin=None,
+                          preexec_fn=lambda: os.close(0), capture_output=True).returncode == 0  # fmt: skip
+
+
+def test_a_turn_that_the_model_ends_at_once_stays_in_the_conversation(monkeypatch):
+    calls, lines = [], iter(["Tom has a kite.", "Who has it?", ""])
+
+    def ends_at_once(model, ids, count, cache, **options):
+        calls.append((list(ids), cache.length))
+        return iter(())
+
+    monkeypatch.setattr(COMMAND, "generate_ids", ends_at_once)
+    monkeypatch.setattr(COMMAND, "_ask", lambda: next(lines))
+    assert main(["chat"]) == 0
+    (first, _), (second, cached) = calls
+    assert (second[: len(first)], cached) == (first, 0)
+    assert second.count(first[0]) == 1  # one <bos>
+
+
 def test_a_file_of_json_beyond_any_sense_is_refused_unread(talking):
     with open(talking / "config.json", "wb") as file:
         file.truncate(2**36)  # sparse

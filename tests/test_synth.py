@@ -49,6 +49,13 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
     assert list((tmp_path / "w").iterdir()) == []
 
 
+def test_a_checkpoint_that_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"a download of hours")
+    with pytest.raises(Error, match=r"holds model-00001-of-00002\.safetensors already"):
+        synthesize("E2B", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model-00001-of-00002.safetensors"]
+
+
 def test_only_released_names_can_be_synthesized(tmp_path):
     with pytest.raises(Error, match="E2B, E4B"):
         synthesize("E3B", tmp_path / "w")
