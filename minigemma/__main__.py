@@ -16,8 +16,8 @@ from .cache import EMPTY
 from .config import RELEASED
 from .errors import Error
 from .files import make_directory, replacing
-from .foreign import read_trace
-from .generate import generate_ids, prompt_ids
+from .foreign import read_array, read_trace
+from .generate import generate_ids, prompt_ids, stop_ids
 from .model import no_tap
 from .trace import PRECISIONS, Finite, Trace, names_of
 from .weights import fingerprint, read_header, read_unused, synthesize
@@ -54,7 +54,7 @@ def trace(args):
     model(ids, tap=Finite(record) if args.check else record)
     if not record:
         raise Error(f"--only {args.only!r} fits no tap; names look like layers.3.attn.pattern, see minigemma/trace.py")
-    identity = {"model": str(model.directory), "fingerprint": fingerprint(model.weights, model.config)}
+    identity = {"model": str(model.directory), "fingerprint": fingerprint(model.weights)}
     record.save(args.out, tokens=ids, **identity)
     size = sum(array.nbytes for array in record.values())
     print(f"{args.out}: {len(record)} arrays of {len(ids)} tokens, {size / 1e6:.1f} MB")
@@ -155,25 +155,28 @@ def diff(args):
 
     model = load(args.weights, args.dtype)
     theirs, tokens = _their_trace(args, model)
-    other = _other_run(theirs, tokens, model)
+    ours = _our_trace(args, model.config) if args.against else None
+    weights = ours.metadata.get("fingerprint") if ours else fingerprint(model.weights)
+    other = _other_run(theirs, tokens, weights)
+    if ours and ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
+        raise Error(f"{args.against}: is of another prompt than {args.theirs}")
     if other:
         comparison = diff.Comparison([], "", other[1], None, identity=other[0])
-    elif args.against:
-        ours = read_trace(args.against, model.config)
-        if ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
-            raise Error(f"{args.against}: is of another prompt than {args.theirs}")
-        comparison = diff.diff_captures(theirs.arrays, ours.arrays, names_of(model.config))
+    elif ours:
+        precision = args.precision or "float32"
+        comparison = diff.diff_captures(theirs.arrays, ours.arrays, model.config, precision)
+        comparison.notes += [f"{args.against}: ignored {line}" for line in ours.ignored]
     else:
         run = diff.Run(model, tokens, theirs.arrays, _soft_rows(args.soft))
         comparison = diff.diff(theirs.arrays, run, args.precision)
-    comparison.notes += [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
+    comparison.notes += _notes(theirs)
     if args.plot and comparison.rows:
         from . import plots
 
         with replacing(args.plot) as temporary:
             plots.error_by_depth(comparison).savefig(temporary, format="png", dpi=150)
     print(json.dumps(comparison.to_dict()) if args.json else reports.diff_text(comparison, args.all))
-    return 1 if comparison.first_broken or comparison.identity else 0
+    return 1 if comparison.first_broken or comparison.identity or theirs.unread else 0
 
 
 def diagnose(args):
@@ -183,15 +186,16 @@ def diagnose(args):
 
     model = load(args.weights, args.dtype)
     theirs, tokens = _their_trace(args, model)
-    other = _other_run(theirs, tokens, model)
+    other = _other_run(theirs, tokens, fingerprint(model.weights))
     if other:
         result = diagnosis.Diagnosis(*other, None)
     else:
         unused = read_unused(model.directory, model.config)
         run = Run(model, tokens, theirs.arrays, _soft_rows(args.soft), unused)
         result = diagnosis.diagnose(theirs.arrays, run, args.precision, args.prefill)
+    result.notes += _notes(theirs)
     print(json.dumps(result.to_dict()) if args.json else reports.diagnosis_text(result))
-    return 0 if result.verdict == "rounding" else 1
+    return 0 if result.verdict == "rounding" and not theirs.unread else 1
 
 
 def faults(args):
@@ -208,7 +212,7 @@ def _their_trace(args, model):
     given = None
     if args.ids is not None:
         parts = args.ids.replace(",", " ").split()
-        if not parts or not all(part.isdecimal() for part in parts):
+        if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
             raise Error(f"--ids must be whole numbers such as '2,818,5279', not {args.ids!r}")
         given = [int(part) for part in parts]
     elif args.prompt is not None:
@@ -217,18 +221,42 @@ def _their_trace(args, model):
     if theirs.tokens is None:
         if given is None:
             raise Error(f"{args.theirs}: holds no ids; give those of the prompt by --ids 2,818,... or --prompt TEXT")
-        theirs = read_trace(args.theirs, model.config, args.mapping, given)
+        other = {len(ids): ids for ids in _with_and_without_bos(given)} if theirs.length > 1 else {}
+        theirs = read_trace(args.theirs, model.config, args.mapping, other.get(theirs.length, given))
     return theirs, theirs.tokens if given is None else np.asarray(given)
 
 
-def _other_run(theirs, tokens, model):
-    """(verdict, sentence) where the file itself says that it is of another prompt or another checkpoint."""
+def _with_and_without_bos(ids):
+    """What a port reads that leaves <bos> out or puts it there twice."""
+    return list(ids[1:]), [*ids[:1], *ids]
+
+
+def _our_trace(args, config):
+    """The second trace, --against; a mapping translates its names too unless they are ours."""
+    own = set(names_of(config)) & set(read_header(args.against))
+    return read_trace(args.against, config, None if own else args.mapping)
+
+
+def _notes(theirs):
+    """What was recognised in a trace, what was left out, and what so goes unjudged."""
+    notes = [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
+    if theirs.unread:
+        count = len(theirs.unread) + len(theirs.arrays)
+        notes.append(f"{len(theirs.unread)} of {count} arrays could not be read and are not judged")
+    return notes
+
+
+def _other_run(theirs, tokens, weights):
+    """(verdict, sentence) where the file itself says that it is of another prompt, or of weights whose fingerprint is
+    not `weights` (None: unknown).
+    """
     stored, print_ = theirs.tokens, theirs.metadata.get("fingerprint")
-    if not np.array_equal(stored, tokens) and abs(len(stored) - len(tokens)) != 1:
+    alike = (tokens, *_with_and_without_bos(tokens))  # which mistake that is, the comparison finds
+    if not any(np.array_equal(stored, ids) for ids in alike):
         places = np.flatnonzero(stored[: len(tokens)] != tokens[: len(stored)])
         place = int(places[0]) if len(places) else min(len(stored), len(tokens))
         return "other-input", f"another prompt: the file's ids are not the given ones, from position {place} on"
-    if print_ is not None and print_ != fingerprint(model.weights, model.config):
+    if None not in (print_, weights) and print_ != weights:
         return (
             "other-weights",
             f"other weights: the trace was made with {theirs.metadata.get('model', 'another model')}",
@@ -245,8 +273,7 @@ def _soft_rows(path):
         raise Error(
             f"{path}: must hold `positions` [M] and `rows` [M, D]; it holds {', '.join(sorted(header)) or 'none'}"
         )
-    rows = Trace.load(path)
-    return rows["positions"], rows["rows"].astype(np.float32)
+    return read_array(header["positions"]), read_array(header["rows"]).astype(np.float32)
 
 
 def retention(args):
@@ -352,7 +379,7 @@ def parser():
         flag("--soft", metavar="FILE", help="safetensors with `positions` and `rows` of image or audio tokens"),
         flag("--precision", choices=PRECISIONS, help="their engine's number format; default: inferred"),
     )
-    against = flag("--against", metavar="OURS", help="a second trace; without weights no op can be judged by itself")
+    against = flag("--against", metavar="OURS", help="a second trace, of W too: where the two part")
     plot = flag("--plot", metavar="FILE", help="write a PNG of error against depth")
     everything = flag("--all", action="store_true", help="print every tap, those not captured too")
     first_call = flag("--prefill", type=int, metavar="N", help="tokens of their first call, where they then decoded")

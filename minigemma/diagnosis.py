@@ -45,13 +45,14 @@ class Diagnosis:
     rivals: list = field(default_factory=list)  # what explains nearly as much
     next_probe: str | None = None
     comparison: object = None
+    notes: list = field(default_factory=list)
 
     def to_dict(self):
         return {
             "verdict": self.verdict, "sentence": self.sentence, "first_broken": self.first_broken,
             "faults": [vars(fault) for fault in self.faults], "rivals": [vars(fault) for fault in self.rivals],
             "next_probe": self.next_probe, "precision": self.comparison and self.comparison.precision,
-            "hint": self.comparison and self.comparison.hint,
+            "hint": self.comparison and self.comparison.hint, "notes": self.notes,
         }  # fmt: skip
 
 
@@ -83,7 +84,7 @@ class Search:
         if prefill is None and 1 < start < len(run.tokens):
             self.prefill = start  # decoding, if it was that, began there; RoPE's mistakes spare position 0 by nature
         self.excess = self._excess(self.before)
-        arrays, replay = {}, Replay(run.theirs)
+        arrays, replay = {}, Replay(run.theirs, run.config)
         run.port().run(lambda name, array: replay(name, arrays.setdefault(name, array)))
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
 
@@ -113,10 +114,10 @@ class Search:
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ."""
         port = self.run.port(self.suspect)
         cached = any("cached" in candidate.fault.needs for candidate in candidates)
-        replay = Replay(self.run.theirs, {} if cached else self.known)
         try:
             for candidate in candidates:
                 candidate.change(port)
+            replay = Replay(self.run.theirs, port.config, {} if cached else self.known)
             with np.errstate(all="ignore"):
                 port.run(replay, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):
@@ -161,6 +162,9 @@ def diagnose(theirs, run, precision=None, prefill=None):
 
     prefill: how many tokens their first call had, where the others were decoded one by one with a cache.
     """
+    T = len(run.tokens)
+    if prefill is not None and not 1 <= prefill <= T:
+        raise Error(f"their first call must have had from 1 to the prompt's {T} tokens, not {prefill} (--prefill)")
     other = _other_length(theirs, run)
     if other:
         return other
@@ -189,6 +193,10 @@ def diagnose(theirs, run, precision=None, prefill=None):
         found = _finding(comparison, search, [(best, share, errors)], singles, [], share)
         found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
         return found
+    if T > 1 and all(np.shape(array)[time_axis(name)] == 1 for name, array in theirs.items()):
+        other = _other_bos(theirs, run, T - 1) or _other_bos(theirs, run, T + 1)  # the last position tells no length
+        if other:
+            return other
     other = _unrelated(comparison, run)
     if other:
         return Diagnosis(*other, first, comparison=comparison)
@@ -197,6 +205,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
     return Diagnosis("unknown", sentence, first, [], near, _capture(comparison, run), comparison)
 
 
+@np.errstate(invalid="ignore")
 def _unrelated(comparison, run):
     """(verdict, sentence) where no mistake explains a trace because it is of another prompt or of other weights.
 
@@ -287,18 +296,25 @@ def _other_length(theirs, run):
     T = len(run.tokens)
     if not lengths or lengths <= {1, T} or T in lengths:
         return None
-    for id, length in (("J1", T - 1), ("J2", T + 1)):
-        if lengths <= {1, length} and length:
-            port = run.port()
-            FAULTS[id].changes[0](port)
-            again = run.with_tokens(port.tokens)
-            comparison = diff(theirs, again)
-            if comparison.first_broken is None:
-                fault = FAULTS[id]
-                evidence = f"their {length} positions agree with the prompt's {T} ids, {fault.title}"
-                named = Named(id, fault.title, 1.0, evidence, fault.remedy)
-                return Diagnosis("fault", f"{id}, {fault.title}", "embed", [named], comparison=comparison)
+    for length in (T - 1, T + 1):
+        if lengths <= {1, length} and (other := _other_bos(theirs, run, length)):
+            return other
     raise Error(
         f"the trace has {', '.join(map(str, sorted(lengths)))} positions and the prompt {T} ids; give the ids that "
         "their run had, with --ids"
     )
+
+
+def _other_bos(theirs, run, length):
+    """The Diagnosis of a trace that fits the prompt without its <bos>, or with two: `length` tokens. Else None."""
+    T, id = len(run.tokens), "J1" if length < len(run.tokens) else "J2"
+    if not length:
+        return None
+    port, fault = run.port(), FAULTS[id]
+    fault.changes[0](port)
+    comparison = diff(theirs, run.with_tokens(port.tokens))
+    if comparison.first_broken is not None:
+        return None
+    evidence = f"their {length} positions agree with the prompt's {T} ids, {fault.title}"
+    named = Named(id, fault.title, 1.0, evidence, fault.remedy)
+    return Diagnosis("fault", f"{id}, {fault.title}", "embed", [named], comparison=comparison)

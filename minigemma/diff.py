@@ -11,17 +11,21 @@ from functools import cached_property, partial
 import numpy as np
 
 from .bf16 import narrow, widen
+from .errors import Error
 from .faults import Port
 from .ops import linear, rope
 from .trace import (
+    MASKED,
     PRECISIONS,
     SHAPES,
+    Finite,
     Replay,
     Trace,
     by_position,
     compare,
+    hidden_keys,
     layer_of,
-    masked,
+    names_of,
     shape_key,
     time_axis,
     unmasked,
@@ -104,16 +108,19 @@ class Comparison:
     notes: list = field(default_factory=list)
 
     def to_dict(self):
+        def finite(number):
+            return number if np.isfinite(number) else None  # JSON has no other number
+
         def one(row):
             return {
                 "tap": row.name,
                 "shape": row.shape and list(row.shape),
                 "verdict": row.verdict,
-                "error": row.away and row.away.error,
-                "own_error": row.own and row.own.error,
-                "allowed": row.allowed,
-                "cosine": row.away and row.away.cosine,
-                "ratio": row.away and row.away.ratio,
+                "error": row.away and finite(row.away.error),
+                "own_error": row.own and finite(row.own.error),
+                "allowed": finite(row.allowed),
+                "cosine": row.away and finite(row.away.cosine),
+                "ratio": row.away and finite(row.away.ratio),
             }
 
         return {
@@ -131,7 +138,10 @@ class Run:
         self.ours = Trace(list(theirs))
         self.healthy = {}  # size of rounding -> what `healthy` found
         self.order = Trace()  # every tap's name in the order of execution, its array not kept
-        self.port().run(self._first)
+        try:
+            self.port().run(Finite(self._first))
+        except Error as error:
+            raise Error(f"our own pass cannot judge theirs: {error}") from None
 
     def _first(self, name, array):
         self.order.arrays[name] = array.shape
@@ -158,8 +168,13 @@ class Run:
             if name in theirs and theirs[name].ndim == ours.ndim and theirs[name].shape[axis] == 1:
                 ours = np.take(ours, [-1], axis=axis)  # they kept the last position only
             if name in theirs and theirs[name].shape == ours.shape and not name.endswith("router.experts"):
-                found[name] = compare(name, ours, unmasked(name, theirs[name], ours))
+                found[name] = compare(name, ours, unmasked(name, theirs[name], ours, self.hidden(name, ours)))
         return found
+
+    def hidden(self, name, scores):
+        """The keys that a query may not see, of scores of the whole prompt or of its last position; else False."""
+        scored = name.endswith("attn.scores")
+        return hidden_keys(self.config, name, scores.shape, len(self.tokens)) if scored else np.False_
 
 
 class Noise:
@@ -241,7 +256,7 @@ def infer_precision(theirs, own, run):
 
 def diff(theirs, run, precision=None):
     """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
-    replay = Replay(theirs)
+    replay = Replay(theirs, run.config)
     run.port().run(replay)
     own, away = replay.found, run.away(theirs)
     precision = precision or infer_precision(theirs, own, run)
@@ -273,16 +288,16 @@ def diff(theirs, run, precision=None):
     return Comparison(rows, precision, _broken(bad, rows, precision, replay.misshapen), bad.name, hint)
 
 
-def diff_captures(theirs, ours, names, precision="float32"):
+def diff_captures(theirs, ours, config, precision):
     """Two captured traces, without weights -> Comparison: no op can be judged by itself, only where they part."""
     rows, allowed = [], 64 * ROUNDING[precision]
-    for name in names:
+    for name in names_of(config):
         if name not in theirs or name not in ours:
             rows.append(Row(name, None, "MISSING"))
         elif theirs[name].shape != ours[name].shape:
             rows.append(Row(name, theirs[name].shape, "SHAPE"))
         else:
-            away = compare(name, ours[name], theirs[name])
+            away = compare(name, *_comparable(name, ours[name], theirs[name], config))
             verdict = "OK" if away.error <= allowed else "DRIFT"
             rows.append(Row(name, theirs[name].shape, verdict, away, away, allowed))
     first = next((row.name for row in rows if row.verdict in ("DRIFT", "SHAPE")), None)
@@ -291,6 +306,14 @@ def diff_captures(theirs, ours, names, precision="float32"):
     if first:
         sentence = f"the two part at {first}; give --weights in place of --against to judge each op by itself"
     return Comparison(rows, precision, sentence, first)
+
+
+def _comparable(name, a, b, config):
+    """Two captures of one tap without what is not finite in both, and without masked keys where one has masked them."""
+    alike = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
+    if name.endswith("attn.scores") and min(a.min(), b.min()) <= MASKED:
+        alike |= hidden_keys(config, name, a.shape, a.shape[-1])
+    return np.where(alike, 0, a), np.where(alike, 0, b)
 
 
 def _no_break(rows, precision):
@@ -321,8 +344,9 @@ def _broken(bad, rows, precision, misshapen):
     between = before[before.index(last) + 1 :] if last else before
     what = f"the first broken op is {bad.name} ({OPS[shape_key(bad.name)]})"
     if bad.verdict == "SHAPE":
-        ours, theirs = misshapen.get(bad.name, ("another", bad.shape))
-        return f"{what}: its shape is {list(theirs)} and should be {list(ours)}"
+        ours, theirs = misshapen.get(bad.name, (None, bad.shape))
+        should = f" and should be {list(ours)}" if ours else ", which this prompt does not give"
+        return f"{what}: its shape is {list(theirs)}{should}"
     size = f"on their own inputs it is off by {bad.own.error:.1e}, where {precision} rounding allows {bad.allowed:.1e}"
     if between:
         ops = ", ".join(name.removeprefix("layers.") for name in between[-6:])
@@ -375,7 +399,8 @@ def _other_tokens(embed, theirs, run):
     sizes = np.concatenate([np.linalg.norm(np.asarray(table[i : i + 8192]), axis=-1)
                             for i in range(0, table.shape[0], 8192)])  # [V]  # fmt: skip
     match = linear(rows, table) / (sizes * np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-30)  # [M, V]
-    best, close = match.argmax(-1), match.max(-1) > 0.98
+    best, rowlike = match.argmax(-1), match.max(-1) > 0.98  # [M] each
+    close = rowlike & (best != run.tokens[wrong][turned])  # our token's row stands there where an image's belongs
     if close.mean() > 0.5:
         shown = [
             f"position {p}: {run.tokens[p]}, theirs {t}"
@@ -386,7 +411,7 @@ def _other_tokens(embed, theirs, run):
             f"another prompt: {int(close.sum())} of {len(run.tokens)} embeddings are those of other tokens "
             f"({'; '.join(shown[:3])}{'; ...' if len(shown) > 3 else ''})"
         )
-    if turned.mean() > 0.5:
+    if turned.mean() > 0.5 and rowlike.mean() <= 0.5:
         return "other-weights", (
             "other weights, or a damaged token table: their embeddings are no rows of ours, whatever the token"
         )
@@ -397,7 +422,7 @@ def _other_tokens(embed, theirs, run):
 def find_hint(bad, run):
     """What relates their array to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
     taken, keep = {}, Trace([bad.name, f"layers.{layer_of(bad.name)}.*", f"layers.*.{bad.name.split('.', 2)[-1]}"])
-    replay = Replay(run.theirs)
+    replay = Replay(run.theirs, run.config)
 
     def tap(name, array):
         if name == bad.name:
@@ -408,7 +433,11 @@ def find_hint(bad, run):
     ours, theirs = np.asarray(taken["ours"], np.float64), np.asarray(run.theirs[bad.name], np.float64)
     if ours.shape != theirs.shape:  # the last position only
         return None
-    unknown = masked(bad.name, theirs)
+    unknown = np.False_
+    if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():
+        unknown = theirs <= MASKED  # [N, T, S]
+        if words := _mask(unknown, run.hidden(bad.name, theirs)):
+            return words
     ours, theirs = np.where(unknown, 0, ours), np.where(unknown, 0, theirs)
     if not np.isfinite(theirs).all():
         count = (~np.isfinite(theirs)).sum()
@@ -423,12 +452,33 @@ def find_hint(bad, run):
         return compare(bad.name, np.where(unknown, 0, candidate), theirs).error <= good
 
     return (
-        _constant(bad, ours, theirs, run, fits)
+        _probabilities(bad, theirs)
+        or _constant(bad, ours, theirs, run, fits)
         or _rearranged(bad.name, ours, theirs, fits)
         or _elsewhere(bad.name, keep, fits)
         or _donor(bad.name, run, keep, fits)
         or _positions(bad, run)
     )
+
+
+def _mask(masked, hidden):
+    """What is wrong with scores captured after the mask: bool [N, T, S] and [T, S]."""
+    after = (masked & hidden).any(-1, keepdims=True)  # [N, T, 1]
+    for wrong, words in ((masked & ~hidden, "masks"), (after & hidden & ~masked, "does not mask")):
+        if wrong.any():
+            _, query, key = np.argwhere(wrong)[0]
+            may = "sees" if words == "masks" else "does not see"
+            return f"it {words} key {key} for query {query}, which {may} it ({wrong.sum()} such scores)"
+    return None
+
+
+def _probabilities(bad, theirs):
+    """Logits that have been through a softmax, or through its logarithm."""
+    if bad.name == "logits":
+        for words, probs in ("probabilities", theirs), ("log-probabilities", np.exp(np.minimum(theirs, 1))):
+            if (probs >= 0).all() and np.abs(probs.sum(-1) - 1).max() < 0.01:
+                return f"they are {words}: capture what goes into the softmax"
+    return None
 
 
 def _constant(bad, ours, theirs, run, fits):
@@ -509,8 +559,10 @@ def _positions(bad, run):
         return None
     window = run.config.sliding_window
     if len(wrong) == len(errors) - wrong[0]:
-        near = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else ""
+        reason = f"; is their id there {run.tokens[wrong[0]]}, as in this prompt?"
+        if abs(wrong[0] - window) <= 1:
+            reason = f" (the window is {window})"
         right = "position 0 is right" if wrong[0] == 1 else f"positions 0 to {wrong[0] - 1} are right"
-        return f"{right}, from {wrong[0]} on all are wrong{near}"
+        return f"{right}, from {wrong[0]} on all are wrong{reason}"
     shown = ", ".join(map(str, wrong[:6])) + (", ..." if len(wrong) > 6 else "")
     return f"only positions {shown} are wrong, {len(wrong)} of {len(errors)}"

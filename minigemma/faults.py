@@ -151,12 +151,20 @@ class Port:
         rows, cache = [], EMPTY
         for self.start, end in pairwise(bounds):
             self.seen.clear()
-            soft = self.soft_tokens if prefill is None else None
+            soft = self.soft_tokens if prefill is None else self._soft_between(self.start, end)
             call = self.tokens[self.start : end]
             out, cache = forward(call, self.weights, self.config, cache, tap=watched, soft_tokens=soft)
             cache = self.after_call(cache)
             rows.append(out)
         return np.concatenate(rows)  # [T, V]
+
+    def _soft_between(self, start, end):
+        """The soft tokens of a call, their positions counted from its first token."""
+        if self.soft_tokens is None:
+            return None
+        where, rows = map(np.asarray, self.soft_tokens)  # [M], [M, D]
+        here = (where >= start) & (where < end)  # [M]
+        return where[here] - start, rows[here]
 
 
 class At:

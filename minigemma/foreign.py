@@ -21,7 +21,7 @@ from .cache import EMPTY
 from .errors import Error
 from .files import read_json
 from .ops import as_tokens, softcap
-from .trace import SHAPES, layer_of, shape_key
+from .trace import SHAPES, layer_of, names_of, shape_key
 from .weights import read_header
 
 # What goes into a module of transformers' Gemma 4 > what comes out, as taps; "-" is a value that no tap holds.
@@ -86,10 +86,10 @@ class Foreign:
     arrays: dict  # tap -> array in our axes, in the order of execution
     tokens: np.ndarray | None  # [T] int64; None where neither the file nor the caller says
     metadata: dict
-    stored: dict  # tap -> dtype in the file, as safetensors names it: "BF16"
     notes: list  # one line for each thing that was recognised and converted
     ignored: list  # "key: reason"
-    last_only: bool  # every array holds the last position only
+    unread: list  # those of them that are a tap's: what is wrong in them is not seen
+    length: int  # T: how many tokens the arrays are of
 
 
 class Item(NamedTuple):
@@ -120,7 +120,7 @@ def read_trace(path, config, mapping=None, ids=None):
     header, metadata = read_header(path), _metadata(path)
     file = np.asarray(np.memmap(path, np.uint8, "r"))
     tokens = _tokens(path, header, metadata, file, config, ids)
-    notes, ignored, arrays, sources, counts = [], [], {}, {}, Counter()
+    notes, ignored, unread, arrays, sources, counts = [], [], [], {}, {}, Counter()
     rules = _rules(path, mapping, header, notes)
 
     def each(step, items):
@@ -131,6 +131,7 @@ def read_trace(path, config, mapping=None, ids=None):
                 results.append(step(item))
             except Refused as reason:
                 ignored.append(f"{_short(item.key)}: {reason}")
+                unread.extend([_short(item.key)] if item.tap else [])
         return results
 
     def keep(item):
@@ -142,12 +143,17 @@ def read_trace(path, config, mapping=None, ids=None):
             counts.update(_converted(item, T))
 
     items = [Item(key, stored) for key, stored in sorted(header.items()) if key not in TOKENS]
-    items = sorted(each(lambda item: _find(item, config, rules), items), key=lambda item: item.indirect)
+    items = each(_usable, each(lambda item: _find(item, config, rules), items))
+    items.sort(key=lambda item: item.indirect)
     T = _positions(items, config) if tokens is None else len(tokens)
-    items = each(lambda item: _shape(item, config, T), items)
+    unfit, items = items, each(lambda item: _shape(item, config, T), items)
     orders = _orders(items, config)
     each(keep, each(lambda item: _decide(item, orders, metadata.get("axes")), items))
     _join_ple(arrays, sources, config, ignored)
+    if not arrays and len(unread) == len(ignored) and (other := _positions(unfit, config)) not in (1, T):
+        raise Error(
+            f"{path}: holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
+        )
     if not arrays:
         raise Error(
             f"{path}: no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
@@ -155,22 +161,15 @@ def read_trace(path, config, mapping=None, ids=None):
             '{"blk.{i}.q_norm": "layers.{i}.attn.q"}'
         )
     notes += [f"{count} {'array' if count == 1 else 'arrays'} had {what}" for what, count in counts.items()]
-    names = sorted(arrays, key=_order)
     return Foreign(
-        arrays={name: arrays[name] for name in names},
+        arrays={name: arrays[name] for name in names_of(config) if name in arrays},
         tokens=tokens,
         metadata=metadata,
-        stored={name: sources[name].stored.dtype for name in names},
         notes=notes,
         ignored=ignored,
-        last_only=T > 1 and all(sources[name].rows == 1 for name in names),
+        unread=unread,
+        length=T,
     )
-
-
-def _order(tap):
-    """What to sort taps by, for the order of execution."""
-    place = list(SHAPES).index(shape_key(tap))
-    return (place >= list(SHAPES).index("final_norm"), -1 if layer_of(tap) is None else layer_of(tap), place)
 
 
 # Names
@@ -187,6 +186,11 @@ def _find(item, config, rules):
         item = item._replace(tap=tap, indirect=indirect)
     if reason := _absent(item.tap, config):
         raise Refused(reason)
+    return item
+
+
+def _usable(item):
+    """The item, if it holds numbers. Raises Refused."""
     dtype = item.stored.dtype
     if dtype not in FLOATS and not (item.tap.endswith("router.experts") and dtype in INTEGERS):
         raise Refused(f"is stored as {dtype}; minigemma reads {', '.join(FLOATS)}")
@@ -413,6 +417,13 @@ def _values(file, stored):
     dtype = np.dtype((FLOATS | INTEGERS)[stored.dtype])
     values = file[stored.offset : stored.offset + math.prod(stored.shape) * dtype.itemsize].view(dtype)
     return widen(values) if stored.dtype in ROUNDING else values
+
+
+def read_array(stored):
+    """A weights.Stored of any number format -> array; 16 bits are widened to float32."""
+    if stored.dtype not in FLOATS | INTEGERS:
+        raise Error(f"{stored.path}: holds {stored.dtype}; minigemma reads {', '.join(FLOATS | INTEGERS)}")
+    return _values(np.asarray(np.memmap(stored.path, np.uint8, "r")), stored).reshape(stored.shape)
 
 
 def _convert(item, values, config, T):

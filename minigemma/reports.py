@@ -171,7 +171,8 @@ def diagnosis_text(diagnosis):
     if diagnosis.rivals:
         near = [(f"{fault.id}  {fault.title}", _percent(fault.explains)) for fault in diagnosis.rivals]
         lines += ["", table(["runners-up", "explains"], near)]
-    return "\n".join([*lines, *(["", diagnosis.next_probe] if diagnosis.next_probe else [])])
+    lines += ["", diagnosis.next_probe] if diagnosis.next_probe else []
+    return "\n".join([*lines, *(["", *diagnosis.notes] if diagnosis.notes else [])])
 
 
 def faults_text(faults, probes):

@@ -11,6 +11,7 @@ import numpy as np
 from .errors import Error
 from .files import read_safetensors_header, replacing
 from .model import no_tap
+from .ops import visible
 
 # Every tap of `forward`, in the order of execution, with its axes (the letters of model.py; k: experts a token).
 SHAPES = {
@@ -222,18 +223,26 @@ def compare(name, ours, theirs):
     return Difference(errors, float(cosine), float(other / whole) if whole else float("inf" if other else 1))
 
 
-MASKED = -1e4  # a score at or below this was masked: engines write -inf, -1e9 or the lowest float
+MASKED = -9e3  # a score at or below this was masked: engines write -inf, -1e4 (-9984 in bfloat16) or the lowest float
 
 
-def masked(name, theirs):
-    """Where their array says nothing: scores captured after the mask. -> bool array, for another tap one False."""
-    return theirs <= MASKED if name.endswith("attn.scores") else np.False_
+def hidden_keys(config, name, shape, end):
+    """Which keys the queries up to position `end` - 1 may not see, for scores of this shape -> bool [T, S]."""
+    T, S = shape[-2:]
+    return ~visible(np.arange(end - T, end), S, config.layers[layer_of(name)].window, end)
 
 
-def unmasked(name, theirs, ours):
-    """Their array, with our scores where theirs are masked."""
-    unknown = masked(name, theirs)
-    return np.where(unknown, ours, theirs) if unknown.any() else theirs
+def unmasked(name, theirs, ours, hidden):
+    """Their array; of scores captured after the mask, ours in place of the masked ones, which say nothing.
+
+    hidden: bool [T, S] from `hidden_keys`, or True where the config is not known. A masked key that is visible keeps
+    its value, which is far from ours, and in a row with masked keys a hidden one that is not masked becomes NaN.
+    """
+    if not name.endswith("attn.scores") or not (theirs <= MASKED).any():
+        return theirs
+    masked = theirs <= MASKED  # [N, T, S]
+    after = (masked & hidden).any(-1, keepdims=True)  # [N, T, 1]
+    return np.where(masked & hidden, ours, np.where(after & hidden & ~masked, np.nan, theirs))
 
 
 class Replay:
@@ -242,12 +251,13 @@ class Replay:
     Each op is so judged on *their* input: an error that an op only passes on does not count against it, and one pass
     tells a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
     theirs: tap name -> array. Arrays of one position, from a longer prompt, are its last. Where theirs is not finite or
-    has another shape, the pass goes on with ours. known: tap name -> (our array, Difference) of an earlier replay: most
-    ops give again what they gave then, and looking at their bits is quicker than comparing anew.
+    has another shape, the pass goes on with ours. config: of the pass, to tell which masked scores had to be masked.
+    known: tap name -> (our array, Difference) of an earlier replay: most ops give again what they gave then, and
+    looking at their bits is quicker than comparing anew.
     """
 
-    def __init__(self, theirs, known=None):
-        self.theirs, self.known, self.found, self.misshapen = theirs, known or {}, {}, {}
+    def __init__(self, theirs, config=None, known=None):
+        self.theirs, self.config, self.known, self.found, self.misshapen = theirs, config, known or {}, {}, {}
         self.start = self.end = 0  # the positions of this call: a sequence may come in several
 
     def __call__(self, name, array):
@@ -261,8 +271,11 @@ class Replay:
         if theirs.shape != array.shape:
             self.misshapen[name] = array.shape, theirs.shape
             return array
-        theirs = unmasked(name, theirs, array)
-        if name in self.known and np.array_equal(self.known[name][0], array):
+        captured, hidden = theirs, True
+        if self.config and name.endswith("attn.scores"):
+            hidden = hidden_keys(self.config, name, array.shape, self.end)
+        theirs = unmasked(name, captured, array, hidden)
+        if theirs is captured and name in self.known and np.array_equal(self.known[name][0], array):
             difference = self.known[name][1]
         else:
             difference = self._router(name, array, theirs) if ".router." in name else compare(name, array, theirs)

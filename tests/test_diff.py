@@ -8,12 +8,15 @@ import pytest
 from family import small
 from safetensors.numpy import save_file
 
-from minigemma import Edit, Error, Replay, Trace, forward, load
+from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
 from minigemma.__main__ import main
 from minigemma.bf16 import narrow, widen
+from minigemma.diagnosis import diagnose
 from minigemma.diff import Run, diff, diff_captures
 from minigemma.faults import FAULTS, Port, applicable
-from minigemma.trace import compare, names_of
+from minigemma.ops import visible
+from minigemma.trace import compare, layer_of, names_of
+from minigemma.weights import write_safetensors
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D5": "E4B", "D6": "31B", "D6b": "E4B"}  # A4: where no PLE has a norm before the layers
@@ -146,14 +149,48 @@ def test_what_the_wrong_array_looks_like_is_said(name, change, hint):
 
 
 def test_scores_that_were_captured_after_the_mask_are_judged_where_they_are_seen():
-    model = model_of("E2B")
-
-    def tap(name, x):
-        return np.where(np.tri(x.shape[-1], dtype=bool), x, -np.inf) if name.endswith("attn.scores") else x
-
+    model, tap = model_of("E2B"), masking(-np.inf)
     assert {row.verdict for row in compared(model, recorded(model, tap=tap)).rows} == {"OK"}
     scaled = recorded(model, tap=lambda n, x: tap(n, x / 8**0.5 if n == "layers.2.attn.scores" else x))
     assert "1/sqrt(head_dim)" in compared(model, scaled).hint
+
+
+def masking(value, wider=0):
+    """A tap that records scores as a port does which masks before it captures; wider: keys more in its windows."""
+    layers = model_of("E2B").config.layers
+
+    def tap(name, x):
+        if not name.endswith("attn.scores"):
+            return x
+        window = layers[layer_of(name)].window
+        seen = visible(np.arange(len(TOKENS)), len(TOKENS), window and window + wider, len(TOKENS))
+        return np.where(seen, x, value)
+
+    return tap
+
+
+@pytest.mark.parametrize("value", [-np.inf, -1e9, -9984])
+@pytest.mark.parametrize(
+    "wider, hint", [(-1, "it masks key 0 for query 4"), (1, "it does not mask key 0 for query 5"), (0, None)]
+)
+def test_a_wrong_mask_shows_in_scores_that_were_captured_after_it(value, wider, hint):
+    model = model_of("E2B")
+    port, trace, tap = Port(model.config, model.weights, TOKENS), Trace(), masking(value, wider)
+    made = {0: [], -1: ["G2b"], 1: ["G2"]}[wider]
+    for id in made:
+        FAULTS[id].changes[0](port)
+    port.run(lambda name, x: trace(name, tap(name, x)))
+    theirs = {name: array for name, array in trace.items() if name.endswith("attn.scores")}
+    found = diagnose(theirs, Run(model, TOKENS, theirs))
+    assert [fault.id for fault in found.faults] == made
+    assert (found.first_broken, found.verdict == "rounding") == ((wider and "layers.0.attn.scores") or None, not wider)
+    assert hint is None or hint in found.comparison.hint
+
+
+def test_scores_that_are_all_masked_say_that_nothing_is_seen_and_not_that_all_is_well():
+    model = model_of("E2B")
+    theirs = recorded(model, tap=lambda n, x: np.full_like(x, -np.inf) if n == "layers.3.attn.scores" else x)
+    assert compared(model, theirs).first_broken == "layers.3.attn.scores"
 
 
 def test_an_op_that_was_left_out_equals_its_input():
@@ -216,10 +253,16 @@ def test_a_wrong_shape_is_said_and_the_rest_is_still_judged():
 
 def test_two_captures_without_weights_are_compared_up_to_where_they_part():
     model = model_of("E2B")
-    ours, names = recorded(model), names_of(model.config)
-    assert diff_captures(ours, ours, names).first_broken is None
+    ours = recorded(model)
+    assert diff_captures(ours, ours, model.config, "float32").first_broken is None
     theirs = recorded(model, tap=Edit({"layers.4.attn.o": lambda x: x * 2}))
-    assert diff_captures(theirs, ours, names).first_broken == "layers.4.attn.o"
+    assert diff_captures(theirs, ours, model.config, "float32").first_broken == "layers.4.attn.o"
+    theirs = recorded(model, tap=Edit({"layers.4.attn.o": lambda x: x * 1.001}))
+    assert diff_captures(theirs, ours, model.config, "float32").first_broken == "layers.4.attn.o"
+    assert diff_captures(theirs, ours, model.config, "bfloat16").first_broken is None
+    masked = recorded(model, tap=masking(-np.inf))
+    for pair in ((masked, masked), (masked, ours), (ours, masked)):
+        assert diff_captures(*pair, model.config, "float32").first_broken is None
 
 
 # The command line, on the tiny weights
@@ -254,16 +297,32 @@ def test_a_trace_of_other_weights_is_told_from_its_fingerprint(own_trace, tmp_pa
     assert "other weights" in capsys.readouterr().out
 
 
+def test_two_traces_of_other_weights_than_the_default_are_held_against_each_other(own_trace, tmp_path, capsys):
+    twin, weights = str(tmp_path / "twin.safetensors"), str(TINY.parent / "tiny-no-ple")
+    assert main(["trace", "Mia went to the market.", "--weights", weights, "--out", twin]) == 0
+    assert main(["diff", twin, "--against", twin]) == 0
+    assert main(["diff", twin, "--against", own_trace]) == 1
+    assert "other weights" in capsys.readouterr().out
+
+
 def test_soft_tokens_come_from_a_file_of_positions_and_rows(tmp_path, capsys):
     model, soft, path = load(), str(tmp_path / "soft.safetensors"), str(tmp_path / "theirs.safetensors")
     rows = np.random.default_rng(0).standard_normal((2, model.config.hidden_size)).astype(np.float32)
     trace, tokens = Trace(), [2, 300, 4, 4, 700]
     forward(tokens, model.weights, model.config, soft_tokens=(np.array([2, 3]), rows), tap=trace)
     trace.save(path, tokens=tokens)
-    save_file({"positions": np.array([2, 3]), "rows": rows}, soft)
+    table = [("positions", (2,)), ("rows", rows.shape)]
+    write_safetensors(soft, "F32", table, [np.array([2, 3]), rows])
+    assert main(["diff", path, "--soft", soft]) == 2
+    assert "positions are a list of integers" in capsys.readouterr().err
+    save_file({"positions": np.array([2, 3]), "rows": rows}, soft, {"format": "pt"})  # as torch's own writer does
     assert main(["diff", path, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["first_broken"], found["rows"][0]["verdict"]) == ("embed", "BROKEN")
+    model(tokens, tap=trace)
+    trace.save(str(tmp_path / "text.safetensors"), tokens=tokens)
+    assert main(["diff", str(tmp_path / "text.safetensors"), "--soft", soft]) == 1
+    assert "the first broken op is embed" in capsys.readouterr().out  # and not another prompt
     assert main(["diff", path, "--soft", soft]) == 0
 
 
@@ -287,6 +346,67 @@ def test_a_users_mistake_is_one_line(arguments, words, own_trace, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_an_array_that_cannot_be_read_is_told_and_is_no_clean_result(own_trace, tmp_path, capsys):
+    trace, path = Trace.load(own_trace), str(tmp_path / "t.safetensors")
+    trace.arrays["embed"] = trace["embed"].T
+    trace.save(path, **trace.metadata)
+    for command in ("diff", "diagnose"):
+        assert main([command, path]) == 1
+        said = capsys.readouterr().out
+        assert "ignored embed: has the shape" in said
+        assert "1 of 261 arrays could not be read and are not judged" in said
+        assert main([command, path, "--json"]) == 1
+        assert "1 of 261" in json.loads(capsys.readouterr().out)["notes"][-1]
+
+
+@pytest.mark.parametrize("id, start", [("J1", 1), ("J2", 0)])
+def test_a_missing_or_a_second_bos_is_found_where_the_file_holds_no_ids(id, start, tmp_path, capsys):
+    model, trace, path = load(), Trace(), str(tmp_path / "t.safetensors")
+    ids = model.tokenizer.encode("Mia went to the market.")
+    model(ids[1:] if id == "J1" else [ids[0], *ids], tap=trace)
+    trace.save(path)
+    assert main(["diagnose", path, "--prompt", "Mia went to the market."]) == 1
+    assert capsys.readouterr().out.startswith(f"fault: {id}")
+    assert main(["diagnose", path, "--prompt", "Mia"]) == 2
+    assert "give the ids that their run had, with --ids" in capsys.readouterr().err
+
+
+def test_ids_that_differ_in_more_than_bos_are_another_prompt(own_trace, capsys):
+    count = len(Trace.load(own_trace).metadata["tokens"])
+    for length in (count - 1, count, count + 1):
+        assert main(["diff", own_trace, "--ids", ",".join(["7"] * length)]) == 1
+        assert "another prompt" in capsys.readouterr().out
+
+
+def test_a_mapping_translates_the_names_of_both_traces(own_trace, tmp_path, capsys):
+    trace, mapping = Trace.load(own_trace), tmp_path / "mapping.json"
+    arrays = {f"blk.{i}.q": trace[f"layers.{i}.attn.q"] for i in range(10)}
+    theirs = str(tmp_path / "theirs.safetensors")
+    save_file(arrays | {"tokens": np.array(trace.metadata["tokens"])}, theirs)
+    mapping.write_text('{"blk.{i}.q": "layers.{i}.attn.q"}', encoding="utf-8")
+    for other in (theirs, own_trace):
+        assert main(["diff", theirs, "--mapping", str(mapping), "--against", other]) == 0
+        assert "all 10 taps that both hold agree" in capsys.readouterr().out
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(own_trace, tmp_path, capsys):
+    trace, path = Trace.load(own_trace), str(tmp_path / "t.safetensors")
+    trace.arrays["layers.3.attn.z"] = trace["layers.3.attn.z"] * np.nan
+    trace.save(path, **trace.metadata)
+    assert main(["diff", path, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["rows"]
+    assert next(row["own_error"] for row in rows if row["tap"] == "layers.3.attn.z") is None
+
+
+@pytest.mark.parametrize("name, through", [("probabilities", np.exp), ("log-probabilities", lambda x: x)])
+def test_logits_that_have_been_through_a_softmax_are_recognised(name, through):
+    model = model_of("E2B")
+    theirs = recorded(model)
+    wide = theirs["logits"].astype(np.float64)
+    theirs["logits"] = through(wide - np.log(np.exp(wide).sum(-1, keepdims=True))).astype(np.float32)
+    assert compared(model, theirs).hint == f"they are {name}: capture what goes into the softmax"
 
 
 def test_a_trace_without_ids_asks_for_them(own_trace, tmp_path, capsys):

@@ -132,13 +132,39 @@ def test_what_is_not_in_the_catalogue_is_located_and_not_named():
     assert (found.verdict, found.first_broken, found.faults) == ("unknown", "layers.3.attn.o", [])
 
 
-def test_a_missing_and_a_second_bos_are_named():
+@pytest.mark.parametrize("last", [False, True])
+def test_a_missing_and_a_second_bos_are_named_from_the_last_position_too(last):
     model = model_of("E2B")
     for id, tokens in (("J1", TOKENS[1:]), ("J2", np.concatenate([TOKENS[:1], TOKENS]))):
-        trace = Trace()
+        trace = Trace(["logits"] if last else None)
         forward(tokens, model.weights, model.config, tap=trace)
-        found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+        theirs = {"logits": trace["logits"][-1:]} if last else dict(trace)
+        found = diagnose(theirs, Run(model, TOKENS, theirs))
         assert [fault.id for fault in found.faults] == [id]
+
+
+def test_soft_tokens_reach_a_port_that_decodes():
+    model = model_of("E2B")
+    rows = np.random.default_rng(0).standard_normal((3, model.config.hidden_size)).astype(np.float32)
+    port = Port(model.config, model.weights, TOKENS, (np.array([1, 2, 9]), rows))
+    np.testing.assert_allclose(port.run(prefill=6), port.run(), rtol=1e-4, atol=1e-5)
+    assert np.abs(port.run() - Port(model.config, model.weights, TOKENS).run()).max() > 1e-3
+
+
+@pytest.mark.parametrize("prefill", [0, -3, len(TOKENS) + 1])
+def test_a_first_call_of_no_tokens_or_of_more_than_the_prompt_is_refused(prefill):
+    model, theirs = model_of("E2B"), dict(Trace().arrays)
+    with pytest.raises(Error, match="their first call must have had from 1 to"):
+        diagnose(theirs, Run(model, TOKENS, theirs), prefill=prefill)
+
+
+def test_weights_of_ours_that_are_not_finite_are_not_blamed_on_them():
+    config, weights = small("E2B")
+    theirs = Trace()
+    forward(TOKENS, weights, config, tap=theirs)
+    weights.layers[3].up_proj[0, 0] = np.nan
+    with pytest.raises(Error, match=r"our own pass cannot judge theirs: layers\.3\.mlp\.up"):
+        Run(SimpleNamespace(config=config, weights=weights), TOKENS, dict(theirs))
 
 
 def test_after_a_healthy_trace_the_next_rung_of_the_ladder_is_named():
