@@ -14,6 +14,7 @@ import numpy as np
 from . import load, prefill
 from .accounting import prefill_multiply_adds
 from .bf16 import CORES, HalfMatrix
+from .errors import Error
 from .model import forward
 
 PROMPTS = (32, 512, 2048)  # tokens
@@ -25,8 +26,10 @@ def bench(weights, dtype, repeats):
     """Every figure as the list of its runs, the memory of one run, and the machine's ceilings -> a dict for JSON."""
     model = load(weights, dtype)
     rng, config = np.random.default_rng(0), model.config
-    limit = config.max_position_embeddings - DECODE
-    prompts = [count for count in PROMPTS if count <= limit]
+    limit = config.max_position_embeddings
+    prompts = [count for count in PROMPTS if count + DECODE <= limit]
+    if not prompts:
+        raise Error(f"{model.directory}: {limit} positions are too few to measure; {PROMPTS[0] + DECODE} are needed")
     runs = {"load": [], "cold start": []} | {f"prefill {count}": [] for count in prompts} | {"decode": []}
     ceilings = {"read GB/s": [], "sgemm GFLOP/s": []}
 
@@ -48,7 +51,8 @@ def bench(weights, dtype, repeats):
         for id in tokens(DECODE):
             _, cache = forward([id], model.weights, config, cache, logits="last")
         runs["decode"].append((time.perf_counter() - start) / DECODE)
-    prompt, new = min(MEMORY_RUN[0], limit), min(MEMORY_RUN[1], DECODE * 2)
+    new = min(MEMORY_RUN[1], limit // 2)
+    prompt = min(MEMORY_RUN[0], limit - new)
     return {
         "weights": str(model.directory),
         "dtype": dtype,
@@ -96,8 +100,11 @@ def in_fresh_process(directory, dtype, ids, count):
     start = time.time()
     run = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps([str(directory), dtype, np.asarray(ids).tolist(), count]),
-        text=True, stdout=subprocess.PIPE, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True, stdout=subprocess.PIPE, check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
+    if run.returncode:
+        why = " (memory ran out)" if run.returncode == -9 else ""
+        raise Error(f"the process that measures {directory} by itself ended with status {run.returncode}{why}")
     measured = json.loads(run.stdout)
     return measured | {"cold start": measured["first token at"] - start}
 

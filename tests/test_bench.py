@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from family import small
 
-from minigemma import bench
+import minigemma
+from minigemma import Error, bench
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="told by Linux only")
@@ -67,6 +69,24 @@ def test_only_the_touched_part_of_a_mapping_is_resident(tmp_path):
     assert bench.resident(mapped) < 5_000_000
     mapped.sum()
     assert bench.resident(mapped) >= 49_000_000
+
+
+def test_a_model_of_few_positions_is_measured_as_far_as_they_go_or_refused(tmp_path):
+    for positions, prompts in ((64, ["prefill 32"]), (47, None)):
+        config, weights = small("E2B", max_position_embeddings=positions)
+        minigemma.save(tmp_path / f"{positions}", weights, config, "float32")
+        if prompts:
+            found = bench.bench(tmp_path / f"{positions}", "bfloat16", 1)
+            assert [name for name in found["seconds"] if name.startswith("prefill")] == prompts
+            assert sum(found["memory run"]) <= positions
+        else:
+            with pytest.raises(Error, match="47 positions are too few"):
+                bench.bench(tmp_path / f"{positions}", "bfloat16", 1)
+
+
+def test_a_measuring_process_that_fails_is_told_in_one_line(tmp_path):
+    with pytest.raises(Error, match=r"measures .* ended with status 1"):
+        bench.in_fresh_process(tmp_path / "nowhere", "bfloat16", [1], 1)
 
 
 def test_repeats_below_one_are_refused():
