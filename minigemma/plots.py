@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 
 from .trace import layer_of
 
@@ -417,10 +418,9 @@ def depth_lines(results, measures):
     grid[0, 0].set_ylabel("share")
     handles = grid[0, 0].get_legend_handles_labels()[0]
     if any(result["ple"] for result in results):
-        handles += plt.plot([], [], "o", color="#000000", fillstyle="none", label="just before the layer's PLE")
-        plt.close()
-    handles += plt.plot([], [], color="#666666", linestyle=":", label="chance")
-    plt.close()
+        circle = {"marker": "o", "linestyle": "", "fillstyle": "none"}
+        handles.append(Line2D([], [], color="#000000", label="just before the layer's PLE", **circle))
+    handles.append(Line2D([], [], color="#666666", linestyle=":", label="chance"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(measures) == 1 else 5, frameon=False)
     return figure
 

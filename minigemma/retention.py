@@ -19,6 +19,7 @@ import json
 import os
 import re
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -42,6 +43,7 @@ RIDGE = 0.1  # added to the correlation matrix's diagonal of ones
 BLOCKS = 20  # of texts, for the jackknife
 BITS = (8, 4, 3, 2)
 SENTENCE = "Tom put the kite in the barn."
+PARTS = ("interventions 0", "interventions 1", "hidden states")  # jobs of about the same length
 SMALL = 2**26  # bytes of weights below which a model is measured in a process a core, one BLAS thread each
 
 
@@ -579,20 +581,18 @@ def measure(paths, texts, load, *, count, length, positions, tried, sentence=SEN
     load: a function from a path to a Model. count, length, positions: texts, tokens of each, positions of all.
     tried: texts for the interventions; 0 leaves them out.
     """
-    whole = partial(_part, load, texts, count, length, positions, tried, sentence)
-    jobs = [(path, part) for path in paths for part in ("interventions 0", "interventions 1", "hidden states")]
+    part = partial(_part, texts, count, length, positions, tried, sentence)
+    found = {}
     if all(_size(load(path)) < SMALL for path in paths):
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by the new processes
+        jobs = [(path, name) for path in paths for name in PARTS]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # the parent ends them
-        with get_context("spawn").Pool(min(cores, len(jobs)), **ignore) as pool:
-            found = pool.starmap(whole, jobs, chunksize=1)
-    else:
-        found = [whole(*job) for job in jobs]
+        with _one_thread_each(), get_context("spawn").Pool(min(cores, len(jobs)), **ignore) as pool:
+            found = dict(zip(jobs, pool.starmap(partial(_loaded, load, part), jobs, chunksize=1), strict=True))
     results = []
-    for number, path in enumerate(paths):
-        first, second, states = found[3 * number : 3 * number + 3]
+    for path in paths:
         model = load(path)
+        first, second, states = (found[path, name] if found else part(model, name) for name in PARTS)
         results.append({
             "weights": str(model.directory),
             "layers": [layer.kind for layer in model.config.layers],
@@ -604,18 +604,34 @@ def measure(paths, texts, load, *, count, length, positions, tried, sentence=SEN
     return results
 
 
-def _part(load, texts, count, length, positions, tried, sentence, path, part):
-    """One job of `measure`."""
-    model = load(path)
+@contextmanager
+def _one_thread_each():
+    """New processes find this variable and give the BLAS one thread, unless the user has set it."""
+    given = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["OPENBLAS_NUM_THREADS"]
+
+
+def _loaded(load, part, path, name):
+    """One job of `measure` in a process of its own."""
+    return part(load(path), name)
+
+
+def _part(texts, count, length, positions, tried, sentence, model, name):
+    """One of PARTS of `measure` for one model."""
     if model.tokenizer is None:
         raise Error(f"{model.directory}: has no tokenizer.json, so text cannot be read; download the whole repository")
     limit = min(length, model.config.max_position_embeddings)
-    if part == "hidden states":
+    if name == "hidden states":
         return hidden_states(model, documents(model.tokenizer, texts[:count], limit), positions, sentence)
     if not tried:
         return []
     docs = documents(model.tokenizer, texts[:tried], limit)
-    return interventions(model, docs, positions, slice(int(part[-1]), None, 2))
+    return interventions(model, docs, positions, slice(int(name[-1]), None, 2))
 
 
 def _size(model):
