@@ -2,7 +2,8 @@
 
 Appending is still amortised constant time: the arrays behind a cache have room to grow, and a cache remembers how much
 of them is its own. The first continuation of a cache writes into the free room; a second one finds the room taken and
-copies. A sliding layer keeps only the keys that its next query can see.
+copies. A sliding layer's entry holds only the keys that its next query can see; rows before them stay in memory behind
+it until its room is used up.
 """
 
 from typing import NamedTuple

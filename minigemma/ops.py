@@ -49,7 +49,7 @@ def as_soft_tokens(soft_tokens, count, config):
 
 
 def linear(x, weight):
-    """x [..., in], weight [out, in] as checkpoints store it -> [..., out]. No Gemma 4 has biases."""
+    """x [T, in], weight [out, in] as checkpoints store it -> [T, out]. No Gemma 4 has biases."""
     return half_linear(x, weight) if isinstance(weight, HalfMatrix) else x @ weight.T
 
 

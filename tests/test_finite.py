@@ -83,7 +83,7 @@ def test_activations_of_1e30_and_1e_minus_30_go_through_the_whole_pass_in_float3
             if name != "layers":
                 setattr(owner, name, np.asarray(array, np.float64))
     exact, _ = forward(tokens, loaded, config, tap=grow)
-    np.testing.assert_allclose(logits, exact, rtol=1e-3, atol=1e-3 * np.abs(exact).max())
+    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 import minigemma
 from minigemma.config import GLOBAL, SLIDING
+from minigemma.generate import CHUNK
 from minigemma.trace import layer_of
 
 WEIGHTS = minigemma.TINY.parent
@@ -105,3 +106,5 @@ def test_twenty_times_the_training_length_keeps_constant_memory_in_sliding_layer
     _, cache = minigemma.prefill(ids, model.weights, model.config)
     kept = [len(cache.entries[i].k) for i in range(5)]
     assert kept == [31, 31, 31, 31, 10_000]
+    rooms = [len(cache.entries[i].buffer.k) for i in range(4)]  # what is allocated behind them
+    assert max(rooms) <= 2 * (31 + CHUNK)
