@@ -246,11 +246,15 @@ def error_by_depth(comparison):
     return figure
 
 
-def curves(x, lines, across, up, log=False):
-    """Lines over one axis; lines: label -> values at x (up to six). log: the horizontal axis is logarithmic."""
+def curves(x, lines, across, up, log=False, errors=None):
+    """Lines over one axis; lines: label -> values at x (up to six). log: the horizontal axis is logarithmic.
+
+    errors: label -> standard errors, drawn as bars.
+    """
     figure, axes = _axes(7.5, 4)
     for (label, values), (colour, style) in zip(lines.items(), LINES + MORE_LINES, strict=False):
-        axes.plot(x, values, color=colour, linestyle=style, linewidth=2, label=label)
+        spread = (errors or {}).get(label)
+        axes.errorbar(x, values, spread, color=colour, linestyle=style, linewidth=2, elinewidth=1, label=label)
     if log:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
@@ -332,19 +336,23 @@ def kv_sources(layers):
     return figure
 
 
-def bars(names, series, up, across=""):
-    """Groups of bars, a group a name and a bar a series; series: label -> a value for each name (up to four)."""
+def bars(names, series, up, across="", errors=None):
+    """Groups of bars, a group a name and a bar a series; series: label -> a value for each name (up to four).
+
+    errors: label -> standard errors, drawn as thin bars.
+    """
     figure, axes = _axes(min(10, max(6, 1.5 + 0.28 * len(names) * (1 + len(series) / 2))), 3.8)
     width = 0.84 / len(series)
     for place, (label, values) in enumerate(series.items()):
         where = np.arange(len(names)) + width * (place - (len(series) - 1) / 2)
-        axes.bar(where, values, width, color=LINES[place][0], label=label)
+        spread = (errors or {}).get(label)
+        axes.bar(where, values, width, color=LINES[place][0], label=label, yerr=spread, error_kw={"linewidth": 1})
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.axhline(0, color="#000000", linewidth=1)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     if len(series) > 1:
-        axes.legend(frameon=False)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
@@ -393,7 +401,7 @@ def depth_lines(results, measures):
     """Measures against depth, a panel each, a line a model; where there is PLE, from just before it to just after.
 
     results: as retention.measure gives; measures: name in results[...]["measures"] -> title of the panel. Bars are one
-    standard error over texts, chance is dotted.
+    standard error over texts; chance is dotted, what the token's two neighbours tell of it is dashed.
     """
     figure, grid = plt.subplots(
         1, len(measures), figsize=(2.4 + 2.6 * len(measures), 3.9), layout="constrained", squeeze=False
@@ -409,6 +417,8 @@ def depth_lines(results, measures):
                 axes.plot(depth, low, "o", color=colour, fillstyle="none", markersize=5)
                 axes.plot([depth, depth], [low, high], color=colour, linewidth=1)
             axes.axhline(measure["chance"], color="#666666", linestyle=":", linewidth=1)
+            if measure["from neighbours"] and result is results[0]:  # the twins' differ by little
+                axes.axhline(measure["from neighbours"][0], color="#666666", linestyle=(0, (6, 3)), linewidth=1)
         axes.set_title(title, fontsize=11)
         axes.set_ylim(0, 1.03)
         axes.set_xlabel("layers passed")
@@ -421,7 +431,9 @@ def depth_lines(results, measures):
         circle = {"marker": "o", "linestyle": "", "fillstyle": "none"}
         handles.append(Line2D([], [], color="#000000", label="just before the layer's PLE", **circle))
     handles.append(Line2D([], [], color="#666666", linestyle=":", label="chance"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(measures) == 1 else 5, frameon=False)
+    if any(result["measures"][name]["from neighbours"] for result in results for name in measures):
+        handles.append(Line2D([], [], color="#666666", linestyle=(0, (6, 3)), label="from its two neighbours"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(measures) == 1 else 6, frameon=False)
     return figure
 
 

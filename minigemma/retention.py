@@ -285,8 +285,10 @@ def probe(states, labels, texts, train, test, classes):
 def shared_variance(states, labels, texts):
     """The share of the states' variance that the label alone explains -> (share, jackknife error over blocks of texts).
 
-    1 - (within-label mean square) / (total mean square), the adjusted R2 of a table of means: degrees of freedom are
-    counted, so that labels which say nothing give 0 however few positions each has.
+    1 - (variance within the label of a position, mean over positions) / (variance of all). Each label's variance counts
+    its degrees of freedom, so that labels which say nothing give 0 however few positions each has; a label that stands
+    once has none and is left out. (The adjusted R2 of a table of means would weigh labels by degrees of freedom, the
+    frequent ones more the smaller the sample is: rare tokens' states vary less.) None: no label stands twice.
     """
     kinds, labels = np.unique(labels, return_inverse=True)
     x = states - states.mean(0)  # [n, D]
@@ -294,20 +296,22 @@ def shared_variance(states, labels, texts):
     block = np.searchsorted(np.unique(texts), texts) % blocks
     sums = np.zeros((blocks, len(kinds), x.shape[1]), np.float32)  # [B, C, D]
     counts = np.zeros((blocks, len(kinds)))  # [B, C]
-    squares = np.zeros(blocks)  # [B]
+    squares = np.zeros((blocks, len(kinds)))  # [B, C]
     for b in range(blocks):
         rows = block == b
         hot = np.arange(len(kinds))[:, None] == labels[rows]  # [C, n of the block]
         sums[b], counts[b] = hot.astype(np.float32) @ x[rows], hot.sum(-1)
-        squares[b] = np.square(x[rows]).sum(dtype=np.float64)
+        squares[b] = np.bincount(labels[rows], np.vecdot(x[rows], x[rows]), len(kinds))
 
-    def share(total, count, square):  # [C, D], [C], number
-        n, kept = count.sum(), count > 0
-        between = (np.vecdot(total, total)[kept] / count[kept]).sum()
-        overall = square - (total.sum(0) ** 2).sum() / n
-        return float(1 - (square - between) / max(1, n - kept.sum()) / (overall / (n - 1)))
+    def share(total, count, square):  # [C, D], [C], [C]
+        total, count, square = (array[count > 1] for array in (total.astype(np.float64), count, square))
+        n, within = count.sum(), square - np.vecdot(total, total) / count  # [C], sums of squares
+        overall = (square.sum() - (total.sum(0) ** 2).sum() / n) / (n - 1)
+        return float(1 - (within * count / (count - 1)).sum() / n / overall)
 
-    all_sums, all_counts, all_squares = sums.sum(0), counts.sum(0), squares.sum()
+    all_sums, all_counts, all_squares = sums.sum(0), counts.sum(0), squares.sum(0)
+    if not (all_counts > 1).any():
+        return None
     if blocks == 1:
         return share(all_sums, all_counts, all_squares), None
     without = [share(all_sums - sums[b], all_counts - counts[b], all_squares - squares[b]) for b in range(blocks)]
@@ -484,7 +488,11 @@ def _lookups(model, doc):
 
 # ---------------------------------------------------------------------------------------------------------- together
 def hidden_states(model, docs, positions, sentence):
-    """Every measure of `model`'s hidden states at every depth, what its parts write, and one sentence in full."""
+    """Every measure of `model`'s hidden states at every depth, what its parts write, and one sentence in full.
+
+    A state that has lost its token still knows its neighbours, and they tell much of it: for the token's probe, "from
+    neighbours" is what the same probe reads from the embeddings of the token before and the one after.
+    """
     config, head = model.config, model.weights.embed_tokens
     names = state_names(config)
     with progress(f"{model.directory.name}, hidden states", len(docs)) as advance:
@@ -525,6 +533,9 @@ def hidden_states(model, docs, positions, sentence):
     chances |= {f"variance, {label}": 0.0 for label in labels}
     for label, groups in classes.items():
         chances |= {f"probe, {label}, {group}": 1 / max(1, len(chosen)) for group, chosen in groups.items()}
+    beside = np.concatenate([np.asarray(head[previous]), np.asarray(head[following])], axis=-1)  # [n, 2D]
+    from_neighbours = {f"probe, token, {group}": probe(beside, tokens, texts, train, test, chosen)
+                       for group, chosen in classes["token"].items()}  # fmt: skip
     means = {name: states[drawn].mean(0) for name, states in sample.states.items()}
     return {
         "loss": over_texts(sample.losses, np.arange(len(docs)), sample.counts),
@@ -535,6 +546,7 @@ def hidden_states(model, docs, positions, sentence):
         "measures": {
             name: {
                 "chance": chances[name],
+                "from neighbours": from_neighbours.get(name),
                 "after": _columns([by_state[state] for state in after]),
                 "before PLE": _columns([by_state[state] for state in before]),
             }
@@ -666,8 +678,9 @@ def _one_report(result):
         _by_depth(result, "neighbours", ["variance, previous", "probe, previous, frequent", "variance, next",
                                          "probe, next, frequent", "retrieval, next token", "senses"]),
         "retrieval: the token's own row of the token table is the nearest by centred cosine. probe: balanced accuracy\n"
-        f"of ridge regression on up to {CLASSES} token types. variance: the share that the label explains. Errors are\n"
-        "standard errors over texts; what another training run would change is not in them.",
+        f"of ridge regression on up to {CLASSES} token types; the same from the embeddings of two neighbours alone.\n"
+        "variance: the share that the label explains. Errors are standard errors over texts; what another training\n"
+        "run would change is not in them.",
         table(["layer", *writes], [
             (f"{i}", *(_pm(column["mean"][i], column["error"][i]) for column in writes.values()))
             for i in range(len(result["layers"]))
@@ -688,6 +701,9 @@ def _one_report(result):
 def _by_depth(result, title, names):
     """A table of measures by depth, before each layer's PLE and after it where there is one."""
     rows = [("chance", *(f"{result['measures'][name]['chance']:.4f}" for name in names))]
+    beside = [result["measures"][name]["from neighbours"] for name in names]
+    if any(beside):
+        rows.append(("from its two neighbours", *(_pm(*pair) if pair else "" for pair in beside)))
     depths = [("embedding", "after", 0)]
     for i in range(len(result["layers"])):
         depths += [(f"layer {i} before PLE", "before PLE", i)] if result["ple"] else []

@@ -96,8 +96,11 @@ def test_a_measure_falls_to_chance_with_shuffled_labels(name):
     assert abs(found[:, 0].mean() - chance) < 0.01
 
 
-def blend(seed, share, count=40, each=25, kinds=150, width=16):
-    """States whose variance is to `share` the token's and else noise, half of it common to a text -> states, labels."""
+def blend(seed, share, uneven=False, count=40, each=25, kinds=150, width=16):
+    """States whose variance is to `share` the token's and else noise, half of it common to a text -> states, labels.
+
+    uneven: rare tokens' states have the less noise the rarer they are, as in a trained model.
+    """
     rng = np.random.default_rng(seed)
     texts = np.repeat(np.arange(count), each)
     weights = 1 / np.arange(1, kinds + 1)
@@ -106,15 +109,26 @@ def blend(seed, share, count=40, each=25, kinds=150, width=16):
     table -= np.bincount(labels, minlength=kinds) @ table / len(labels)
     table /= np.sqrt((table[labels] ** 2).mean())
     noise = rng.normal(0, np.sqrt(0.9), (len(labels), width)) + rng.normal(0, np.sqrt(0.1), (count, width))[texts]
+    if uneven:
+        scale = 1 / np.arange(1, kinds + 1)
+        noise *= np.sqrt(scale / scale[labels].mean())[labels, None]
     return (np.sqrt(share) * table[labels] + np.sqrt(1 - share) * noise).astype(np.float32), labels, texts, rng
 
 
+@pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("share", [0.2, 0.7])
-def test_shared_variance_recovers_the_known_share_though_many_labels_are_rare(share):
-    found = np.array([shared_variance(*blend(seed, share)[:3]) for seed in range(TRIALS)])
+def test_shared_variance_recovers_the_known_share_though_many_labels_are_rare(share, uneven):
+    found = np.array([shared_variance(*blend(seed, share, uneven)[:3]) for seed in range(TRIALS)])
     assert np.mean(np.abs(found[:, 0] - share) < 2 * found[:, 1]) >= 0.85
     assert abs(found[:, 0].mean() - share) < 0.015
     assert found[:, 1].mean() < 0.03
+
+
+def test_shared_variance_depends_little_on_the_size_of_the_sample():
+    found = [np.mean([shared_variance(*blend(seed, 0.5, True, each=each)[:3])[0] for seed in range(TRIALS)])
+             for each in (25, 80)]  # fmt: skip
+    assert abs(found[0] - found[1]) < 0.02
+    assert shared_variance(np.eye(4, dtype=np.float32), np.arange(4), np.arange(4)) is None
 
 
 def test_shared_variance_of_shuffled_labels_is_0_and_of_a_function_of_the_label_1():
