@@ -142,7 +142,7 @@ def _resolve(data, where):
     if not isinstance(text, dict):
         raise Error(f"{where}: text_config must be an object, not {type(text).__name__}")
     read = {*Config.__dataclass_fields__, *Layer.__dataclass_fields__, *DEFAULTS, *LAYERED}
-    for name in sorted(read):
+    for name in sorted(read) if text is not data else ():
         if name in data and name in text and data[name] != text[name]:
             raise Error(f"{where}: {name} is {data[name]!r}, and {text[name]!r} in text_config; it cannot be both")
     if text.get("rope_parameters") is None and (old := sorted({"rope_theta", "rope_scaling"} & set(text))):
