@@ -557,12 +557,12 @@ def _positions(bad, run):
     wrong = np.flatnonzero(errors > bad.allowed)
     if len(wrong) in (0, len(errors)):
         return None
-    window = run.config.sliding_window
+    window, asked = run.config.sliding_window, ""
+    if bad.name == next(name for name in run.order if name in run.theirs):  # nothing before it tells another token
+        asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
-        reason = f"; is their id there {run.tokens[wrong[0]]}, as in this prompt?"
-        if abs(wrong[0] - window) <= 1:
-            reason = f" (the window is {window})"
+        reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked
         right = "position 0 is right" if wrong[0] == 1 else f"positions 0 to {wrong[0] - 1} are right"
         return f"{right}, from {wrong[0]} on all are wrong{reason}"
     shown = ", ".join(map(str, wrong[:6])) + (", ..." if len(wrong) > 6 else "")
-    return f"only positions {shown} are wrong, {len(wrong)} of {len(errors)}"
+    return f"only positions {shown} are wrong, {len(wrong)} of {len(errors)}{asked}"

@@ -348,6 +348,13 @@ def test_a_users_mistake_is_one_line(arguments, words, own_trace, capsys):
     assert error.count("\n") == 1
 
 
+def test_another_id_is_suspected_where_no_embedding_was_captured():
+    model, others = model_of("E2B"), TOKENS.copy()
+    others[9] += 1
+    theirs = recorded(model, only=["layers.*.resid_post"], tokens=others)
+    assert compared(model, theirs).hint.endswith(f"; is their id at 9 also {TOKENS[9]}?")
+
+
 def test_an_array_that_cannot_be_read_is_told_and_is_no_clean_result(own_trace, tmp_path, capsys):
     trace, path = Trace.load(own_trace), str(tmp_path / "t.safetensors")
     trace.arrays["embed"] = trace["embed"].T
