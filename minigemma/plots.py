@@ -471,10 +471,10 @@ def ablation_bars(rows):
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylabel("change in loss, nats a token")
     left.axhline(0, color="#000000", linewidth=1)
     left.legend(frameon=False)
     right.grid(color="#DDDDDD")
-    left.set_ylabel("change in loss, nats a token")
     return figure
 
 
