@@ -141,7 +141,7 @@ class Search:
                 if judged[name] <= MARGIN * self.coarse[name]:
                     errors[name] = judged[name] = self.allows(name)
         before = self._excess({name: self.before.get(name, 0) for name in judged})
-        fine = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()])
+        fine = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
         return (1 - self._excess(judged) / before if before else 0.0), fine, errors
 
     def named(self, fault, share, errors):
