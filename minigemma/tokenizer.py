@@ -23,7 +23,9 @@ class Tokenizer:
         check_file(path, LARGEST)
         try:
             self._text = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and where its Rust panics not even that
             raise Error(f"{path}: not a tokenizer.json that the tokenizers library reads ({error})") from None
         self._text.no_truncation()  # a prompt is never cut or filled up behind its writer's back
         self._text.no_padding()

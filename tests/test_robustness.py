@@ -399,6 +399,14 @@ def test_a_tokenizer_of_another_model_is_refused(talking):
         _ = minigemma.load(talking).tokenizer
 
 
+def test_a_tokenizer_on_which_the_library_panics_is_refused(talking):
+    data = json.loads((talking / "tokenizer.json").read_text(encoding="utf-8"))
+    data["model"]["continuing_subword_prefix"] = "longer than any merge"
+    (talking / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(Error, match=r"tokenizer\.json: not a tokenizer\.json that the tokenizers library reads"):
+        minigemma.Tokenizer(talking / "tokenizer.json")
+
+
 def test_a_tokenizer_that_makes_turns_of_plain_text_is_refused(talking):
     raw = json.loads((talking / "tokenizer.json").read_text())
     for token in raw["added_tokens"]:
