@@ -221,6 +221,7 @@ def _their_trace(args, model):
     if theirs.tokens is None:
         if given is None:
             raise Error(f"{args.theirs}: holds no ids; give those of the prompt by --ids 2,818,... or --prompt TEXT")
+        # <bos> may be missing there, or twice; of a last position alone the length is not known
         other = {len(ids): ids for ids in _with_and_without_bos(given)} if theirs.length > 1 else {}
         theirs = read_trace(args.theirs, model.config, args.mapping, other.get(theirs.length, given))
     return theirs, theirs.tokens if given is None else np.asarray(given)

@@ -32,6 +32,7 @@ DEFAULTS = {
     "use_bidirectional_attention": None,
     "use_double_wide_mlp": False,
 }
+# Fields that become facts of the layers, and so are no fields of Config.
 LAYERED = ("global_head_dim", "layer_types", "num_global_key_value_heads", "per_layer_config", "rope_parameters")
 SMALLEST = 1e-30  # with its inverse, the range of numbers that the pass can divide by in float32
 ROPE_DEFAULTS = {

@@ -174,6 +174,10 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
         return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
+    if T > 1 and all(np.shape(array)[time_axis(name)] == 1 for name, array in theirs.items()):
+        other = _other_bos(theirs, run, T - 1) or _other_bos(theirs, run, T + 1)  # the last position tells no length
+        if other:
+            return other
     search = Search(run, comparison, prefill)
     singles = sorted(((search.explains([c]), c) for c in search.candidates()), key=_rank)
     (share, _, errors), best = singles[0]
@@ -193,10 +197,6 @@ def diagnose(theirs, run, precision=None, prefill=None):
         found = _finding(comparison, search, [(best, share, errors)], singles, [], share)
         found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
         return found
-    if T > 1 and all(np.shape(array)[time_axis(name)] == 1 for name, array in theirs.items()):
-        other = _other_bos(theirs, run, T - 1) or _other_bos(theirs, run, T + 1)  # the last position tells no length
-        if other:
-            return other
     other = _unrelated(comparison, run)
     if other:
         return Diagnosis(*other, first, comparison=comparison)
@@ -307,14 +307,14 @@ def _other_length(theirs, run):
 
 def _other_bos(theirs, run, length):
     """The Diagnosis of a trace that fits the prompt without its <bos>, or with two: `length` tokens. Else None."""
-    T, id = len(run.tokens), "J1" if length < len(run.tokens) else "J2"
     if not length:
         return None
-    port, fault = run.port(), FAULTS[id]
+    T = len(run.tokens)
+    port, fault = run.port(), FAULTS["J1" if length < T else "J2"]
     fault.changes[0](port)
     comparison = diff(theirs, run.with_tokens(port.tokens))
     if comparison.first_broken is not None:
         return None
     evidence = f"their {length} positions agree with the prompt's {T} ids, {fault.title}"
-    named = Named(id, fault.title, 1.0, evidence, fault.remedy)
-    return Diagnosis("fault", f"{id}, {fault.title}", "embed", [named], comparison=comparison)
+    named = Named(fault.id, fault.title, 1.0, evidence, fault.remedy)
+    return Diagnosis("fault", f"{fault.id}, {fault.title}", "embed", [named], comparison=comparison)

@@ -13,6 +13,7 @@ import numpy as np
 from .bf16 import narrow, widen
 from .errors import Error
 from .faults import Port
+from .files import json_number
 from .ops import linear, rope
 from .trace import (
     MASKED,
@@ -29,6 +30,7 @@ from .trace import (
     shape_key,
     time_axis,
     unmasked,
+    wrong_masks,
 )
 
 # What is added to a pass to see what rounding does: one unit in the last place, and for 32 and 64 bits more, because
@@ -108,19 +110,16 @@ class Comparison:
     notes: list = field(default_factory=list)
 
     def to_dict(self):
-        def finite(number):
-            return number if np.isfinite(number) else None  # JSON has no other number
-
         def one(row):
             return {
                 "tap": row.name,
                 "shape": row.shape and list(row.shape),
                 "verdict": row.verdict,
-                "error": row.away and finite(row.away.error),
-                "own_error": row.own and finite(row.own.error),
-                "allowed": finite(row.allowed),
-                "cosine": row.away and finite(row.away.cosine),
-                "ratio": row.away and finite(row.away.ratio),
+                "error": row.away and json_number(row.away.error),
+                "own_error": row.own and json_number(row.own.error),
+                "allowed": json_number(row.allowed),
+                "cosine": row.away and json_number(row.away.cosine),
+                "ratio": row.away and json_number(row.away.ratio),
             }
 
         return {
@@ -168,13 +167,9 @@ class Run:
             if name in theirs and theirs[name].ndim == ours.ndim and theirs[name].shape[axis] == 1:
                 ours = np.take(ours, [-1], axis=axis)  # they kept the last position only
             if name in theirs and theirs[name].shape == ours.shape and not name.endswith("router.experts"):
-                found[name] = compare(name, ours, unmasked(name, theirs[name], ours, self.hidden(name, ours)))
+                settled = unmasked(name, theirs[name], ours, self.config, len(self.tokens))
+                found[name] = compare(name, ours, settled)
         return found
-
-    def hidden(self, name, scores):
-        """The keys that a query may not see, of scores of the whole prompt or of its last position; else False."""
-        scored = name.endswith("attn.scores")
-        return hidden_keys(self.config, name, scores.shape, len(self.tokens)) if scored else np.False_
 
 
 class Noise:
@@ -436,7 +431,7 @@ def find_hint(bad, run):
     unknown = np.False_
     if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():
         unknown = theirs <= MASKED  # [N, T, S]
-        if words := _mask(unknown, run.hidden(bad.name, theirs)):
+        if words := _mask(unknown, hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens))):
             return words
     ours, theirs = np.where(unknown, 0, ours), np.where(unknown, 0, theirs)
     if not np.isfinite(theirs).all():
@@ -463,12 +458,11 @@ def find_hint(bad, run):
 
 def _mask(masked, hidden):
     """What is wrong with scores captured after the mask: bool [N, T, S] and [T, S]."""
-    after = (masked & hidden).any(-1, keepdims=True)  # [N, T, 1]
-    for wrong, words in ((masked & ~hidden, "masks"), (after & hidden & ~masked, "does not mask")):
+    says = ("masks", "which sees it"), ("does not mask", "which does not see it")
+    for wrong, (does, though) in zip(wrong_masks(masked, hidden), says, strict=True):
         if wrong.any():
             _, query, key = np.argwhere(wrong)[0]
-            may = "sees" if words == "masks" else "does not see"
-            return f"it {words} key {key} for query {query}, which {may} it ({wrong.sum()} such scores)"
+            return f"it {does} key {key} for query {query}, {though} ({wrong.sum()} such scores)"
     return None
 
 

@@ -151,6 +151,7 @@ class Port:
         rows, cache = [], EMPTY
         for self.start, end in pairwise(bounds):
             self.seen.clear()
+            # whole where there is one call, so that a position outside the prompt is refused
             soft = self.soft_tokens if prefill is None else self._soft_between(self.start, end)
             call = self.tokens[self.start : end]
             out, cache = forward(call, self.weights, self.config, cache, tap=watched, soft_tokens=soft)

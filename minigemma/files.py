@@ -1,6 +1,7 @@
 """Reading JSON with clear errors, and writing files so that a half-written one never bears the final name."""
 
 import json
+import math
 import os
 import stat
 import sys
@@ -71,6 +72,13 @@ def _without_repeats(pairs):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} is in it twice")
     return data
+
+
+def json_number(value):
+    """A number as JSON has it: null for what is not finite; None and integers as they are."""
+    if value is None or isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
 
 
 def make_directory(path):

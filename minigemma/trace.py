@@ -232,17 +232,26 @@ def hidden_keys(config, name, shape, end):
     return ~visible(np.arange(end - T, end), S, config.layers[layer_of(name)].window, end)
 
 
-def unmasked(name, theirs, ours, hidden):
+def wrong_masks(masked, hidden):
+    """Of scores captured after the mask: keys masked though visible, and hidden ones left unmasked in a masked row.
+
+    masked [N, T, S], hidden [T, S], from `hidden_keys` -> two of [N, T, S], all bool.
+    """
+    after = (masked & hidden).any(-1, keepdims=True)  # [N, T, 1]: this row was captured after the mask
+    return masked & ~hidden, after & hidden & ~masked
+
+
+def unmasked(name, theirs, ours, config, end):
     """Their array; of scores captured after the mask, ours in place of the masked ones, which say nothing.
 
-    hidden: bool [T, S] from `hidden_keys`, or True where the config is not known. A masked key that is visible keeps
-    its value, which is far from ours, and in a row with masked keys a hidden one that is not masked becomes NaN.
+    A masked key that is visible keeps its value, which is far from ours, and a hidden one left unmasked becomes NaN.
+    config: None where it is not known; then each masked key is taken to be hidden. end: as in `hidden_keys`.
     """
     if not name.endswith("attn.scores") or not (theirs <= MASKED).any():
         return theirs
     masked = theirs <= MASKED  # [N, T, S]
-    after = (masked & hidden).any(-1, keepdims=True)  # [N, T, 1]
-    return np.where(masked & hidden, ours, np.where(after & hidden & ~masked, np.nan, theirs))
+    hidden = masked if config is None else hidden_keys(config, name, theirs.shape, end)  # [N, T, S] or [T, S]
+    return np.where(masked & hidden, ours, np.where(wrong_masks(masked, hidden)[1], np.nan, theirs))
 
 
 class Replay:
@@ -271,10 +280,8 @@ class Replay:
         if theirs.shape != array.shape:
             self.misshapen[name] = array.shape, theirs.shape
             return array
-        captured, hidden = theirs, True
-        if self.config and name.endswith("attn.scores"):
-            hidden = hidden_keys(self.config, name, array.shape, self.end)
-        theirs = unmasked(name, captured, array, hidden)
+        captured = theirs
+        theirs = unmasked(name, captured, array, self.config, self.end)
         if theirs is captured and name in self.known and np.array_equal(self.known[name][0], array):
             difference = self.known[name][1]
         else:

@@ -26,7 +26,7 @@ import numpy as np
 from .bf16 import narrow, widen
 from .config import RELEASED, released, released_name
 from .errors import Error
-from .files import progress, read_json
+from .files import json_number, progress, read_json
 from .generate import prefill
 from .model import no_tap
 from .reports import table
@@ -297,15 +297,9 @@ def _check_greedy(rows, golden):
 def _row(what, expected, found, difference, within, verdict=None):
     """A check as JSON has it: a number that is not finite is null, and never fits."""
     verdict = verdict or (FITS if difference <= within else DIFFERS)
-    found, difference = (value if isinstance(value, list) else _finite(value) for value in (found, difference))
+    found, difference = (value if isinstance(value, list) else json_number(value) for value in (found, difference))
     row = {"what": what, "expected": expected, "found": found, "difference": difference, "within": within}
     return row | {"verdict": verdict}
-
-
-def _finite(value):
-    if value is None or isinstance(value, int):
-        return value
-    return float(value) if math.isfinite(value) else None
 
 
 def _size(reading):

@@ -51,7 +51,7 @@ def test_files_import_only_what_the_layout_allows():
         "trace": {"errors", "files", "model", "ops"},
         "foreign": {"bf16", "cache", "errors", "files", "ops", "trace", "weights"},
         "faults": {"bf16", "cache", "config", "model", "ops", "trace"},
-        "diff": {"bf16", "errors", "faults", "ops", "trace"},
+        "diff": {"bf16", "errors", "faults", "files", "ops", "trace"},
         "diagnosis": {"diff", "errors", "faults", "trace"},
         "accounting": {"config", "errors", "files", "generate", "reports", "tensors", "weights"},
         "reports": set(), "plots": {"trace"},

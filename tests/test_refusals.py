@@ -52,6 +52,13 @@ def test_a_config_that_says_two_things_in_two_places_is_refused(name):
         Config.from_dict({"model_type": "gemma4", "text_config": text, name: 99})
 
 
+@pytest.mark.parametrize("old", [{"rope_theta": 10_000.0}, {"rope_scaling": {"factor": 8.0}}])
+def test_rope_in_its_older_form_is_refused_and_not_left_out(old):
+    with pytest.raises(Error, match="is an older form of rope_parameters"):
+        Config.from_dict(fields("E2B", rope_parameters=None) | old)
+    Config.from_dict(fields("E2B", rope_parameters=ROPE) | old)  # beside rope_parameters it says nothing more
+
+
 def test_both_layer_types_of_rope_may_be_left_to_the_defaults():
     assert Config.from_dict(fields("E2B", rope_parameters=None)).layers[0].inv_freq[0] == 1
 
