@@ -352,7 +352,7 @@ def bars(names, series, up, across="", errors=None):
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     if len(series) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), frameon=False)
     return figure
 
 
