@@ -174,7 +174,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
         return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
-    if T > 1 and all(np.shape(array)[time_axis(name)] == 1 for name, array in theirs.items()):
+    if T > 1 and _lengths(theirs, run) == {1}:
         other = _other_bos(theirs, run, T - 1) or _other_bos(theirs, run, T + 1)  # the last position tells no length
         if other:
             return other
@@ -292,8 +292,7 @@ def _next_rung(run, prefill):
 
 def _other_length(theirs, run):
     """A trace of one token more or less than the prompt: <bos> missing, or twice. Other lengths are an Error."""
-    lengths = {np.shape(a)[time_axis(n)] for n, a in theirs.items() if np.ndim(a) == len(run.order.get(n, ()))}
-    T = len(run.tokens)
+    lengths, T = _lengths(theirs, run), len(run.tokens)
     if not lengths or lengths <= {1, T} or T in lengths:
         return None
     for length in (T - 1, T + 1):
@@ -303,6 +302,11 @@ def _other_length(theirs, run):
         f"the trace has {', '.join(map(str, sorted(lengths)))} positions and the prompt {T} ids; give the ids that "
         "their run had, with --ids"
     )
+
+
+def _lengths(theirs, run):
+    """How many positions their arrays have, those of another number of axes than ours left out."""
+    return {np.shape(a)[time_axis(n)] for n, a in theirs.items() if np.ndim(a) == len(run.order.get(n, ()))}
 
 
 def _other_bos(theirs, run, length):
