@@ -9,16 +9,16 @@ from pathlib import Path
 # wait instead, E2B decodes half as fast again. OpenBLAS reads this once, so it helps only if NumPy is imported later.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
-from .accounting import count
+from .account.parameters import count
 from .cache import EMPTY, Cache
+from .checkpoint import random_weights, read_weights, save
 from .config import Config
 from .errors import Error
 from .files import read_json
-from .generate import generate, generate_ids, prefill
 from .model import forward
+from .sampling import generate, generate_ids, prefill
+from .taps import Edit, Finite, Replay, Trace
 from .tokenizer import BOS, Tokenizer
-from .trace import Edit, Finite, Replay, Trace
-from .weights import random_weights, read_weights, save
 
 __all__ = [
     "EMPTY", "Cache", "Config", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace", "count", "forward",

@@ -13,14 +13,14 @@ import numpy as np
 
 from . import TINY, load
 from .cache import EMPTY
+from .checkpoint import fingerprint, read_header, read_unused, synthesize
 from .config import RELEASED
+from .debug.foreign import read_array, read_trace
 from .errors import Error
 from .files import make_directory, replacing
-from .foreign import read_array, read_trace
-from .generate import generate_ids, prompt_ids, stop_ids
 from .model import no_tap
-from .trace import PRECISIONS, Finite, Trace, names_of
-from .weights import fingerprint, read_header, read_unused, synthesize
+from .sampling import generate_ids, prompt_ids, stop_ids
+from .taps import PRECISIONS, Finite, Trace, names_of
 
 
 def generate(args):
@@ -101,38 +101,38 @@ def synth(args):
 
 def params(args):
     """Count a model's parameters by part and by layer; without a name, the released models side by side."""
-    from . import accounting, reports
+    from .account import parameters, report
 
     if args.what is None:
-        result, text = accounting.overview(), reports.overview_text
+        result, text = parameters.overview(), report.overview_text
     else:
-        result, text = accounting.count(args.what).to_dict(), reports.params_text
+        result, text = parameters.count(args.what).to_dict(), report.params_text
     print(json.dumps(result) if args.json else text(result))
 
 
 def memory(args):
     """Bytes of the weights by number format, of the KV cache and of a prompt's activations."""
-    from . import accounting, reports
+    from .account import parameters, report
 
-    account = accounting.count(args.what)
+    account = parameters.count(args.what)
     context = account.config.max_position_embeddings if args.context is None else args.context
-    result = accounting.memory(account, context)
-    print(json.dumps(result) if args.json else reports.memory_text(result))
+    result = parameters.memory(account, context)
+    print(json.dumps(result) if args.json else report.memory_text(result))
 
 
 def compute(args):
     """Multiply-adds of a token and of a prompt by part, and what PLE costs against what it stores."""
-    from . import accounting, reports
+    from .account import parameters, report
 
-    account = accounting.count(args.what)
+    account = parameters.count(args.what)
     context = min(4096, account.config.max_position_embeddings) if args.context is None else args.context
-    result = accounting.compute(account, context)
-    print(json.dumps(result) if args.json else reports.compute_text(result))
+    result = parameters.compute(account, context)
+    print(json.dumps(result) if args.json else report.compute_text(result))
 
 
 def bench(args):
     """Measure load, cold start, prefill, decode and memory, beside this machine's ceilings."""
-    from . import bench
+    from .tools import bench
 
     if args.repeats < 1:
         raise Error(f"--repeats must be at least 1, not {args.repeats}")
@@ -142,16 +142,17 @@ def bench(args):
 
 def verify(args):
     """Compare this machine's numbers with goldens: the file beside the weights, else the published ones."""
-    from . import verify
+    from .debug import goldens
 
-    result = verify.verify(load(args.weights, args.dtype))
-    print(json.dumps(result) if args.json else verify.report(result))
+    result = goldens.verify(load(args.weights, args.dtype))
+    print(json.dumps(result) if args.json else goldens.report(result))
     return 0 if result["fits"] else 1
 
 
 def diff(args):
     """Compare somebody else's trace with this pass, op by op on their own inputs."""
-    from . import diff, reports
+    from .account import report
+    from .debug import diff
 
     model = load(args.weights, args.dtype)
     theirs, tokens = _their_trace(args, model)
@@ -171,18 +172,19 @@ def diff(args):
         comparison = diff.diff(theirs.arrays, run, args.precision)
     comparison.notes += _notes(theirs)
     if args.plot and comparison.rows:
-        from . import plots
+        from .tools import figures
 
         with replacing(args.plot) as temporary:
-            plots.error_by_depth(comparison).savefig(temporary, format="png", dpi=150)
-    print(json.dumps(comparison.to_dict()) if args.json else reports.diff_text(comparison, args.all))
+            figures.error_by_depth(comparison).savefig(temporary, format="png", dpi=150)
+    print(json.dumps(comparison.to_dict()) if args.json else report.diff_text(comparison, args.all))
     return 1 if comparison.first_broken or comparison.identity or theirs.unread else 0
 
 
 def diagnose(args):
     """Name the known mistake behind somebody else's trace."""
-    from . import diagnosis, reports
-    from .diff import Run
+    from .account import report
+    from .debug import diagnosis
+    from .debug.diff import Run
 
     model = load(args.weights, args.dtype)
     theirs, tokens = _their_trace(args, model)
@@ -194,17 +196,18 @@ def diagnose(args):
         run = Run(model, tokens, theirs.arrays, _soft_rows(args.soft), unused)
         result = diagnosis.diagnose(theirs.arrays, run, args.precision, args.prefill)
     result.notes += _notes(theirs)
-    print(json.dumps(result.to_dict()) if args.json else reports.diagnosis_text(result))
+    print(json.dumps(result.to_dict()) if args.json else report.diagnosis_text(result))
     return 0 if result.verdict == "rounding" and not theirs.unread else 1
 
 
 def faults(args):
     """List the catalogue of known mistakes."""
-    from . import faults, reports
+    from .account import report
+    from .debug import catalogue
 
-    entries = list(faults.FAULTS.values())
+    entries = list(catalogue.FAULTS.values())
     rows = [{**vars(entry), "changes": len(entry.changes)} for entry in entries]
-    print(json.dumps(rows) if args.json else reports.faults_text(entries, faults.PROBES))
+    print(json.dumps(rows) if args.json else report.faults_text(entries, catalogue.PROBES))
 
 
 def _their_trace(args, model):
@@ -279,25 +282,25 @@ def _soft_rows(path):
 
 def retention(args):
     """Measure how much of a token's identity each layer's hidden state keeps, and what PLE does to it."""
-    from . import retention
+    from .study import measures
 
     sizes = {"count": args.count, "length": args.length, "positions": args.positions, "tried": args.interventions}
     for name, least in (("count", 4), ("length", 4), ("positions", 1), ("tried", 0)):
         if sizes[name] < least:
             raise Error(f"--{'interventions' if name == 'tried' else name} must be at least {least}, not {sizes[name]}")
-    texts, read = retention.read_texts(args.texts), partial(load, dtype=args.dtype)
-    results = retention.measure(args.weights or [None], texts, read, sentence=args.sentence, **sizes)
+    texts, read = measures.read_texts(args.texts), partial(load, dtype=args.dtype)
+    results = measures.measure(args.weights or [None], texts, read, sentence=args.sentence, **sizes)
     if args.plots:
-        from . import plots
+        from .tools import figures
 
-        for name, figure in plots.retention_figures(results).items():
+        for name, figure in figures.retention_figures(results).items():
             with replacing(make_directory(args.plots) / f"{name}.png") as temporary:
                 figure.savefig(temporary, format="png", dpi=150)
-    print(json.dumps(results) if args.json else retention.report(results))
+    print(json.dumps(results) if args.json else measures.report(results))
 
 
 def _print_stats(model, prompt, start, stamps):
-    from .bench import ple_table
+    from .tools.bench import ple_table
 
     print(f"prompt        {prompt} tokens", file=sys.stderr)
     if stamps:

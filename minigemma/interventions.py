@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from .errors import Error
-from .trace import SHAPES, shape_key
+from .taps import SHAPES, shape_key
 
 LAYERS = 128  # a pattern must fit a tap of a model with so many layers, or it is a slip of the pen
 

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from .bf16 import HalfMatrix, half_linear
 from .errors import Error
+from .packed import HalfMatrix, half_linear
 
 
 def as_tokens(tokens, cache, config):

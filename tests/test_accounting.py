@@ -16,12 +16,13 @@ from family import MEMBERS, fields, small
 import minigemma
 import minigemma.model
 import minigemma.ops
-from minigemma import EMPTY, Config, Error, Trace, accounting, forward, prefill, reports
+from minigemma import EMPTY, Config, Error, Trace, forward, prefill
 from minigemma.__main__ import main
-from minigemma.accounting import count, kv_cache, memory, multiply_adds, prefill_multiply_adds
+from minigemma.account import parameters, report
+from minigemma.account.parameters import count, kv_cache, memory, multiply_adds, prefill_multiply_adds
+from minigemma.checkpoint import read_header, write_safetensors
 from minigemma.config import EFFECTIVE, RELEASED, TOWERS
 from minigemma.tensors import checkpoint_tensors, text_tensors
-from minigemma.weights import read_header, write_safetensors
 
 PUBLISHED = {  # tensors, all elements, text, token table, PLE table: of the files on the hub
     "E2B": (2_011, 5_123_178_979, 4_647_449_891, 402_653_184, 2_348_810_240),
@@ -274,13 +275,13 @@ def test_e2bs_kv_cache_at_full_length():
 @released_models
 def test_weights_in_memory_are_split_without_a_rest(name):
     account = count(name)
-    schemes = accounting.weights_in_memory(account)
+    schemes = parameters.weights_in_memory(account)
     assert schemes["bfloat16"]["file"] == account.nbytes
     for sizes in schemes.values():
         assert sizes["file"] == sizes["resident"] + sizes["disk"]
     files = [sizes["file"] for sizes in schemes.values()]
     assert files == sorted(files, reverse=True)
-    assert schemes["bfloat16"]["resident"] == 2 * accounting.overview()["models"][name]["resident"]
+    assert schemes["bfloat16"]["resident"] == 2 * parameters.overview()["models"][name]["resident"]
 
 
 def test_published_footprints_stand_beside_our_sums_with_the_difference():
@@ -301,7 +302,7 @@ def test_the_account_of_activations_is_the_size_of_the_real_arrays(member):
     for tap, array in trace.items():
         name = tap.split(".", 2)[-1] if tap.startswith("layers.") else tap
         largest[name] = max(largest[name], array.nbytes)
-    account = accounting.activations(config, 14, past=9)
+    account = parameters.activations(config, 14, past=9)
     account.pop("peak")
     assert account == {name: largest[name] for name in account}
 
@@ -317,7 +318,7 @@ def test_the_estimated_peak_of_a_chunk_is_near_the_measured_one(member, sizes):
     forward(np.arange(new) % 100, weights, config, cache, logits="last")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert 0.9 < accounting.activations(config, new, past)["peak"] / peak < 1.3
+    assert 0.9 < parameters.activations(config, new, past)["peak"] / peak < 1.3
 
 
 # Compute
@@ -388,8 +389,8 @@ def test_the_compute_account_is_the_products_that_a_run_makes(counting, new, pas
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_the_prefill_account_is_the_products_of_a_real_prefill(counting, chunk, monkeypatch):
     config, weights, products = counting
-    monkeypatch.setattr(accounting, "CHUNK", chunk)
-    monkeypatch.setattr(sys.modules["minigemma.generate"], "CHUNK", chunk)
+    monkeypatch.setattr(parameters, "CHUNK", chunk)
+    monkeypatch.setattr(sys.modules["minigemma.sampling"], "CHUNK", chunk)
     prefill(np.arange(23), weights, config)
     assert products == prefill_multiply_adds(config, 23)
 
@@ -402,12 +403,12 @@ def test_a_prompt_is_cut_where_prefill_cuts_it(monkeypatch):
         calls.append((len(ids), cache.length))
         return forward(ids, weights, config, cache, **options)
 
-    module = sys.modules["minigemma.generate"]
+    module = sys.modules["minigemma.sampling"]
     monkeypatch.setattr(module, "forward", watched)
-    for owner in (module, accounting):
+    for owner in (module, parameters):
         monkeypatch.setattr(owner, "SCORE_BYTES", 10_000)
     prefill(np.arange(100), weights, config)
-    assert calls == list(zip(*map(list, accounting.chunks(config, 100)), strict=True))
+    assert calls == list(zip(*map(list, parameters.chunks(config, 100)), strict=True))
 
 
 def test_without_the_shortcut_a_prompt_costs_what_all_layers_at_all_positions_cost(counting):
@@ -418,7 +419,7 @@ def test_without_the_shortcut_a_prompt_costs_what_all_layers_at_all_positions_co
 
 
 def test_the_shortcut_saves_a_prompt_most_of_its_work_and_a_decoded_token_nothing():
-    result = accounting.compute(count("E2B"), 4096)
+    result = parameters.compute(count("E2B"), 4096)
     with_it, without = (sum(result["prefill"][way].values()) for way in ("with shortcut", "without shortcut"))
     assert with_it < 0.35 * without
     config = count("E2B").config
@@ -426,7 +427,7 @@ def test_the_shortcut_saves_a_prompt_most_of_its_work_and_a_decoded_token_nothin
 
 
 def test_ple_stores_half_of_e2b_and_costs_under_two_percent_of_a_token():
-    shares = {name: row["ple"] / row["of"] for name, row in accounting.compute(count("E2B"), 1)["ple"].items()}
+    shares = {name: row["ple"] / row["of"] for name, row in parameters.compute(count("E2B"), 1)["ple"].items()}
     assert shares.pop("parameters stored") > 0.5
     assert shares.pop("bytes stored, bfloat16") > 0.5
     assert len(shares) == 2
@@ -434,7 +435,7 @@ def test_ple_stores_half_of_e2b_and_costs_under_two_percent_of_a_token():
 
 
 def test_only_ple_keeps_the_resident_parameters_as_few_as_those_a_token_reads():
-    rows = accounting.overview()["models"]
+    rows = parameters.overview()["models"]
     assert {row["kind"] for row in rows.values()} == {"PLE", "plain", "mixture"}
     for row in rows.values():
         assert row["stored"] >= row["resident"]
@@ -478,7 +479,7 @@ def test_printing_an_account_shows_its_table():
 
 
 def test_tables_align_numbers_to_the_right():
-    assert reports.table(["name", "size"], [("a", 1), ("bcdef", 1000)]) == "name    size\na          1\nbcdef  1,000"
+    assert report.table(["name", "size"], [("a", 1), ("bcdef", 1000)]) == "name    size\na          1\nbcdef  1,000"
 
 
 def test_figures_show_the_data_with_labelled_axes():
@@ -487,7 +488,7 @@ def test_figures_show_the_data_with_labelled_axes():
     lengths = [128, 1024, 8192]
     sizes = {"shared": [sum(kv_cache(accounts["E2B"].config, length)) for length in lengths]}
     bars = plots.part_bars({name: account.parts for name, account in accounts.items()})
-    berg = plots.iceberg(accounting.overview()["models"])
+    berg = plots.iceberg(parameters.overview()["models"])
     lines = plots.kv_cache_lines(lengths, sizes)
     layers = plots.layer_bars(accounts["E2B"].layers)
     widths = sum(patch.get_width() for patch in bars.axes[0].patches)

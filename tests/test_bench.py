@@ -11,7 +11,8 @@ import pytest
 from family import small
 
 import minigemma
-from minigemma import Error, bench
+from minigemma import Error
+from minigemma.tools import bench
 
 ROOT = Path(__file__).parents[1]
 LINUX = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="told by Linux only")

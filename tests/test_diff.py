@@ -10,13 +10,13 @@ from safetensors.numpy import save_file
 
 from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
 from minigemma.__main__ import main
-from minigemma.bf16 import narrow, widen
-from minigemma.diagnosis import diagnose
-from minigemma.diff import Run, diff, diff_captures
-from minigemma.faults import FAULTS, Port, applicable
+from minigemma.checkpoint import write_safetensors
+from minigemma.debug.catalogue import FAULTS, Port, applicable
+from minigemma.debug.diagnosis import diagnose
+from minigemma.debug.diff import Run, diff, diff_captures
 from minigemma.ops import visible
-from minigemma.trace import compare, layer_of, names_of
-from minigemma.weights import write_safetensors
+from minigemma.packed import narrow, widen
+from minigemma.taps import compare, layer_of, names_of
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D5": "E4B", "D6": "31B", "D6b": "E4B"}  # A4: where no PLE has a norm before the layers
@@ -433,7 +433,7 @@ def test_a_trace_without_ids_asks_for_them(own_trace, tmp_path, capsys):
 def test_a_trace_with_one_position_more_than_ids_is_an_error_unless_bos_explains_it():
     model = model_of("E2B")
     theirs = recorded(model, tokens=np.concatenate([TOKENS, TOKENS]))
-    from minigemma.diagnosis import diagnose
+    from minigemma.debug.diagnosis import diagnose
 
     with pytest.raises(Error, match="46 positions and the prompt 23 ids"):
         diagnose(theirs, Run(model, TOKENS, theirs))

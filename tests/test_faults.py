@@ -12,11 +12,11 @@ from family import small
 
 from minigemma import Error, Trace, forward
 from minigemma.__main__ import main
-from minigemma.diagnosis import Search, diagnose
-from minigemma.diff import Run, diff
-from minigemma.faults import FAULTS, PROBES, Port, applicable
+from minigemma.debug.catalogue import FAULTS, PROBES, Port, applicable
+from minigemma.debug.diagnosis import Search, diagnose
+from minigemma.debug.diff import Run, diff
+from minigemma.taps import SHAPES
 from minigemma.tensors import text_tensors
-from minigemma.trace import SHAPES
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
 
@@ -220,7 +220,7 @@ def test_where_taps_are_missing_the_next_capture_is_named():
 
 
 def test_every_name_in_the_catalogue_of_norms_is_a_tensor():
-    from minigemma.faults import NORMS
+    from minigemma.debug.catalogue import NORMS
 
     attributes = {t.attribute for member in ("E2B", "26B-A4B") for t in text_tensors(model_of(member).config)}
     assert set(NORMS) <= attributes

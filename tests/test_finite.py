@@ -7,7 +7,7 @@ from family import small
 import minigemma
 from minigemma import Edit, Error, Finite, Trace, forward
 from minigemma.__main__ import main
-from minigemma.bf16 import HalfMatrix, narrow
+from minigemma.packed import HalfMatrix, narrow
 
 STORY = "Once upon a time"
 

@@ -10,11 +10,11 @@ from family import small
 from safetensors.numpy import save_file
 
 from minigemma import Error, Trace, forward
-from minigemma.bf16 import narrow, widen
-from minigemma.foreign import LAYER_MODULES, MODEL_MODULES, read_trace
+from minigemma.checkpoint import write_safetensors
+from minigemma.debug.foreign import LAYER_MODULES, MODEL_MODULES, read_trace
 from minigemma.ops import linear
-from minigemma.trace import SHAPES, layer_of, shape_key
-from minigemma.weights import write_safetensors
+from minigemma.packed import narrow, widen
+from minigemma.taps import SHAPES, layer_of, shape_key
 
 TOKENS = np.arange(3, 17)  # 14: no member has an axis of that length
 HEADS = "T N H", "T K H"

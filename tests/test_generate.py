@@ -9,9 +9,9 @@ from family import small
 
 import minigemma
 from minigemma import Error, forward, generate_ids
-from minigemma.generate import prefill, sample, settings
+from minigemma.sampling import prefill, sample, settings
 
-MODULE = import_module("minigemma.generate")  # as an attribute of the package, that name is the function
+MODULE = import_module("minigemma.sampling")
 
 
 def model_of(member, dtype="float64", generation_config=None, **changes):

@@ -6,7 +6,7 @@ from family import small
 
 from minigemma import Edit, Error, Trace, forward
 from minigemma.interventions import chain, effect, log_softmax, mean, other_token, patch, scale, token_losses, zero
-from minigemma.trace import SHAPES, shape_key
+from minigemma.taps import SHAPES, shape_key
 
 TOKENS = np.random.default_rng(5).integers(1, 120, 14)
 

@@ -7,8 +7,9 @@ import pytest
 from family import fields, small
 
 import minigemma
-from minigemma import Config, Error, Tokenizer, Trace, accounting, forward, generate_ids, weights
+from minigemma import Config, Error, Tokenizer, Trace, checkpoint, forward, generate_ids
 from minigemma.__main__ import main
+from minigemma.account import parameters
 from minigemma.files import make_directory, progress, read_json
 
 ROPE = {
@@ -112,7 +113,7 @@ def test_paths_that_no_system_has_and_headers_beyond_any_sense_are_refused(tmp_p
         read_json("a\x00b")
     (tmp_path / "model.safetensors").write_bytes((2**30).to_bytes(8, "little"))
     with pytest.raises(Error, match=f"a header of {2**30 + 8} bytes"):
-        weights.read_header(tmp_path / "model.safetensors")
+        checkpoint.read_header(tmp_path / "model.safetensors")
     with pytest.raises(Error, match="no such directory"):
         minigemma.load("x" * 5000)
 
@@ -127,20 +128,20 @@ def test_a_trace_whose_metadata_is_no_json_is_refused(tmp_path):
 
 def test_a_prompt_too_long_to_account_for_is_refused_and_large_sizes_stay_exact():
     big = fields("12B", max_position_embeddings=2**31, num_attention_heads=2**20, hidden_size=2**31)
-    account = accounting.Account("big", Config.from_dict(big), [])
+    account = parameters.Account("big", Config.from_dict(big), [])
     with pytest.raises(Error, match="too long to account for"):
-        accounting.compute(account, 2**31)
-    products = accounting.multiply_adds(account.config, np.array([512] * 3), np.array([0, 512, 1024]))
+        parameters.compute(account, 2**31)
+    products = parameters.multiply_adds(account.config, np.array([512] * 3), np.array([0, 512, 1024]))
     assert products["logits"] == 3 * 512 * 120 * 2**31
     assert all(count > 0 for count in products.values())
 
 
 def test_a_tower_of_a_million_layers_is_refused(tmp_path):
-    tower = accounting.facts.TOWERS["E2B"]["vision_config"] | {"num_hidden_layers": 2**20}
+    tower = parameters.facts.TOWERS["E2B"]["vision_config"] | {"num_hidden_layers": 2**20}
     raw = {"model_type": "gemma4", "text_config": fields("E2B"), "vision_config": tower, "audio_config": None}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(Error, match=r"vision_config\.num_hidden_layers"):
-        accounting.count(str(tmp_path / "config.json"))
+        parameters.count(str(tmp_path / "config.json"))
 
 
 def test_a_tokenizer_without_turns_cannot_chat(tmp_path, checkpoint, capsys):

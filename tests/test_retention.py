@@ -12,8 +12,9 @@ import pytest
 from family import small
 
 import minigemma
-from minigemma import Error, Trace, forward, retention
-from minigemma.retention import (
+from minigemma import Error, Trace, forward
+from minigemma.study import measures
+from minigemma.study.measures import (
     conditions,
     documents,
     gather,
@@ -154,16 +155,16 @@ def test_the_error_over_texts_is_that_of_texts_and_not_of_positions():
 
 
 def test_ranks_by_chance_are_uniform_and_the_own_row_of_a_large_table_is_found(monkeypatch):
-    monkeypatch.setattr(retention, "BLOCK", 64)  # several blocks, the last one short
+    monkeypatch.setattr(measures, "BLOCK", 64)  # several blocks, the last one short
     rng = np.random.default_rng(0)
     table = rng.normal(0, 1, (1000, 32)).astype(np.float32)
     labels = rng.integers(0, 1000, (400, 2))
-    states, middle = 5 * table[labels[:, 0]] + 1, retention.table_mean(table)
+    states, middle = 5 * table[labels[:, 0]] + 1, measures.table_mean(table)
     assert np.allclose(middle, table.mean(0), atol=1e-6)
     ranks = retrieval_ranks(states, labels, table, states.mean(0), middle)
     assert (ranks[:, 0] == 1).mean() > 0.99
     assert abs(ranks[:, 1].mean() - 500.5) < 4 * 1000 / np.sqrt(12 * 400)
-    near = retention.nearest_tokens(states, table, states.mean(0), middle)
+    near = measures.nearest_tokens(states, table, states.mean(0), middle)
     assert np.array_equal(near == labels[:, 0], ranks[:, 0] == 1)
 
 
@@ -185,7 +186,7 @@ def test_the_lookup_share_is_1_without_the_context_and_0_without_the_lookup():
     tokens, rows = np.arange(1, 15), np.arange(1, 13)
 
     def share(tap):
-        trace = Trace(retention.WRITES)
+        trace = Trace(measures.WRITES)
         forward(tokens, weights, config, tap=minigemma.interventions.chain(tap, trace))
         return writes(trace, weights, config, rows)["lookup"]
 
@@ -312,7 +313,7 @@ def test_hidden_states_are_bounded_in_memory_and_drawn_at_the_same_places_every_
     row = np.flatnonzero(first.texts == 2)[0]
     (place,) = np.flatnonzero((trace["layers.4.resid_ffn"] == first.states["layers.4.resid_ffn"][row]).all(-1))
     assert (docs[2].ids[place - 1 : place + 2] == [first.previous[row], first.tokens[row], first.following[row]]).all()
-    monkeypatch.setattr(retention, "STATE_BYTES", 4 * 128 * len(names) * 30)
+    monkeypatch.setattr(measures, "STATE_BYTES", 4 * 128 * len(names) * 30)
     assert gather(tiny, docs, names, 120, lambda count: None).drawn.sum() == 30
 
 
@@ -365,16 +366,16 @@ def test_the_figures_are_written_and_the_report_names_every_measure(measured):
     names = {"retention", "context", "senses", "sentence", "interventions", "ablations", "quantisation"}
     assert {path.stem for path in figures.iterdir()} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.iterdir())
-    text = retention.report(results)
+    text = measures.report(results)
     for word in ("retrieval", "senses", "chance", "lookup pruned in layer 9", "input lens", "layer 3 before PLE"):
         assert word in text
 
 
 def test_one_process_gives_the_numbers_that_several_give(measured, monkeypatch):
     """A large checkpoint is measured in one process, with all its BLAS threads."""
-    monkeypatch.setattr(retention, "SMALL", 0)
+    monkeypatch.setattr(measures, "SMALL", 0)
     sizes = {"count": 16, "length": 100, "positions": 800, "tried": 0}
-    (alone,) = retention.measure([minigemma.TINY], read_texts(TEXTS), minigemma.load, **sizes)
+    (alone,) = measures.measure([minigemma.TINY], read_texts(TEXTS), minigemma.load, **sizes)
     together = measured[0][0]
     assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
     assert alone["interventions"] == []
@@ -390,13 +391,13 @@ def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoin
     sizes = {"count": 9, "length": 60, "positions": 50, "tried": 0}
     with pytest.raises(Error, match="shorter than 4 tokens"):
         documents(minigemma.load().tokenizer, [{"text": "a", "senses": []}], 60)
-    (found,) = retention.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)
+    (found,) = measures.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)
     assert found["measures"]["senses"]["after"]["mean"] == [None] * 11
-    assert "senses" in retention.report([found])
+    assert "senses" in measures.report([found])
     with pytest.raises(Error, match="sentence is empty"):
-        retention.lenses(minigemma.load(), "", {}, None)
+        measures.lenses(minigemma.load(), "", {}, None)
     with pytest.raises(Error, match=r"tokenizer\.json"):
-        retention.measure([checkpoint], read_texts(path), minigemma.load, **sizes)
+        measures.measure([checkpoint], read_texts(path), minigemma.load, **sizes)
 
 
 def test_a_size_too_small_to_measure_is_refused():

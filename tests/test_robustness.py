@@ -17,11 +17,12 @@ import pytest
 from family import fields, small
 
 import minigemma
-from minigemma import Error, weights
+from minigemma import Error
 from minigemma.__main__ import main
 
 ROOT = Path(__file__).parents[1]
-GENERATE = import_module("minigemma.generate")  # as an attribute of the package, that name is the function
+GENERATE = import_module("minigemma.sampling")
+CHECKPOINT = import_module("minigemma.checkpoint")  # `checkpoint` is a fixture
 COMMAND = import_module("minigemma.__main__")
 STORY = "Once upon a time"
 
@@ -55,7 +56,7 @@ def interrupt_at(monkeypatch, owner, name, call):
 @pytest.mark.parametrize(
     ("stage", "owner", "name", "call"),
     [
-        ("load", weights, "_convert", 20),
+        ("load", CHECKPOINT, "_convert", 20),
         ("prefill", GENERATE, "forward", 1),
         ("generation", GENERATE, "forward", 5),
         ("a draw", GENERATE, "sample", 3),
@@ -78,9 +79,9 @@ def test_ctrl_c_in_trace_or_in_synth_leaves_no_half_file(tmp_path, monkeypatch):
     (tmp_path / "trace").write_text("an older one")
     assert main(["trace", STORY, "--out", str(tmp_path / "trace")]) == 130
     assert (tmp_path / "trace").read_text() == "an older one"
-    monkeypatch.setitem(weights.RELEASED, "E2B", fields("E2B"))
-    monkeypatch.setitem(weights.TOWERS, "E2B", {"vision_config": None, "audio_config": None})
-    interrupt_at(monkeypatch, weights, "narrow", 9)
+    monkeypatch.setitem(CHECKPOINT.RELEASED, "E2B", fields("E2B"))
+    monkeypatch.setitem(CHECKPOINT.TOWERS, "E2B", {"vision_config": None, "audio_config": None})
+    interrupt_at(monkeypatch, CHECKPOINT, "narrow", 9)
     assert main(["synth", "E2B", str(tmp_path / "synth")]) == 130
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["synth", "trace"]
 
@@ -430,7 +431,7 @@ def test_special_tokens_in_a_prompt_are_text_unless_they_are_asked_for(tiny, mon
 
 def test_an_index_that_says_something_else_than_its_files_is_refused(checkpoint):
     (checkpoint / "model.safetensors").rename(checkpoint / "model-1.safetensors")
-    names = list(weights.read_header(checkpoint / "model-1.safetensors"))
+    names = list(CHECKPOINT.read_header(checkpoint / "model-1.safetensors"))
     index = checkpoint / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-1.safetensors")}))
     minigemma.load(checkpoint)
@@ -444,7 +445,7 @@ def test_an_index_that_says_something_else_than_its_files_is_refused(checkpoint)
 
 def test_a_whole_file_beside_an_index_of_others_is_refused(checkpoint):
     (checkpoint / "model-1.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
-    names = list(weights.read_header(checkpoint / "model-1.safetensors"))
+    names = list(CHECKPOINT.read_header(checkpoint / "model-1.safetensors"))
     index = {"weight_map": dict.fromkeys(names, "model-1.safetensors")}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(Error, match="remove one of the two"):

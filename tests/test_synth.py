@@ -6,9 +6,9 @@ from family import fields
 
 import minigemma
 from minigemma import Error
+from minigemma.checkpoint import read_header, synthesize
 from minigemma.config import RELEASED, TOWERS
 from minigemma.tensors import checkpoint_tensors
-from minigemma.weights import read_header, synthesize
 
 VISION = {
     "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -5,7 +5,7 @@ import pytest
 from family import small
 
 from minigemma import Error, Trace, forward
-from minigemma.trace import SHAPES, layer_of, shape_key
+from minigemma.taps import SHAPES, layer_of, shape_key
 
 
 def sizes(config, layer, new, seen):

@@ -9,8 +9,8 @@ import pytest
 
 import minigemma
 from minigemma.config import GLOBAL, SLIDING
-from minigemma.generate import CHUNK
-from minigemma.trace import layer_of
+from minigemma.sampling import CHUNK
+from minigemma.taps import layer_of
 
 WEIGHTS = minigemma.TINY.parent
 

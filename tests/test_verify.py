@@ -14,9 +14,9 @@ from test_command_line import refused, run
 
 import minigemma
 from minigemma import Config, Edit, Error
-from minigemma.bf16 import narrow, widen
 from minigemma.config import RELEASED, released, released_name
-from minigemma.verify import PUBLISHED, goldens_for, read_goldens, report, verify
+from minigemma.debug.goldens import PUBLISHED, goldens_for, read_goldens, report, verify
+from minigemma.packed import narrow, widen
 
 STORED = minigemma.TINY / "goldens.json"
 FACTS = Path(__file__).parents[2] / "shared" / "facts" / "published_goldens.json"

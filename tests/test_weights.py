@@ -10,9 +10,9 @@ from numpy.testing import assert_array_equal
 
 import minigemma
 from minigemma import Error, forward
-from minigemma.bf16 import HalfMatrix, half_linear, narrow, widen
+from minigemma.checkpoint import SMALL, read_header, write_safetensors
+from minigemma.packed import HalfMatrix, half_linear, narrow, widen
 from minigemma.tensors import text_tensors, unused_tensors
-from minigemma.weights import SMALL, read_header, write_safetensors
 
 TOKENS = np.arange(17)
 
@@ -70,7 +70,7 @@ def test_the_unused_k_and_v_of_sharing_layers_may_be_there_and_towers_are_passed
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
 def test_sixteen_bit_files_give_the_logits_of_their_values_in_every_mode(tmp_path, e2b, stored, monkeypatch):
-    monkeypatch.setattr("minigemma.weights.SMALL", 0)  # map even these small matrices
+    monkeypatch.setattr("minigemma.checkpoint.SMALL", 0)  # map even these small matrices
     config, arrays, _ = e2b
     if stored == "bfloat16":
         bits = {name: narrow(array) for name, array in arrays.items()}
@@ -242,7 +242,7 @@ def test_the_number_of_cores_changes_no_bit_of_a_product(cores, rows, shape, mon
     x, w = (rng.standard_normal(size, np.float32) for size in ((rows, shape[1]), shape))
     w = HalfMatrix(narrow(w))
     alone = half_linear(x, w)
-    monkeypatch.setattr("minigemma.bf16.CORES", cores)
+    monkeypatch.setattr("minigemma.packed.CORES", cores)
     np.testing.assert_array_equal(half_linear(x, w), alone)
 
 

@@ -21,12 +21,13 @@ import numpy as np
 from family import fields
 
 import minigemma
-from minigemma import Config, Error, Finite, Trace, accounting, reports
+from minigemma import Config, Error, Finite, Trace
 from minigemma.__main__ import main
-from minigemma.bf16 import narrow
+from minigemma.account import parameters, report
 from minigemma.config import TOWERS
-from minigemma.foreign import read_trace
-from minigemma.verify import verify
+from minigemma.debug.foreign import read_trace
+from minigemma.debug.goldens import verify
+from minigemma.packed import narrow
 
 from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message
 
@@ -622,12 +623,12 @@ def accounts(base, rng):
     length = pick(rng, [1, 7, 100] if rng.integers(4) else [LENGTH, 0, -1, 2**31, 2**64])
 
     def act():
-        account = accounting.count(str(path))
+        account = parameters.count(str(path))
         data = account.to_dict()
-        reports.params_text(data)
+        report.params_text(data)
         if account.total != sum(account.parts.values()) or account.total < 1:
             raise Broken(f"{account.total} parameters, of {account.parts}")
-        for table, text in ((accounting.memory, reports.memory_text), (accounting.compute, reports.compute_text)):
+        for table, text in ((parameters.memory, report.memory_text), (parameters.compute, report.compute_text)):
             result = table(account, length)
             text(result)
             numbers = [result["kv_cache"]] if "kv_cache" in result else [result["decode"], *result["prefill"].values()]

@@ -16,9 +16,9 @@ from family import fields
 import minigemma
 from minigemma import Config, random_weights
 from minigemma.config import SLIDING
-from minigemma.diagnosis import diagnose
-from minigemma.diff import Run
-from minigemma.faults import FAULTS as CATALOGUE
+from minigemma.debug.catalogue import FAULTS as CATALOGUE
+from minigemma.debug.diagnosis import diagnose
+from minigemma.debug.diff import Run
 
 from . import port
 from .configs import random_config

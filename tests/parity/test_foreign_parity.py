@@ -16,8 +16,8 @@ from family import MEMBERS, fields
 from safetensors.torch import save_file
 
 from minigemma import Config, random_weights
-from minigemma.foreign import read_trace
-from minigemma.trace import SHAPES, shape_key
+from minigemma.debug.foreign import read_trace
+from minigemma.taps import SHAPES, shape_key
 
 from .dump_transformers import dump
 from .reference import build, record

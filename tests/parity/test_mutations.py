@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from family import fields
 
-from minigemma.faults import FAULTS, Port, applicable
+from minigemma.debug.catalogue import FAULTS, Port, applicable
 from minigemma.tensors import unused_tensors
 
 from .case import Case, disagreements, distance

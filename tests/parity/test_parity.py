@@ -22,10 +22,10 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRotaryEmbedding
 
 import minigemma
 from minigemma import EMPTY, Config, forward, generate_ids, prefill
-from minigemma.bf16 import HalfMatrix
 from minigemma.config import RELEASED, released
+from minigemma.packed import HalfMatrix
+from minigemma.taps import shape_key
 from minigemma.tensors import text_tensors, unused_tensors
-from minigemma.trace import shape_key
 
 from .case import TOLERANCE, Case, disagreements, distance
 from .configs import random_config

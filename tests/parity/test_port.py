@@ -14,8 +14,8 @@ from family import MEMBERS, fields
 from transformers.models.gemma4 import modeling_gemma4
 
 from minigemma.config import GLOBAL, SLIDING
+from minigemma.taps import SHAPES, layer_of, shape_key
 from minigemma.tensors import checkpoint_tensors
-from minigemma.trace import SHAPES, layer_of, shape_key
 
 from .case import TOLERANCE, Case, distance
 from .port import FAULTS, VARIANTS, random_flip, record_port, sign_flip, unused_weights

@@ -12,7 +12,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import minigemma
-from minigemma.bench import PeakAnonymous, ple_table
+from minigemma.tools.bench import PeakAnonymous, ple_table
 
 LENGTHS = 1024, 8192, 1024  # the short one again at the end: a machine's speed drifts
 

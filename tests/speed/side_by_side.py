@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from minigemma.bench import PeakAnonymous, machine, memory_of_process, ple_table
+from minigemma.tools.bench import PeakAnonymous, machine, memory_of_process, ple_table
 
 SHORT, LONG, STEPS = 6, 512, 16  # tokens of the first prompt, of the long one, and decoded after it
 ENGINES = ("transformers bfloat16", "transformers float32", "minigemma bfloat16", "minigemma float32")

@@ -11,11 +11,11 @@ import time
 
 import numpy as np
 
-from . import load, prefill
-from .accounting import prefill_multiply_adds
-from .bf16 import CORES, HalfMatrix
-from .errors import Error
-from .model import forward
+from .. import load, prefill
+from ..account.parameters import prefill_multiply_adds
+from ..errors import Error
+from ..model import forward
+from ..packed import CORES, HalfMatrix
 
 PROMPTS = (32, 512, 2048)  # tokens
 DECODE = 16  # tokens

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import Error
+from ..taps import Replay, by_position, layer_of, shape_key, time_axis
+from .catalogue import FAULTS, PROBES, applicable
 from .diff import MARGIN, ROUNDING, diff, healthy
-from .errors import Error
-from .faults import FAULTS, PROBES, applicable
-from .trace import Replay, by_position, layer_of, shape_key, time_axis
 
 NAMED = 0.8  # of the excess explained: enough to name a fault
 SHAPE_EXCESS = 6  # what a wrong shape counts, in decades

@@ -23,14 +23,14 @@ from textwrap import fill
 
 import numpy as np
 
-from .bf16 import narrow, widen
-from .config import RELEASED, released, released_name
-from .errors import Error
-from .files import json_number, progress, read_json
-from .generate import prefill
-from .model import no_tap
-from .reports import table
-from .trace import SHAPES, Edit, Trace, shape_key
+from ..account.report import table
+from ..config import RELEASED, released, released_name
+from ..errors import Error
+from ..files import json_number, progress, read_json
+from ..model import no_tap
+from ..packed import narrow, widen
+from ..sampling import prefill
+from ..taps import SHAPES, Edit, Trace, shape_key
 
 PUBLISHED = Path(__file__).with_name("published_goldens.json")
 FITS, TIE, DIFFERS, UNCHECKED = "fits", "tie within rounding", "differs", "not checked"

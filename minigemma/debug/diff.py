@@ -10,12 +10,11 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from .bf16 import narrow, widen
-from .errors import Error
-from .faults import Port
-from .files import json_number
-from .ops import linear, rope
-from .trace import (
+from ..errors import Error
+from ..files import json_number
+from ..ops import linear, rope
+from ..packed import narrow, widen
+from ..taps import (
     MASKED,
     PRECISIONS,
     SHAPES,
@@ -32,6 +31,7 @@ from .trace import (
     unmasked,
     wrong_masks,
 )
+from .catalogue import Port
 
 # What is added to a pass to see what rounding does: one unit in the last place, and for 32 and 64 bits more, because
 # there the order of a sum of thousands outweighs its roundings.

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import config as facts
-from .config import Config
-from .errors import Error
-from .files import read_json
-from .generate import CHUNK, SCORE_BYTES
-from .tensors import NOT_TEXT, PREFIXES, TABLES, Tensor, checkpoint_tensors
-from .weights import read_header, shards
+from .. import config as facts
+from ..checkpoint import read_header, shards
+from ..config import Config
+from ..errors import Error
+from ..files import read_json
+from ..sampling import CHUNK, SCORE_BYTES
+from ..tensors import NOT_TEXT, PREFIXES, TABLES, Tensor, checkpoint_tensors
 
 PARTS = (
     *TABLES, "PLE projections and gates", "attention", "MLP", "experts", "norms and scalars", "vision", "audio",
@@ -131,7 +131,7 @@ class Account:
         return result if self.differences is None else result | {"differences": list(self.differences)}
 
     def __str__(self):
-        from .reports import params_text
+        from .report import params_text
 
         return params_text(self.to_dict())
 

@@ -28,12 +28,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import Error
-from .files import progress
-from .interventions import chain, mean, patch, token_losses, zero
-from .ops import linear, rms_norm, softcap
-from .reports import table
-from .trace import Edit, Trace
+from ..account.report import table
+from ..errors import Error
+from ..files import progress
+from ..interventions import chain, mean, patch, token_losses, zero
+from ..ops import linear, rms_norm, softcap
+from ..taps import Edit, Trace
 
 STATE_BYTES = 2**30  # hidden states held at once, whatever the model's size
 RETRIEVAL = 2 * 10**11  # multiply-adds of one self-retrieval: fewer positions where the token table is large

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
-from .trace import layer_of
+from ..taps import layer_of
 
 PART_COLOURS = {
     "token table": "#0072B2",

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bf16 import HalfMatrix, narrow, widen
 from .config import RELEASED, TOWERS, released, released_name
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
+from .packed import HalfMatrix, narrow, widen
 from .tensors import NOT_TEXT, PREFIXES, checkpoint_tensors, text_tensors, unused_tensors
 
 DTYPES = ("bfloat16", "float32", "float64")

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bf16 import widen
-from .cache import EMPTY
-from .errors import Error
-from .files import read_json
-from .ops import as_tokens, softcap
-from .trace import SHAPES, layer_of, names_of, shape_key
-from .weights import read_header
+from ..cache import EMPTY
+from ..checkpoint import read_header
+from ..errors import Error
+from ..files import read_json
+from ..ops import as_tokens, softcap
+from ..packed import widen
+from ..taps import SHAPES, layer_of, names_of, shape_key
 
 # What goes into a module of transformers' Gemma 4 > what comes out, as taps; "-" is a value that no tap holds.
 # Source: transformers 5.23.0, models/gemma4/modeling_gemma4.py.

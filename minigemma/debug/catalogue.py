@@ -18,11 +18,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .bf16 import HalfMatrix, narrow, widen
-from .cache import EMPTY, Buffer, Entry
-from .config import GLOBAL, ROPE_DEFAULTS, SLIDING, inverse_frequencies
-from .model import forward, no_tap
-from .ops import (
+from ..cache import EMPTY, Buffer, Entry
+from ..config import GLOBAL, ROPE_DEFAULTS, SLIDING, inverse_frequencies
+from ..model import forward, no_tap
+from ..ops import (
     attention_scores,
     attention_values,
     gelu,
@@ -34,8 +33,9 @@ from .ops import (
     softmax,
     top_k,
     visible,
-)  # fmt: skip
-from .trace import Trace, layer_of
+)
+from ..packed import HalfMatrix, narrow, widen
+from ..taps import Trace, layer_of
 
 # The probe ladder: the cheapest input on which a mistake shows.
 PROBES = {

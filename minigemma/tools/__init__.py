@@ -1,0 +1,1 @@
+"""For people who look, measure and teach: figures, benchmarks, synthetic checkpoints."""
