@@ -1,15 +1,17 @@
 """minigemma: Gemma 4 in plain NumPy, to be read, taught from and debugged with. Start at model.py."""
 
 import os
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 # OpenBLAS's threads spin for 80 ms after each product, on the cores that this package's own threads need: with a short
 # wait instead, E2B decodes half as fast again. OpenBLAS reads this once, so it helps only if NumPy is imported later.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
-from .account.parameters import count
 from .cache import EMPTY, Cache
 from .checkpoint import random_weights, read_weights, save
 from .config import Config
@@ -17,7 +19,7 @@ from .errors import Error
 from .files import read_json
 from .model import forward
 from .sampling import generate, generate_ids, prefill
-from .taps import Edit, Finite, Replay, Trace
+from .taps import Edit, Finite, Trace
 from .tokenizer import BOS, Tokenizer
 
 __all__ = [
@@ -67,6 +69,43 @@ def load(path=None, dtype="bfloat16"):
         both = config.source | read_json(directory / "config.json")
         generation_config = {"eos_token_id": both.get("eos_token_id")}
     return Model(directory, config, read_weights(directory, config, dtype), generation_config)
+
+
+# Names from the rooms, loaded on first use: whoever only runs the model loads no room.
+LAZY = {"count": "account.parameters", "Replay": "debug.replay"}
+# Modules that had other names: old name -> the modules that hold its contents now.
+MOVED = {
+    "accounting": ("account.parameters", "account.memory", "account.compute"),
+    "bench": ("tools.bench",),
+    "bf16": ("packed",),
+    "diagnosis": ("debug.diagnosis",),
+    "diff": ("debug.diff",),
+    "faults": ("debug.catalogue", "debug.port"),
+    "foreign": ("debug.foreign",),
+    "plots": ("tools.figures",),
+    "reports": ("account.report", "debug.report"),
+    "retention": ("study.retention", "study.texts", "study.states", "study.measures", "study.ple", "study.report"),
+    "trace": ("taps", "debug.replay"),
+    "verify": ("debug.goldens",),
+    "weights": ("checkpoint", "tools.synth"),
+}
+
+
+def __getattr__(name):
+    if name in LAZY:
+        value = getattr(import_module(f"{__name__}.{LAZY[name]}"), name)
+    elif name in MOVED:
+        print(f"minigemma.{name} is now {' and '.join(f'minigemma.{new}' for new in MOVED[name])}", file=sys.stderr)
+        modules = [import_module(f"{__name__}.{new}") for new in MOVED[name]]
+        value = SimpleNamespace(**{key: item for module in modules for key, item in vars(module).items()})
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # asked for once
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *LAZY})
 
 
 def _find(path):

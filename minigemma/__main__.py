@@ -13,14 +13,15 @@ import numpy as np
 
 from . import TINY, load
 from .cache import EMPTY
-from .checkpoint import fingerprint, read_header, read_unused, synthesize
-from .config import RELEASED
+from .checkpoint import fingerprint, read_header, read_unused
 from .debug.foreign import read_array, read_trace
 from .errors import Error
 from .files import make_directory, replacing
 from .model import no_tap
+from .released import RELEASED
 from .sampling import generate_ids, prompt_ids, stop_ids
 from .taps import PRECISIONS, Finite, Trace, names_of
+from .tools.synth import synthesize
 
 
 def generate(args):
@@ -101,10 +102,10 @@ def synth(args):
 
 def params(args):
     """Count a model's parameters by part and by layer; without a name, the released models side by side."""
-    from .account import parameters, report
+    from .account import compute, parameters, report
 
     if args.what is None:
-        result, text = parameters.overview(), report.overview_text
+        result, text = compute.overview(), report.overview_text
     else:
         result, text = parameters.count(args.what).to_dict(), report.params_text
     print(json.dumps(result) if args.json else text(result))
@@ -112,21 +113,21 @@ def params(args):
 
 def memory(args):
     """Bytes of the weights by number format, of the KV cache and of a prompt's activations."""
-    from .account import parameters, report
+    from .account import memory, parameters, report
 
     account = parameters.count(args.what)
     context = account.config.max_position_embeddings if args.context is None else args.context
-    result = parameters.memory(account, context)
+    result = memory.memory_account(account, context)
     print(json.dumps(result) if args.json else report.memory_text(result))
 
 
 def compute(args):
     """Multiply-adds of a token and of a prompt by part, and what PLE costs against what it stores."""
-    from .account import parameters, report
+    from .account import compute, parameters, report
 
     account = parameters.count(args.what)
     context = min(4096, account.config.max_position_embeddings) if args.context is None else args.context
-    result = parameters.compute(account, context)
+    result = compute.compute_account(account, context)
     print(json.dumps(result) if args.json else report.compute_text(result))
 
 
@@ -136,23 +137,22 @@ def bench(args):
 
     if args.repeats < 1:
         raise Error(f"--repeats must be at least 1, not {args.repeats}")
-    result = bench.bench(args.weights, args.dtype, args.repeats)
-    print(json.dumps(result) if args.json else bench.report(result))
+    result = bench.measure_speed(args.weights, args.dtype, args.repeats)
+    print(json.dumps(result) if args.json else bench.bench_text(result))
 
 
 def verify(args):
     """Compare this machine's numbers with goldens: the file beside the weights, else the published ones."""
     from .debug import goldens
 
-    result = goldens.verify(load(args.weights, args.dtype))
-    print(json.dumps(result) if args.json else goldens.report(result))
+    result = goldens.check_goldens(load(args.weights, args.dtype))
+    print(json.dumps(result) if args.json else goldens.goldens_text(result))
     return 0 if result["fits"] else 1
 
 
 def diff(args):
     """Compare somebody else's trace with this pass, op by op on their own inputs."""
-    from .account import report
-    from .debug import diff
+    from .debug import diff, report
 
     model = load(args.weights, args.dtype)
     theirs, tokens = _their_trace(args, model)
@@ -169,7 +169,7 @@ def diff(args):
         comparison.notes += [f"{args.against}: ignored {line}" for line in ours.ignored]
     else:
         run = diff.Run(model, tokens, theirs.arrays, _soft_rows(args.soft))
-        comparison = diff.diff(theirs.arrays, run, args.precision)
+        comparison = diff.compare_traces(theirs.arrays, run, args.precision)
     comparison.notes += _notes(theirs)
     if args.plot and comparison.rows:
         from .tools import figures
@@ -182,8 +182,7 @@ def diff(args):
 
 def diagnose(args):
     """Name the known mistake behind somebody else's trace."""
-    from .account import report
-    from .debug import diagnosis
+    from .debug import diagnosis, report
     from .debug.diff import Run
 
     model = load(args.weights, args.dtype)
@@ -202,8 +201,7 @@ def diagnose(args):
 
 def faults(args):
     """List the catalogue of known mistakes."""
-    from .account import report
-    from .debug import catalogue
+    from .debug import catalogue, report
 
     entries = list(catalogue.FAULTS.values())
     rows = [{**vars(entry), "changes": len(entry.changes)} for entry in entries]
@@ -282,21 +280,22 @@ def _soft_rows(path):
 
 def retention(args):
     """Measure how much of a token's identity each layer's hidden state keeps, and what PLE does to it."""
-    from .study import measures
+    from .study import report, retention
+    from .study.texts import read_texts
 
     sizes = {"count": args.count, "length": args.length, "positions": args.positions, "tried": args.interventions}
     for name, least in (("count", 4), ("length", 4), ("positions", 1), ("tried", 0)):
         if sizes[name] < least:
             raise Error(f"--{'interventions' if name == 'tried' else name} must be at least {least}, not {sizes[name]}")
-    texts, read = measures.read_texts(args.texts), partial(load, dtype=args.dtype)
-    results = measures.measure(args.weights or [None], texts, read, sentence=args.sentence, **sizes)
+    texts, read = read_texts(args.texts), partial(load, dtype=args.dtype)
+    results = retention.measure(args.weights or [None], texts, read, sentence=args.sentence, **sizes)
     if args.plots:
         from .tools import figures
 
         for name, figure in figures.retention_figures(results).items():
             with replacing(make_directory(args.plots) / f"{name}.png") as temporary:
                 figure.savefig(temporary, format="png", dpi=150)
-    print(json.dumps(results) if args.json else measures.report(results))
+    print(json.dumps(results) if args.json else report.study_text(results))
 
 
 def _print_stats(model, prompt, start, stamps):

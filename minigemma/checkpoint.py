@@ -10,22 +10,21 @@ import json
 import math
 import mmap
 import os
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
-from .config import RELEASED, TOWERS, released, released_name
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
 from .packed import HalfMatrix, narrow, widen
-from .tensors import NOT_TEXT, PREFIXES, checkpoint_tensors, text_tensors, unused_tensors
+from .tensors import NOT_TEXT, PREFIXES, text_tensors, unused_tensors
 
 DTYPES = ("bfloat16", "float32", "float64")
 FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
-PIECE = 2**24  # values of a synthetic tensor written at a time
+
+
 SMALL = 256 * 1024  # bytes; below this a matrix is converted at load: mapping saves no memory worth a slower product
 
 
@@ -210,14 +209,14 @@ def random_weights(config, seed=0, dtype=np.float32):
     arrays = {}
     for tensor in text_tensors(config):
         if len(tensor.shape) == 1:
-            arrays[tensor.name] = _random_vector(tensor, rng).astype(dtype)
+            arrays[tensor.name] = random_vector(tensor, rng).astype(dtype)
         else:
             array = rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5
             arrays[tensor.name] = array.astype(dtype)
     return assemble(config, arrays)
 
 
-def _random_vector(tensor, rng):
+def random_vector(tensor, rng):
     """A norm weight or a scalar."""
     attribute = tensor.attribute or ""
     low, high = (0.3, 0.9) if attribute == "layer_scalar" else (0.5, 1.5)
@@ -246,46 +245,3 @@ def fingerprint(weights):
                 row = np.asarray(row, np.float32)
                 digest.update(name.encode() + row.tobytes())
     return digest.hexdigest()[:16]
-
-
-def synthesize(name, directory, seed=0):
-    """Write a released model's whole checkpoint, names, shapes and dtype as in Google's file, with random values.
-
-    For people without the download, and for benchmarks: it says nothing, but costs what the real one costs. Values of a
-    matrix have a random sign and mantissa and one exponent, which makes a generator as fast as the disk.
-    """
-    name, directory = released_name(name), make_directory(directory)
-    held = [p.name for p in directory.iterdir() if p.name == "config.json" or ".safetensors" in p.name]
-    if held:
-        raise Error(f"{directory}: holds {held[0]} already; give another directory, or delete it first")
-    config, towers = released(name), TOWERS[name]
-    table = checkpoint_tensors(config, towers, unused=True)
-    size = 2 * sum(math.prod(tensor.shape) for tensor in table)
-    free = shutil.disk_usage(directory).free
-    if free < size + 2**20:
-        raise Error(f"{directory}: gemma-4-{name} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free there")
-    rng = np.random.default_rng(seed)
-
-    def pieces(advance):
-        for tensor in table:
-            count = math.prod(tensor.shape)
-            advance(count)
-            if len(tensor.shape) < 2:
-                yield narrow(_random_vector(tensor, rng))
-                continue
-            exponent = 127 + round(math.log2(tensor.shape[-1] ** -0.5 / 1.53))  # 1.53 is the rms of numbers from 1 to 2
-            for start in range(0, count, PIECE):
-                bits = rng.integers(0, 2**16, min(PIECE, count - start), np.uint16)
-                yield bits & np.uint16(0x807F) | np.uint16(exponent << 7)
-
-    kind = "gemma4_unified" if name == "12B" else "gemma4"
-    text = RELEASED[name] | {"model_type": f"{kind}_text"}
-    parts = {part: tower and tower | {"model_type": f"{kind}_{part.split('_')[0]}"} for part, tower in towers.items()}
-    architecture = "Gemma4UnifiedForConditionalGeneration" if name == "12B" else "Gemma4ForConditionalGeneration"
-    with progress(f"writing {size / 1e9:.1f} GB", size // 2) as advance:
-        rows = [(tensor.name, tensor.shape) for tensor in table]
-        write_safetensors(directory / "model.safetensors", "BF16", rows, pieces(advance))
-    with replacing(directory / "config.json") as path:
-        about = {"architectures": [architecture], "model_type": kind, "dtype": "bfloat16", "text_config": text}
-        path.write_text(json.dumps(about | parts, indent=2) + "\n", encoding="utf-8")
-    return size

@@ -1,5 +1,6 @@
 """Reading JSON with clear errors, and writing files so that a half-written one never bears the final name."""
 
+
 import json
 import math
 import os
@@ -132,3 +133,16 @@ def replacing(path):
         raise Error(f"{path}: cannot write ({error.strerror or error})") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def table(heads, rows):
+    """Columns as wide as their widest cell; numbers to the right, text to the left."""
+    cells = [heads, *[[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numbers = [all(cell[:1] in "+-0123456789" for cell in column[1:]) for column in zip(*cells, strict=True)]
+    aligns = [str.ljust, *(str.rjust if number else str.ljust for number in numbers[1:])]
+    lines = []
+    for row in cells:
+        line = "  ".join(align(cell, width) for align, cell, width in zip(aligns, row, widths, strict=True))
+        lines.append(line.rstrip())
+    return "\n".join(lines)

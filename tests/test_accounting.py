@@ -16,12 +16,15 @@ from family import MEMBERS, fields, small
 import minigemma
 import minigemma.model
 import minigemma.ops
-from minigemma import EMPTY, Config, Error, Trace, forward, prefill
+from minigemma import EMPTY, Config, Error, Trace, files, forward, prefill
 from minigemma.__main__ import main
-from minigemma.account import parameters, report
-from minigemma.account.parameters import count, kv_cache, memory, multiply_adds, prefill_multiply_adds
+from minigemma.account import compute, memory
+from minigemma.account.compute import multiply_adds, prefill_multiply_adds
+from minigemma.account.memory import kv_cache, memory_account
+from minigemma.account.parameters import count
+from minigemma.account.towers import TOWERS
 from minigemma.checkpoint import read_header, write_safetensors
-from minigemma.config import EFFECTIVE, RELEASED, TOWERS
+from minigemma.released import EFFECTIVE, RELEASED
 from minigemma.tensors import checkpoint_tensors, text_tensors
 
 PUBLISHED = {  # tensors, all elements, text, token table, PLE table: of the files on the hub
@@ -265,7 +268,7 @@ def test_the_kv_account_holds_for_the_tiny_weights(tiny, length):
 
 
 def test_e2bs_kv_cache_at_full_length():
-    sizes = memory(count("E2B"), 131_072)["kv_cache"]
+    sizes = memory_account(count("E2B"), 131_072)["kv_cache"]
     gigabytes = {way: round(size / 1e9, 3) for way, size in sizes.items()}
     assert gigabytes == {
         "shared, bounded": 0.812, "shared, unbounded": 2.416, "unshared, bounded": 1.894, "unshared, unbounded": 5.637,
@@ -275,22 +278,22 @@ def test_e2bs_kv_cache_at_full_length():
 @released_models
 def test_weights_in_memory_are_split_without_a_rest(name):
     account = count(name)
-    schemes = parameters.weights_in_memory(account)
+    schemes = memory.weights_in_memory(account)
     assert schemes["bfloat16"]["file"] == account.nbytes
     for sizes in schemes.values():
         assert sizes["file"] == sizes["resident"] + sizes["disk"]
     files = [sizes["file"] for sizes in schemes.values()]
     assert files == sorted(files, reverse=True)
-    assert schemes["bfloat16"]["resident"] == 2 * parameters.overview()["models"][name]["resident"]
+    assert schemes["bfloat16"]["resident"] == 2 * compute.overview()["models"][name]["resident"]
 
 
 def test_published_footprints_stand_beside_our_sums_with_the_difference():
-    rows = memory(count("E2B"), 1)["published"]
+    rows = memory_account(count("E2B"), 1)["published"]
     assert {9.6e9, 11.4e9, 1.5e9, 2.583e9, 1.12e9} == {row["published"] for row in rows}
     for row in rows:
         assert row["difference"] == row["bytes"] - row["published"]
         assert row["remark"]
-    assert memory(count("31B"), 1)["published"] == []
+    assert memory_account(count("31B"), 1)["published"] == []
 
 
 def test_the_account_of_activations_is_the_size_of_the_real_arrays(member):
@@ -302,7 +305,7 @@ def test_the_account_of_activations_is_the_size_of_the_real_arrays(member):
     for tap, array in trace.items():
         name = tap.split(".", 2)[-1] if tap.startswith("layers.") else tap
         largest[name] = max(largest[name], array.nbytes)
-    account = parameters.activations(config, 14, past=9)
+    account = memory.activations(config, 14, past=9)
     account.pop("peak")
     assert account == {name: largest[name] for name in account}
 
@@ -318,7 +321,7 @@ def test_the_estimated_peak_of_a_chunk_is_near_the_measured_one(member, sizes):
     forward(np.arange(new) % 100, weights, config, cache, logits="last")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert 0.9 < parameters.activations(config, new, past)["peak"] / peak < 1.3
+    assert 0.9 < memory.activations(config, new, past)["peak"] / peak < 1.3
 
 
 # Compute
@@ -389,7 +392,7 @@ def test_the_compute_account_is_the_products_that_a_run_makes(counting, new, pas
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 def test_the_prefill_account_is_the_products_of_a_real_prefill(counting, chunk, monkeypatch):
     config, weights, products = counting
-    monkeypatch.setattr(parameters, "CHUNK", chunk)
+    monkeypatch.setattr(compute, "CHUNK", chunk)
     monkeypatch.setattr(sys.modules["minigemma.sampling"], "CHUNK", chunk)
     prefill(np.arange(23), weights, config)
     assert products == prefill_multiply_adds(config, 23)
@@ -405,10 +408,10 @@ def test_a_prompt_is_cut_where_prefill_cuts_it(monkeypatch):
 
     module = sys.modules["minigemma.sampling"]
     monkeypatch.setattr(module, "forward", watched)
-    for owner in (module, parameters):
+    for owner in (module, compute):
         monkeypatch.setattr(owner, "SCORE_BYTES", 10_000)
     prefill(np.arange(100), weights, config)
-    assert calls == list(zip(*map(list, parameters.chunks(config, 100)), strict=True))
+    assert calls == list(zip(*map(list, compute.chunks(config, 100)), strict=True))
 
 
 def test_without_the_shortcut_a_prompt_costs_what_all_layers_at_all_positions_cost(counting):
@@ -419,7 +422,7 @@ def test_without_the_shortcut_a_prompt_costs_what_all_layers_at_all_positions_co
 
 
 def test_the_shortcut_saves_a_prompt_most_of_its_work_and_a_decoded_token_nothing():
-    result = parameters.compute(count("E2B"), 4096)
+    result = compute.compute_account(count("E2B"), 4096)
     with_it, without = (sum(result["prefill"][way].values()) for way in ("with shortcut", "without shortcut"))
     assert with_it < 0.35 * without
     config = count("E2B").config
@@ -427,7 +430,7 @@ def test_the_shortcut_saves_a_prompt_most_of_its_work_and_a_decoded_token_nothin
 
 
 def test_ple_stores_half_of_e2b_and_costs_under_two_percent_of_a_token():
-    shares = {name: row["ple"] / row["of"] for name, row in parameters.compute(count("E2B"), 1)["ple"].items()}
+    shares = {name: row["ple"] / row["of"] for name, row in compute.compute_account(count("E2B"), 1)["ple"].items()}
     assert shares.pop("parameters stored") > 0.5
     assert shares.pop("bytes stored, bfloat16") > 0.5
     assert len(shares) == 2
@@ -435,7 +438,7 @@ def test_ple_stores_half_of_e2b_and_costs_under_two_percent_of_a_token():
 
 
 def test_only_ple_keeps_the_resident_parameters_as_few_as_those_a_token_reads():
-    rows = parameters.overview()["models"]
+    rows = compute.overview()["models"]
     assert {row["kind"] for row in rows.values()} == {"PLE", "plain", "mixture"}
     for row in rows.values():
         assert row["stored"] >= row["resident"]
@@ -479,18 +482,18 @@ def test_printing_an_account_shows_its_table():
 
 
 def test_tables_align_numbers_to_the_right():
-    assert report.table(["name", "size"], [("a", 1), ("bcdef", 1000)]) == "name    size\na          1\nbcdef  1,000"
+    assert files.table(["name", "size"], [("a", 1), ("bcdef", 1000)]) == "name    size\na          1\nbcdef  1,000"
 
 
 def test_figures_show_the_data_with_labelled_axes():
-    plots = pytest.importorskip("minigemma.plots", reason="matplotlib is not installed")
+    figures = pytest.importorskip("minigemma.tools.figures", reason="matplotlib is not installed")
     accounts = {name: count(name) for name in RELEASED}
     lengths = [128, 1024, 8192]
     sizes = {"shared": [sum(kv_cache(accounts["E2B"].config, length)) for length in lengths]}
-    bars = plots.part_bars({name: account.parts for name, account in accounts.items()})
-    berg = plots.iceberg(parameters.overview()["models"])
-    lines = plots.kv_cache_lines(lengths, sizes)
-    layers = plots.layer_bars(accounts["E2B"].layers)
+    bars = figures.part_bars({name: account.parts for name, account in accounts.items()})
+    berg = figures.iceberg(compute.overview()["models"])
+    lines = figures.kv_cache_lines(lengths, sizes)
+    layers = figures.layer_bars(accounts["E2B"].layers)
     widths = sum(patch.get_width() for patch in bars.axes[0].patches)
     assert widths == pytest.approx(sum(account.total for account in accounts.values()) / 1e9)
     heights = [sum(abs(patch.get_height()) for patch in list(berg.axes[0].patches)[i::5]) for i in range(5)]

@@ -37,7 +37,7 @@ def test_every_figure_has_all_its_runs(result):
 
 
 def test_the_table_shows_medians_with_their_spread(result):
-    text = bench.report(result)
+    text = bench.bench_text(result)
     for name, runs in result["seconds"].items():
         (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
         assert f"{np.median(runs):.3f}" in line
@@ -77,12 +77,12 @@ def test_a_model_of_few_positions_is_measured_as_far_as_they_go_or_refused(tmp_p
         config, weights = small("E2B", max_position_embeddings=positions)
         minigemma.save(tmp_path / f"{positions}", weights, config, "float32")
         if prompts:
-            found = bench.bench(tmp_path / f"{positions}", "bfloat16", 1)
+            found = bench.measure_speed(tmp_path / f"{positions}", "bfloat16", 1)
             assert [name for name in found["seconds"] if name.startswith("prefill")] == prompts
             assert sum(found["memory run"]) <= positions
         else:
             with pytest.raises(Error, match="47 positions are too few"):
-                bench.bench(tmp_path / f"{positions}", "bfloat16", 1)
+                bench.measure_speed(tmp_path / f"{positions}", "bfloat16", 1)
 
 
 def test_a_measuring_process_that_fails_is_told_in_one_line(tmp_path):

@@ -8,11 +8,12 @@ from family import fields, kinds
 from numpy.testing import assert_allclose
 
 from minigemma import Config, Error
-from minigemma.config import GLOBAL, RELEASED, SLIDING, released
+from minigemma.config import GLOBAL, SLIDING
+from minigemma.released import RELEASED, released_config
 
 
 def test_e2b_is_resolved_as_the_released_file_describes_it():
-    config = released("google/gemma-4-E2B-it")
+    config = released_config("google/gemma-4-E2B-it")
     assert [layer.index for layer in config.layers if layer.kind == GLOBAL] == [4, 9, 14, 19, 24, 29, 34]
     assert config.first_kv_shared_layer == 15
     assert {layer.kv_from for layer in config.layers[15:] if layer.kind == SLIDING} == {13}
@@ -26,14 +27,14 @@ def test_e2b_is_resolved_as_the_released_file_describes_it():
 
 
 def test_e4bs_sharing_layers_read_layers_22_and_23_and_are_not_double_wide():
-    config = released("E4B")
+    config = released_config("E4B")
     assert {(layer.kind, layer.kv_from) for layer in config.layers[24:]} == {(SLIDING, 22), (GLOBAL, 23)}
     assert {layer.intermediate_size for layer in config.layers} == {10240}
 
 
 @pytest.mark.parametrize(("name", "kv_heads"), [("12B", (8, 1)), ("26B-A4B", (8, 2)), ("31B", (16, 4))])
 def test_the_big_members_make_v_from_k_on_global_layers_only(name, kv_heads):
-    config = released(name)
+    config = released_config(name)
     sliding, full = config.layers[0], config.layers[5]
     assert (sliding.k_eq_v, full.k_eq_v) == (False, True)
     assert (sliding.num_key_value_heads, full.num_key_value_heads) == kv_heads
@@ -43,7 +44,7 @@ def test_the_big_members_make_v_from_k_on_global_layers_only(name, kv_heads):
 
 def test_a_name_that_was_never_released_is_refused_with_the_names_that_were():
     with pytest.raises(Error, match="E2B, E4B, 12B, 26B-A4B, 31B"):
-        released("google/gemma-4-7B")
+        released_config("google/gemma-4-7B")
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -57,7 +58,7 @@ def test_the_shared_fact_files_agree_with_the_released_models(name):
         pytest.skip("the raw config.json is not here")
     data = json.loads(path.read_text())
     data["text_config"].pop("layer_pattern", None)
-    ours, theirs = released(name), Config.from_dict(data)
+    ours, theirs = released_config(name), Config.from_dict(data)
     for field in vars(ours):
         if field not in ("layers", "source", "use_bidirectional_attention" if name == "12B" else ""):
             assert getattr(ours, field) == getattr(theirs, field), field
@@ -69,7 +70,7 @@ def test_the_shared_fact_files_agree_with_the_released_models(name):
 
 
 def test_default_rope_turns_every_pair_and_proportional_rope_the_first_quarter_with_whole_head_exponents():
-    config = released("E2B")
+    config = released_config("E2B")
     sliding, full = config.layers[0].inv_freq, config.layers[4].inv_freq
     assert_allclose(sliding, [10_000.0 ** (-2 * j / 256) for j in range(128)])
     assert_allclose(full[:64], [1_000_000.0 ** (-2 * j / 512) for j in range(64)])

@@ -11,12 +11,14 @@ from safetensors.numpy import save_file
 from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
 from minigemma.__main__ import main
 from minigemma.checkpoint import write_safetensors
-from minigemma.debug.catalogue import FAULTS, Port, applicable
+from minigemma.debug.catalogue import FAULTS, applicable
 from minigemma.debug.diagnosis import diagnose
-from minigemma.debug.diff import Run, diff, diff_captures
+from minigemma.debug.diff import Run, compare_traces, diff_captures
+from minigemma.debug.port import Port
+from minigemma.debug.replay import compare
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
-from minigemma.taps import compare, layer_of, names_of
+from minigemma.taps import layer_of, names_of
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D5": "E4B", "D6": "31B", "D6b": "E4B"}  # A4: where no PLE has a norm before the layers
@@ -44,7 +46,7 @@ def recorded_with(model, fault):
 
 
 def compared(model, theirs, tokens=TOKENS, **options):
-    return diff(theirs, Run(model, tokens, theirs), **options)
+    return compare_traces(theirs, Run(model, tokens, theirs), **options)
 
 
 def test_replay_goes_on_with_their_values_and_judges_each_op_alone():

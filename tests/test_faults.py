@@ -12,9 +12,10 @@ from family import small
 
 from minigemma import Error, Trace, forward
 from minigemma.__main__ import main
-from minigemma.debug.catalogue import FAULTS, PROBES, Port, applicable
+from minigemma.debug.catalogue import FAULTS, PROBES, applicable
 from minigemma.debug.diagnosis import Search, diagnose
-from minigemma.debug.diff import Run, diff
+from minigemma.debug.diff import Run, compare_traces
+from minigemma.debug.port import Port
 from minigemma.taps import SHAPES
 from minigemma.tensors import text_tensors
 
@@ -104,7 +105,7 @@ def test_every_mistake_of_the_catalogue_can_be_tried_on_every_member(member, len
     soft = np.array([0]), np.ones((1, model.config.hidden_size), np.float32)
     forward(tokens, model.weights, model.config, soft_tokens=soft, tap=trace)
     run = Run(model, tokens, dict(trace), soft_tokens=soft)
-    search = Search(run, diff(dict(trace), run), prefill=length // 2 or None)
+    search = Search(run, compare_traces(dict(trace), run), prefill=length // 2 or None)
     candidates = search.candidates()
     assert len({candidate.fault.id for candidate in candidates}) > 40
     for candidate in candidates:

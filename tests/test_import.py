@@ -39,3 +39,100 @@ def imports(path):
     """Every import statement of a file, those inside functions too."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+ROOMS = ("account", "debug", "study", "tools")
+
+
+def own_imports(path):
+    """The package's modules that a file imports, as dotted names below `minigemma`."""
+    package = path.relative_to(ROOT / "minigemma").parts[:-1]
+    found = set()
+    for node in imports(path):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            names = [[*base, alias.name] for alias in node.names]
+            for name in names:
+                is_module = (ROOT / "minigemma" / Path(*name)).with_suffix(".py").exists()
+                found.add(".".join(name if is_module else base))
+    return found - {""}
+
+
+def files(room=None):
+    """The files of a room, or of the table; __init__ and __main__ of the package left out."""
+    place = ROOT / "minigemma" / (room or "")
+    found = place.rglob("*.py") if room else place.glob("*.py")
+    return [path for path in found if room or not path.stem.startswith("__")]
+
+
+def room_of(module):
+    first = module.split(".")[0]
+    return first if first in ROOMS else None
+
+
+def test_no_file_on_the_table_imports_a_room():
+    for path in files():
+        assert not any(map(room_of, own_imports(path))), path.name
+
+
+def test_the_passes_import_ops_inputs_and_the_cache_only():
+    for name in ("model", "vision", "audio"):
+        path = ROOT / "minigemma" / f"{name}.py"
+        if path.exists():
+            assert own_imports(path) <= {"ops", "inputs", "cache", "errors"}, name
+
+
+def test_rooms_do_not_import_each_other_but_tools_may_import_all():
+    for room in ROOMS[:-1]:
+        for path in files(room):
+            assert {room_of(module) for module in own_imports(path)} <= {None, room}, path
+
+
+def test_only_the_figures_import_matplotlib():
+    for path in (ROOT / "minigemma").rglob("*.py"):
+        names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports(path)}
+        drawing = any((name or "").split(".")[0] == "matplotlib" for name in names)
+        assert drawing == (path.name == "figures.py"), path
+
+
+def test_files_and_errors_import_nothing_that_could_import_them():
+    assert own_imports(ROOT / "minigemma" / "errors.py") == set()
+    assert own_imports(ROOT / "minigemma" / "files.py") <= {"errors"}
+
+
+def test_importing_minigemma_loads_no_room():
+    statement = "import minigemma; print([n for n in sys.modules if n.split('.')[1:2] and n.split('.')[1] in ROOMS])"
+    code = f"import sys; ROOMS = {ROOMS}; {statement}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
+
+
+def test_no_import_goes_in_a_circle():
+    graph = {}
+    for path in (ROOT / "minigemma").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT / "minigemma").with_suffix("").parts)
+        graph[name] = {module for module in own_imports(path) if module != name}
+    while graph:
+        leaves = [name for name, needs in graph.items() if not needs & graph.keys()]
+        assert leaves, f"these import each other: {sorted(graph)}"
+        for name in leaves:
+            del graph[name]
+
+
+def test_old_names_of_modules_go_on_working_and_say_the_new_one_once(capsys):
+    code = (
+        "import minigemma; from minigemma import plots, accounting; minigemma.retention; minigemma.retention;"
+        "print(minigemma.trace.Replay is minigemma.Replay, accounting.count is minigemma.count)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout == "True True\n"
+    assert run.stderr.count("minigemma.retention is now") == 1
+    assert "minigemma.plots is now minigemma.tools.figures" in run.stderr
+
+
+def test_no_public_function_has_the_name_of_its_module():
+    for path in (ROOT / "minigemma").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert path.stem not in names, path

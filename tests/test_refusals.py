@@ -9,7 +9,7 @@ from family import fields, small
 import minigemma
 from minigemma import Config, Error, Tokenizer, Trace, checkpoint, forward, generate_ids
 from minigemma.__main__ import main
-from minigemma.account import parameters
+from minigemma.account import compute, parameters
 from minigemma.files import make_directory, progress, read_json
 
 ROPE = {
@@ -130,14 +130,14 @@ def test_a_prompt_too_long_to_account_for_is_refused_and_large_sizes_stay_exact(
     big = fields("12B", max_position_embeddings=2**31, num_attention_heads=2**20, hidden_size=2**31)
     account = parameters.Account("big", Config.from_dict(big), [])
     with pytest.raises(Error, match="too long to account for"):
-        parameters.compute(account, 2**31)
-    products = parameters.multiply_adds(account.config, np.array([512] * 3), np.array([0, 512, 1024]))
+        compute.compute_account(account, 2**31)
+    products = compute.multiply_adds(account.config, np.array([512] * 3), np.array([0, 512, 1024]))
     assert products["logits"] == 3 * 512 * 120 * 2**31
     assert all(count > 0 for count in products.values())
 
 
 def test_a_tower_of_a_million_layers_is_refused(tmp_path):
-    tower = parameters.facts.TOWERS["E2B"]["vision_config"] | {"num_hidden_layers": 2**20}
+    tower = parameters.TOWERS["E2B"]["vision_config"] | {"num_hidden_layers": 2**20}
     raw = {"model_type": "gemma4", "text_config": fields("E2B"), "vision_config": tower, "audio_config": None}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(Error, match=r"vision_config\.num_hidden_layers"):

@@ -13,23 +13,18 @@ from family import small
 
 import minigemma
 from minigemma import Error, Trace, forward
-from minigemma.study import measures
+from minigemma.study import measures, report, retention, states
 from minigemma.study.measures import (
-    conditions,
-    documents,
-    gather,
     over_texts,
     probe,
     probe_classes,
-    quantise,
-    read_texts,
     retrieval_ranks,
     sense_separation,
     shared_variance,
-    state_names,
-    token_ends,
-    writes,
 )
+from minigemma.study.ple import conditions, quantise
+from minigemma.study.states import gather, state_names, writes
+from minigemma.study.texts import documents, read_texts, token_ends
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ROOT / "weights" / "texts.jsonl"
@@ -186,7 +181,7 @@ def test_the_lookup_share_is_1_without_the_context_and_0_without_the_lookup():
     tokens, rows = np.arange(1, 15), np.arange(1, 13)
 
     def share(tap):
-        trace = Trace(measures.WRITES)
+        trace = Trace(states.WRITES)
         forward(tokens, weights, config, tap=minigemma.interventions.chain(tap, trace))
         return writes(trace, weights, config, rows)["lookup"]
 
@@ -313,7 +308,7 @@ def test_hidden_states_are_bounded_in_memory_and_drawn_at_the_same_places_every_
     row = np.flatnonzero(first.texts == 2)[0]
     (place,) = np.flatnonzero((trace["layers.4.resid_ffn"] == first.states["layers.4.resid_ffn"][row]).all(-1))
     assert (docs[2].ids[place - 1 : place + 2] == [first.previous[row], first.tokens[row], first.following[row]]).all()
-    monkeypatch.setattr(measures, "STATE_BYTES", 4 * 128 * len(names) * 30)
+    monkeypatch.setattr(states, "STATE_BYTES", 4 * 128 * len(names) * 30)
     assert gather(tiny, docs, names, 120, lambda count: None).drawn.sum() == 30
 
 
@@ -366,16 +361,16 @@ def test_the_figures_are_written_and_the_report_names_every_measure(measured):
     names = {"retention", "context", "senses", "sentence", "interventions", "ablations", "quantisation"}
     assert {path.stem for path in figures.iterdir()} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.iterdir())
-    text = measures.report(results)
+    text = report.study_text(results)
     for word in ("retrieval", "senses", "chance", "lookup pruned in layer 9", "input lens", "layer 3 before PLE"):
         assert word in text
 
 
 def test_one_process_gives_the_numbers_that_several_give(measured, monkeypatch):
     """A large checkpoint is measured in one process, with all its BLAS threads."""
-    monkeypatch.setattr(measures, "SMALL", 0)
+    monkeypatch.setattr(retention, "SMALL", 0)
     sizes = {"count": 16, "length": 100, "positions": 800, "tried": 0}
-    (alone,) = measures.measure([minigemma.TINY], read_texts(TEXTS), minigemma.load, **sizes)
+    (alone,) = retention.measure([minigemma.TINY], read_texts(TEXTS), minigemma.load, **sizes)
     together = measured[0][0]
     assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
     assert alone["interventions"] == []
@@ -391,13 +386,13 @@ def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoin
     sizes = {"count": 9, "length": 60, "positions": 50, "tried": 0}
     with pytest.raises(Error, match="shorter than 4 tokens"):
         documents(minigemma.load().tokenizer, [{"text": "a", "senses": []}], 60)
-    (found,) = measures.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)
+    (found,) = retention.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)
     assert found["measures"]["senses"]["after"]["mean"] == [None] * 11
-    assert "senses" in measures.report([found])
+    assert "senses" in report.study_text([found])
     with pytest.raises(Error, match="sentence is empty"):
-        measures.lenses(minigemma.load(), "", {}, None)
+        retention.lenses(minigemma.load(), "", {}, None)
     with pytest.raises(Error, match=r"tokenizer\.json"):
-        measures.measure([checkpoint], read_texts(path), minigemma.load, **sizes)
+        retention.measure([checkpoint], read_texts(path), minigemma.load, **sizes)
 
 
 def test_a_size_too_small_to_measure_is_refused():

@@ -23,6 +23,7 @@ from minigemma.__main__ import main
 ROOT = Path(__file__).parents[1]
 GENERATE = import_module("minigemma.sampling")
 CHECKPOINT = import_module("minigemma.checkpoint")  # `checkpoint` is a fixture
+SYNTH = import_module("minigemma.tools.synth")
 COMMAND = import_module("minigemma.__main__")
 STORY = "Once upon a time"
 
@@ -79,9 +80,9 @@ def test_ctrl_c_in_trace_or_in_synth_leaves_no_half_file(tmp_path, monkeypatch):
     (tmp_path / "trace").write_text("an older one")
     assert main(["trace", STORY, "--out", str(tmp_path / "trace")]) == 130
     assert (tmp_path / "trace").read_text() == "an older one"
-    monkeypatch.setitem(CHECKPOINT.RELEASED, "E2B", fields("E2B"))
-    monkeypatch.setitem(CHECKPOINT.TOWERS, "E2B", {"vision_config": None, "audio_config": None})
-    interrupt_at(monkeypatch, CHECKPOINT, "narrow", 9)
+    monkeypatch.setitem(SYNTH.RELEASED, "E2B", fields("E2B"))
+    monkeypatch.setitem(SYNTH.TOWERS, "E2B", {"vision_config": None, "audio_config": None})
+    interrupt_at(monkeypatch, SYNTH, "narrow", 9)
     assert main(["synth", "E2B", str(tmp_path / "synth")]) == 130
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["synth", "trace"]
 

@@ -6,9 +6,11 @@ from family import fields
 
 import minigemma
 from minigemma import Error
-from minigemma.checkpoint import read_header, synthesize
-from minigemma.config import RELEASED, TOWERS
+from minigemma.account.towers import TOWERS
+from minigemma.checkpoint import read_header
+from minigemma.released import RELEASED
 from minigemma.tensors import checkpoint_tensors
+from minigemma.tools.synth import synthesize
 
 VISION = {
     "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

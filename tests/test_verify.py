@@ -14,9 +14,9 @@ from test_command_line import refused, run
 
 import minigemma
 from minigemma import Config, Edit, Error
-from minigemma.config import RELEASED, released, released_name
-from minigemma.debug.goldens import PUBLISHED, goldens_for, read_goldens, report, verify
+from minigemma.debug.goldens import PUBLISHED, check_goldens, goldens_for, goldens_text, read_goldens
 from minigemma.packed import narrow, widen
+from minigemma.released import RELEASED, released_config, released_name
 
 STORED = minigemma.TINY / "goldens.json"
 FACTS = Path(__file__).parents[2] / "shared" / "facts" / "published_goldens.json"
@@ -59,7 +59,7 @@ def differing(result):
 
 # ---------------------------------------------------------------------------------------------------- the tiny weights
 def test_the_tiny_weights_compute_what_transformers_computed_with_them(tiny):
-    result = verify(tiny)
+    result = check_goldens(tiny)
     assert result["fits"] and result["models"] == {"tiny": True}
     assert {check["verdict"] for check in result["checks"]} == {"fits"}
     assert result["verdict"] == "All 6 goldens of tiny fit."
@@ -83,8 +83,8 @@ def test_a_prompt_that_runs_in_chunks_fits_a_golden_of_one_pass(tiny, beside):
     rule = {"start": [2], "repeat": [609, 886, 518, 486, 464], "length": 513}
     ids = [2] + 102 * rule["repeat"] + rule["repeat"][:2]
     assert len(ids) == 513
-    result = verify(beside([computed(tiny, ids) | {"ids": rule}]))
-    assert result["fits"], report(result)
+    result = check_goldens(beside([computed(tiny, ids) | {"ids": rule}]))
+    assert result["fits"], goldens_text(result)
 
 
 # ----------------------------------------------------------------------------------------------- errors that are put in
@@ -110,11 +110,11 @@ def test_an_error_put_into_a_golden_is_found_and_named(what, beside):
     ERRORS[what](golden)
     if what == "ids":  # the same prompt, so that only the tokenizer's ids are wrong
         golden = {name: golden[name] for name in (*HEAD, "prompt", "ids")}
-    result = verify(beside([golden, stored("window")]))
+    result = check_goldens(beside([golden, stored("window")]))
     assert differing(result) == [what]
     assert not result["fits"]
     assert result["verdict"].startswith(f"1 of 2 goldens differ, first in short: {what}")
-    assert "differs" in report(result)
+    assert "differs" in goldens_text(result)
     assert "tokenizer" in result["verdict"] if what == "ids" else "pass is wrong" in result["verdict"]
 
 
@@ -122,7 +122,7 @@ def test_a_fault_in_a_layer_is_named_from_that_layer_on(tiny, beside):
     weights = SimpleNamespace(**vars(tiny.weights))
     weights.layers = [SimpleNamespace(**vars(layer)) for layer in tiny.weights.layers]
     weights.layers[5].layer_scalar = weights.layers[5].layer_scalar * np.float32(1.001)
-    result = verify(replace(beside([stored("window + 1")]), weights=weights))
+    result = check_goldens(replace(beside([stored("window + 1")]), weights=weights))
     wrong = [name.split(",")[0] for name in differing(result)]
     assert wrong[:2] == ["layers.5.resid_post", "layers.8.resid_post"]
 
@@ -130,10 +130,10 @@ def test_a_fault_in_a_layer_is_named_from_that_layer_on(tiny, beside):
 def test_numbers_that_are_not_finite_never_fit_and_are_null_in_json(tiny, beside):
     weights = SimpleNamespace(**vars(tiny.weights))
     weights.norm = np.full_like(tiny.weights.norm, np.nan)
-    result = verify(replace(beside([stored("short")]), weights=weights))
+    result = check_goldens(replace(beside([stored("short")]), weights=weights))
     assert len(differing(result)) == 3  # the final norm, the logits, the greedy tokens
     json.dumps(result, allow_nan=False)
-    assert "not finite" in report(result)
+    assert "not finite" in goldens_text(result)
 
 
 def test_two_tokens_that_are_nearer_than_rounding_are_a_tie_and_not_an_error(tiny, beside):
@@ -143,7 +143,7 @@ def test_two_tokens_that_are_nearer_than_rounding_are_a_tie_and_not_an_error(tin
     after, _ = tiny([*ids, int(second)], logits="last")
     golden = HEAD | {"ids": ids, "greedy_tokens": [int(second), int(after[0].argmax())]}
     gap = float(logits[0, first] - logits[0, second])
-    tie, wrong = verify(beside([golden], logits=0.51 * gap)), verify(beside([golden], logits=0.49 * gap))
+    tie, wrong = check_goldens(beside([golden], logits=0.51 * gap)), check_goldens(beside([golden], logits=0.49 * gap))
     assert [check["verdict"] for check in tie["checks"]] == ["tie within rounding"]
     assert tie["fits"] and "ties" in tie["verdict"]
     assert tie["checks"][0]["found"][1] == golden["greedy_tokens"][1], "judged after their token, not after ours"
@@ -158,26 +158,26 @@ def test_a_reference_that_was_once_in_bfloat16_fits_with_its_rounded_embedding_s
         return Edit({"embed": lambda array: array * by_embed, "ple.token": lambda array: array * by_ple})
 
     rounded = computed(tiny, ids, scaled(11.3125 / 128**0.5, 5.65625 / 32**0.5))
-    result = verify(beside([rounded]))
+    result = check_goldens(beside([rounded]))
     assert result["fits"] and "embedding scales in bfloat16" in result["verdict"]
-    assert not verify(beside([computed(tiny, ids, scaled(0.999, 1.0))]))["fits"]
+    assert not check_goldens(beside([computed(tiny, ids, scaled(0.999, 1.0))]))["fits"]
 
 
 def test_without_a_tokenizer_ids_are_not_checked_and_the_numbers_are(beside):
     model = beside([stored("short")])
     (model.directory / "tokenizer.json").unlink()
-    result = verify(model)
+    result = check_goldens(model)
     assert result["fits"] and "ids were not checked" in result["verdict"]
     chat = stored("chat")
-    nothing = verify(beside([{name: chat[name] for name in (*HEAD, "messages", "ids")}]))
+    nothing = check_goldens(beside([{name: chat[name] for name in (*HEAD, "messages", "ids")}]))
     assert not nothing["fits"] and nothing["verdict"].startswith("Nothing was checked")
-    report(nothing)
+    goldens_text(nothing)
 
 
 def test_where_goldens_are_of_two_models_the_one_that_fits_is_named(beside):
     base, tuned = stored("short") | {"model": "base"}, stored("short") | {"model": "tuned"}
     shift(base, "top_logits", 0, 1.0)
-    result = verify(beside([base, tuned]))
+    result = check_goldens(beside([base, tuned]))
     assert result["models"] == {"base": False, "tuned": True}
     assert result["fits"] and result["verdict"] == "The golden of tuned fits."
 
@@ -192,13 +192,13 @@ MODELS = {
 @pytest.mark.parametrize("size", RELEASED)
 def test_a_config_of_a_released_geometry_selects_the_published_goldens_of_that_model(size, tmp_path):
     for directory in (tmp_path, tmp_path / MODELS[size].split("/")[1], tmp_path / f"gemma-4-{size}"):
-        assert {golden.model for golden in goldens_for(released(size), directory)} == {MODELS[size]}
+        assert {golden.model for golden in goldens_for(released_config(size), directory)} == {MODELS[size]}
     snapshot = tmp_path / f"models--{MODELS[size].replace('/', '--')}" / "snapshots" / "0a1b"
-    assert {golden.model for golden in goldens_for(released(size), snapshot)} == {MODELS[size]}
+    assert {golden.model for golden in goldens_for(released_config(size), snapshot)} == {MODELS[size]}
 
 
 def test_e2b_has_goldens_on_both_sides_of_its_window(tmp_path):
-    config = released("E2B")
+    config = released_config("E2B")
     lengths = [len(golden.ids) for golden in goldens_for(config, tmp_path)]
     assert {511, 512, 513} <= set(lengths)
     assert config.sliding_window == 512
@@ -208,7 +208,7 @@ def test_a_directory_without_goldens_is_told_how_to_make_them(tmp_path):
     hub = tmp_path / "models--google--gemma-4-E2B" / "snapshots" / "0a1b"
     for size, directory in (("E2B", hub), ("12B", tmp_path / "gemma-4-12B-it")):
         with pytest.raises(Error, match=r"no goldens are known for gemma-4-.* \(there are some of .*make_goldens.py"):
-            goldens_for(released(size), directory)
+            goldens_for(released_config(size), directory)
     other = Config.from_dict(RELEASED["E2B"] | {"sliding_window": 511})
     with pytest.raises(Error, match=r"a model of this config.json; make .*make_goldens.py"):
         goldens_for(other, tmp_path)
@@ -216,12 +216,12 @@ def test_a_directory_without_goldens_is_told_how_to_make_them(tmp_path):
 
 def test_goldens_beside_the_weights_go_before_published_ones(beside):
     directory = beside([stored("short")]).directory
-    assert [golden.model for golden in goldens_for(released("E2B"), directory)] == ["tiny"]
+    assert [golden.model for golden in goldens_for(released_config("E2B"), directory)] == ["tiny"]
 
 
 def test_published_goldens_are_whole_and_agree_with_themselves():
     for golden in read_goldens(PUBLISHED):
-        config = released(golden.model)
+        config = released_config(golden.model)
         ids = [*golden.ids, *golden.greedy_tokens, *golden.top_logits]
         assert golden.source and golden.compute and golden.within["why"]
         assert all(0 <= id < config.vocab_size for id in ids)
@@ -239,12 +239,12 @@ def test_published_goldens_run_to_the_end_at_the_depth_and_vocabulary_of_e2b(tmp
     narrow_e2b |= {"global_head_dim": 8, "hidden_size_per_layer_input": 1}
     config = Config.from_dict(RELEASED["E2B"] | narrow_e2b)
     (tmp_path / "goldens.json").write_bytes(PUBLISHED.read_bytes())
-    result = verify(minigemma.Model(tmp_path, config, minigemma.random_weights(config), {}))
+    result = check_goldens(minigemma.Model(tmp_path, config, minigemma.random_weights(config), {}))
     assert not result["fits"]
     assert {check["verdict"] for check in result["checks"] if check["what"] == "ids"} == {"not checked"}
     assert {check["verdict"] for check in result["checks"] if check["what"] != "ids"} == {"differs"}
     assert len(result["goldens"]) == 10
-    report(result)
+    goldens_text(result)
 
 
 def nearest(values):
@@ -301,23 +301,23 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_a_file_that_is_no_goldens_file_is_refused_by_name(case, beside):
     with pytest.raises(Error, match=r"goldens\.json: golden 1 cannot be read"):
-        verify(beside([stored("short"), MALFORMED[case]]))
+        check_goldens(beside([stored("short"), MALFORMED[case]]))
 
 
 def test_a_golden_of_another_vocabulary_or_another_depth_is_refused(beside):
     with pytest.raises(Error, match="'short': id 2560 is outside this model's vocabulary, 0 to 2559"):
-        verify(beside([stored("short") | {"greedy_tokens": [2560]}]))
+        check_goldens(beside([stored("short") | {"greedy_tokens": [2560]}]))
     deep = [{"taps": ["layers.10.resid_post"], "l2_norm": 1, "first_8": []}]
     with pytest.raises(Error, match=r"'short': 'layers\.10\.resid_post' is no tap of this model"):
-        verify(beside([stored("short") | {"hidden": deep}]))
+        check_goldens(beside([stored("short") | {"hidden": deep}]))
     wide = [{"taps": ["embed"], "l2_norm": 1, "first_8": [0.5] * 129}]
     with pytest.raises(Error, match="'short': a hidden state has more values than this model's 128"):
-        verify(beside([stored("short") | {"hidden": wide}]))
+        check_goldens(beside([stored("short") | {"hidden": wide}]))
     heads = [{"taps": ["layers.0.attn.q"], "l2_norm": 1, "first_8": []}]
     with pytest.raises(Error, match="are no hidden states"):
-        verify(beside([stored("short") | {"hidden": heads}]))
+        check_goldens(beside([stored("short") | {"hidden": heads}]))
     with pytest.raises(Error, match="has no list of goldens"):
-        verify(beside([]))
+        check_goldens(beside([]))
 
 
 def test_the_command_exits_with_0_where_all_fit_1_where_not_and_2_where_there_are_no_goldens(tmp_path, checkpoint):

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import Error
-from ..taps import Replay, by_position, layer_of, shape_key, time_axis
+from ..taps import layer_of, shape_key, time_axis
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import MARGIN, ROUNDING, diff, healthy
+from .diff import MARGIN, ROUNDING, compare_traces, healthy
+from .replay import Replay, by_position
 
 NAMED = 0.8  # of the excess explained: enough to name a fault
 SHAPE_EXCESS = 6  # what a wrong shape counts, in decades
@@ -168,7 +169,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
     other = _other_length(theirs, run)
     if other:
         return other
-    comparison = diff(theirs, run, precision)
+    comparison = compare_traces(theirs, run, precision)
     if comparison.identity:
         return Diagnosis(comparison.identity, comparison.sentence, comparison.first_broken, comparison=comparison)
     if comparison.first_broken is None:
@@ -316,7 +317,7 @@ def _other_bos(theirs, run, length):
     T = len(run.tokens)
     port, fault = run.port(), FAULTS["J1" if length < T else "J2"]
     fault.changes[0](port)
-    comparison = diff(theirs, run.with_tokens(port.tokens))
+    comparison = compare_traces(theirs, run.with_tokens(port.tokens))
     if comparison.first_broken is not None:
         return None
     evidence = f"their {length} positions agree with the prompt's {T} ids, {fault.title}"

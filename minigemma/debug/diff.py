@@ -14,24 +14,9 @@ from ..errors import Error
 from ..files import json_number
 from ..ops import linear, rope
 from ..packed import narrow, widen
-from ..taps import (
-    MASKED,
-    PRECISIONS,
-    SHAPES,
-    Finite,
-    Replay,
-    Trace,
-    by_position,
-    compare,
-    hidden_keys,
-    layer_of,
-    names_of,
-    shape_key,
-    time_axis,
-    unmasked,
-    wrong_masks,
-)
-from .catalogue import Port
+from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, shape_key, time_axis
+from .port import Port
+from .replay import MASKED, Replay, by_position, compare, hidden_keys, unmasked, wrong_masks
 
 # What is added to a pass to see what rounding does: one unit in the last place, and for 32 and 64 bits more, because
 # there the order of a sum of thousands outweighs its roundings.
@@ -249,7 +234,7 @@ def infer_precision(theirs, own, run):
     return "float32"
 
 
-def diff(theirs, run, precision=None):
+def compare_traces(theirs, run, precision=None):
     """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
     replay = Replay(theirs, run.config)
     run.port().run(replay)

@@ -23,12 +23,11 @@ from textwrap import fill
 
 import numpy as np
 
-from ..account.report import table
-from ..config import RELEASED, released, released_name
 from ..errors import Error
-from ..files import json_number, progress, read_json
+from ..files import json_number, progress, read_json, table
 from ..model import no_tap
 from ..packed import narrow, widen
+from ..released import RELEASED, released_config, released_name
 from ..sampling import prefill
 from ..taps import SHAPES, Edit, Trace, shape_key
 
@@ -127,7 +126,7 @@ def goldens_for(config, directory):
     beside = Path(directory) / "goldens.json"
     if beside.exists():
         return read_goldens(beside)
-    size = next((name for name in RELEASED if _geometry(released(name)) == _geometry(config)), None)
+    size = next((name for name in RELEASED if _geometry(released_config(name)) == _geometry(config)), None)
     of_size = [golden for golden in read_goldens(PUBLISHED) if released_name(golden.model) == size]
     tuned = _named_tuned(directory)
     fitting = [golden for golden in of_size if tuned in (None, golden.model.endswith("-it"))]
@@ -155,7 +154,7 @@ def _named_tuned(directory):
     return None
 
 
-def verify(model):
+def check_goldens(model):
     """Check a model's numbers against its goldens -> a dict for JSON; `report` makes text of it.
 
     "fits" is True where all goldens of one model fit: a directory whose name does not say whether it holds the base or
@@ -340,7 +339,7 @@ def _count(checks):
     return len({(check["model"], check["golden"]) for check in checks})
 
 
-def report(result):
+def goldens_text(result):
     """verify's dict as text: the sources, one table, the tolerances, the verdict."""
     heads = ["golden", "what", "expected", "found", "difference", "verdict"]
     rows = []

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from .. import load, prefill
-from ..account.parameters import prefill_multiply_adds
+from ..account.compute import prefill_multiply_adds
 from ..errors import Error
 from ..model import forward
 from ..packed import CORES, HalfMatrix
@@ -22,7 +22,7 @@ DECODE = 16  # tokens
 MEMORY_RUN = 512, 32  # prompt and new tokens
 
 
-def bench(weights, dtype, repeats):
+def measure_speed(weights, dtype, repeats):
     """Every figure as the list of its runs, the memory of one run, and the machine's ceilings -> a dict for JSON."""
     model = load(weights, dtype)
     rng, config = np.random.default_rng(0), model.config
@@ -96,7 +96,7 @@ def _seconds(work):
 
 def in_fresh_process(directory, dtype, ids, count):
     """Greedy decoding of `count` tokens after `ids` in a new interpreter -> what it measured of itself."""
-    code = "import json, sys; from minigemma.bench import itself; print(json.dumps(itself(*json.load(sys.stdin))))"
+    code = "import json, sys; from minigemma.tools.bench import itself; print(json.dumps(itself(*json.load(sys.stdin))))"
     start = time.time()
     run = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps([str(directory), dtype, np.asarray(ids).tolist(), count]),
@@ -193,7 +193,7 @@ def machine():
     return f"{name}, {CORES} cores, {platform.system()}, {versions}"
 
 
-def report(result):
+def bench_text(result):
     """The table that people read."""
     read = statistics.median(result["ceilings"]["read GB/s"])
     sgemm = statistics.median(result["ceilings"]["sgemm GFLOP/s"])

@@ -23,10 +23,10 @@ from family import fields
 import minigemma
 from minigemma import Config, Error, Finite, Trace
 from minigemma.__main__ import main
-from minigemma.account import parameters, report
-from minigemma.config import TOWERS
+from minigemma.account import compute, memory, parameters, report
+from minigemma.account.towers import TOWERS
 from minigemma.debug.foreign import read_trace
-from minigemma.debug.goldens import verify
+from minigemma.debug.goldens import check_goldens
 from minigemma.packed import narrow
 
 from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message
@@ -628,7 +628,10 @@ def accounts(base, rng):
         report.params_text(data)
         if account.total != sum(account.parts.values()) or account.total < 1:
             raise Broken(f"{account.total} parameters, of {account.parts}")
-        for table, text in ((parameters.memory, report.memory_text), (parameters.compute, report.compute_text)):
+        for table, text in (
+            (memory.memory_account, report.memory_text),
+            (compute.compute_account, report.compute_text),
+        ):
             result = table(account, length)
             text(result)
             numbers = [result["kv_cache"]] if "kv_cache" in result else [result["decode"], *result["prefill"].values()]
@@ -1055,7 +1058,7 @@ def goldens_file(base, rng):
     (directory / "goldens.json").write_text(text, encoding="utf-8")
 
     def act():
-        fits = verify(minigemma.load(directory))["fits"]
+        fits = check_goldens(minigemma.load(directory))["fits"]
         if fits == (how == "number"):
             raise Broken(f"{'fits' if fits else 'differs'} from goldens that {'do not' if fits else 'do'}")
         return fits

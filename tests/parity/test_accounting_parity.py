@@ -3,7 +3,8 @@
 import pytest
 
 from minigemma import Config, count
-from minigemma.config import RELEASED, TOWERS, released
+from minigemma.account.towers import TOWERS
+from minigemma.released import RELEASED, released_config
 from minigemma.tensors import checkpoint_tensors, unused_tensors
 
 from .configs import random_config
@@ -49,5 +50,5 @@ def test_a_released_model_with_its_towers_holds_what_transformers_holds(name):
     if unified:
         for old, new in RENAMED:
             theirs = {key.replace(old, new): shape for key, shape in theirs.items()}
-    table = checkpoint_tensors(released(name), TOWERS[name])
+    table = checkpoint_tensors(released_config(name), TOWERS[name])
     assert {tensor.name: tensor.shape for tensor in table} == theirs

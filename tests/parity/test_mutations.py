@@ -10,7 +10,8 @@ pytest.importorskip("transformers")
 
 from family import fields
 
-from minigemma.debug.catalogue import FAULTS, Port, applicable
+from minigemma.debug.catalogue import FAULTS, applicable
+from minigemma.debug.port import Port
 from minigemma.tensors import unused_tensors
 
 from .case import Case, disagreements, distance

@@ -22,8 +22,8 @@ from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRotaryEmbedding
 
 import minigemma
 from minigemma import EMPTY, Config, forward, generate_ids, prefill
-from minigemma.config import RELEASED, released
 from minigemma.packed import HalfMatrix
+from minigemma.released import RELEASED, released_config
 from minigemma.taps import shape_key
 from minigemma.tensors import text_tensors, unused_tensors
 
@@ -133,7 +133,7 @@ def test_the_config_that_minigemma_writes_describes_the_same_model_to_transforme
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_released_model_has_the_tensors_and_the_rope_frequencies_of_transformers(name):
-    config = released(name)
+    config = released_config(name)
     text_config = eager(transformers.Gemma4TextConfig.from_dict(config.source))
     with torch.device("meta"):  # shapes without memory
         state = transformers.Gemma4ForCausalLM(text_config).state_dict()

@@ -1,0 +1,110 @@
+"""Multiply-adds of a token and of a prompt, by part of the model."""
+
+from collections import Counter
+
+import numpy as np
+
+from ..errors import Error
+from ..released import EFFECTIVE, RELEASED
+from ..sampling import CHUNK, SCORE_BYTES
+from ..tensors import TABLES, checkpoint_tensors
+from .parameters import DISK, count, read_of
+
+PIECES = 10**8  # chunks of a prompt times layers, up to which a prompt is accounted for
+
+
+def chunks(config, length):
+    """How minigemma.prefill cuts a prompt: arrays of the new and the already cached tokens of each call."""
+    chunk = max(1, min(CHUNK, SCORE_BYTES // (4 * config.num_attention_heads * length)))
+    if length // chunk * len(config.layers) > PIECES:
+        raise Error(f"{length} tokens would be prefilled {chunk} at a time; that is too long to account for")
+    past = np.arange(0, length, chunk)
+    return np.minimum(chunk, length - past), past
+
+
+def multiply_adds(config, new, past=0, logits="all", shortcut=True):
+    """Multiply-adds of the matrix products in one call of `forward`, by part -> dict.
+
+    new tokens behind `past` cached ones; both may be arrays, for as many calls. "attention over keys" is the products
+    with K and V: each query meets every key of its layer, masked or not, as in the pass. shortcut=False runs the
+    KV-sharing layers for all positions even where the prompt needs only its last.
+    """
+    out = {"all": new, "last": np.ones_like(new), None: np.zeros_like(new)}[logits]
+    rows = {None: new, "head": out}  # of a layer's number, how many positions it runs for
+    for layer in config.layers:
+        rows[layer.index] = out if shortcut and layer.index >= config.first_kv_shared_layer else new
+    totals = Counter()
+    for tensor in checkpoint_tensors(config):
+        if len(tensor.shape) > 1 and tensor.part not in TABLES:
+            totals[tensor.part] += int(np.sum(rows[tensor.layer])) * read_of(tensor, config)
+    for layer in config.layers:
+        pairs = int(np.sum(rows[layer.index] * visible_keys(layer, new, past)))  # of a query and a key
+        totals["attention over keys"] += 2 * pairs * config.num_attention_heads * layer.head_dim
+    totals["logits"] = int(np.sum(rows["head"])) * config.vocab_size * config.hidden_size
+    return dict(totals)
+
+
+def prefill_multiply_adds(config, length, shortcut=True):
+    """multiply_adds of a prompt as minigemma.prefill runs it: in chunks, with logits for the last position only."""
+    new, past = chunks(config, length)
+    totals = Counter(multiply_adds(config, new[-1], past[-1], "last", shortcut))
+    totals.update(multiply_adds(config, new[:-1], past[:-1], None, shortcut))
+    return dict(totals)
+
+
+def compute_account(account, context):
+    """Multiply-adds per token at `context` tokens, and PLE's share -> a dict for JSON."""
+    config = account.config
+    check_context(config, context)
+    decode = multiply_adds(config, 1, context - 1)
+    ple = "PLE projections and gates"
+    matrices, row = account.parts.get(ple, 0), config.num_hidden_layers * config.hidden_size_per_layer_input
+    stored = account.parts.get("PLE table", 0) + matrices
+    return {
+        "name": account.name,
+        "context": context,
+        "decode": decode,
+        "prefill": {
+            "with shortcut": prefill_multiply_adds(config, context),
+            "without shortcut": prefill_multiply_adds(config, context, shortcut=False),
+        },
+        "ple": {
+            "parameters stored": {"ple": stored, "of": account.text},
+            "bytes stored, bfloat16": {"ple": 2 * stored, "of": 2 * account.text},
+            "bytes read a token, bfloat16": {"ple": 2 * (row + matrices), "of": 2 * account.active},
+            "multiply-adds a token, decode": {"ple": decode.get(ple, 0), "of": sum(decode.values())},
+        },
+    }
+
+
+def overview():
+    """The released models side by side -> `models`: by name, the parameters of the text model that are stored,
+    resident, read for one token, and computed (multiplied) for it before attention over the context; `effective`: by
+    name, of the models for which Google publishes such a number.
+    """
+    rows, effective = {}, {}
+    for name in RELEASED:
+        account = count(name)
+        config = account.config
+        kind = "PLE" if config.hidden_size_per_layer_input else "mixture" if config.enable_moe_block else "plain"
+        products = multiply_adds(config, 1)
+        rows[name] = {
+            "kind": kind,
+            "stored": account.text,
+            "resident": account.total - sum(account.parts.get(part, 0) for part in DISK),
+            "read": account.active,
+            "computed": sum(products.values()) - products["attention over keys"],
+        }
+        if name in EFFECTIVE:
+            effective[name] = account.effective
+    return {"models": rows, "effective": effective}
+
+
+def check_context(config, context):
+    if not 1 <= context <= config.max_position_embeddings:
+        raise Error(f"context must be from 1 to the model's {config.max_position_embeddings} positions, not {context}")
+
+
+def visible_keys(layer, new, past):
+    """S: how many keys a call's queries meet; a sliding layer has kept window - 1 of the past."""
+    return new + (past if layer.window is None else np.minimum(past, layer.window - 1))

@@ -1,0 +1,115 @@
+"""Bytes of the weights by number format, of the KV cache, and of a prompt's activations."""
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from .compute import check_context, chunks, visible_keys
+from .parameters import DISK, PARTS, size_of
+from .towers import FOOTPRINTS
+
+# Bits a weight. Vectors (norms, scalars) keep 16 in all of them, and the scales of a real format are not counted.
+# Google's mobile files mix 2 and 4 bits and do not say which is where: here the widest matrices get 2.
+SCHEMES = {
+    "bfloat16": dict.fromkeys(PARTS, 16),
+    "int8": dict.fromkeys(PARTS, 8),
+    "4-bit": dict.fromkeys(PARTS, 4),
+    "mixed 2/4-bit": dict.fromkeys(PARTS, 4) | {"MLP": 2, "experts": 2},
+}
+
+
+def kv_cache(config, length, sharing=True, bounded=True, itemsize=2):
+    """Bytes of K and V after `length` tokens, for each layer -> list.
+
+    sharing: KV-sharing layers store nothing. bounded: a sliding layer keeps the window - 1 keys that its next query
+    sees beside its own. With both, this is what minigemma.cache holds (itemsize 4: its arrays are float32).
+    """
+    sizes = []
+    for layer in config.layers:
+        rows = min(length, layer.window - 1) if bounded and layer.window is not None else length
+        stores = not (sharing and layer.shares_kv)
+        sizes.append(stores * 2 * rows * layer.num_key_value_heads * layer.head_dim * itemsize)
+    return sizes
+
+
+def weights_in_memory(account):
+    """Bytes of the file under each of SCHEMES -> scheme: file, resident, disk (see DISK)."""
+    result = {}
+    for scheme, bits in SCHEMES.items():
+        sizes = Counter()
+        for tensor in account.tensors:
+            width = bits[tensor.part] if len(tensor.shape) > 1 else 16
+            sizes["disk" if tensor.part in DISK else "resident"] += size_of(tensor) * width
+        resident, disk = (math.ceil(sizes[place] / 8) for place in ("resident", "disk"))
+        result[scheme] = {"file": resident + disk, "resident": resident, "disk": disk}
+    return result
+
+
+def activations(config, new, past=0, itemsize=4):
+    """Bytes of the largest arrays when a prompt's last chunk, `new` tokens behind `past` cached ones, gives logits for
+    its last position, the only one for which the KV-sharing layers run -> name of the tap: bytes.
+
+    "peak" estimates what is alive together in the hungriest step: softmax, with three arrays of scores, the pattern of
+    the layer before and two of the MLP's arrays; or the gated MLP, with four of its own and two of scores.
+    """
+    D, N, P, L = config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input, len(config.layers)
+    rows = [(new if layer.index < config.first_kv_shared_layer else 1, layer) for layer in config.layers]
+    scores = [N * T * int(visible_keys(layer, new, past)) for T, layer in rows]
+    sizes = {
+        "resid_pre": new * D,
+        "attn.rot_q": max(T * N * layer.head_dim for T, layer in rows),
+        "attn.scores": max(scores),
+        "mlp.act": max(T * layer.intermediate_size for T, layer in rows),
+    }
+    if P:
+        sizes["ple"] = new * L * P
+    sizes["logits"] = config.vocab_size
+    sizes = {name: size * itemsize for name, size in sizes.items()}
+    softmax = itemsize * max(3 * size + before for size, before in zip(scores, [0, *scores], strict=False))
+    hungriest = max(softmax + 2 * sizes["mlp.act"], 2 * sizes["attn.scores"] + 4 * sizes["mlp.act"])
+    small = 6 * sizes["resid_pre"] + 3 * sizes["attn.rot_q"] + 3 * sizes.get("ple", 0)
+    return sizes | {"peak": small + hungriest}
+
+
+def memory_account(account, context):
+    """Weights, KV cache and activations at `context` tokens -> a dict for JSON."""
+    config = account.config
+    check_context(config, context)
+    ways = {
+        "shared, bounded": {}, "shared, unbounded": {"bounded": False}, "unshared, bounded": {"sharing": False},
+        "unshared, unbounded": {"sharing": False, "bounded": False},
+    }  # fmt: skip
+    per_layer = {way: kv_cache(config, context, **options) for way, options in ways.items()}
+    new, past = chunks(config, context)
+    largest = int(np.argmax(new + past))
+    return {
+        "name": account.name,
+        "context": context,
+        "weights": weights_in_memory(account),
+        "kv_cache": {way: sum(sizes) for way, sizes in per_layer.items()},
+        "kv_cache_layers": per_layer,
+        "activations": {"chunk": int(new[0])} | activations(config, int(new[largest]), int(past[largest])),
+        "published": footprints(account),
+    }
+
+
+def footprints(account):
+    """Published footprints of this model beside the nearest of our sums -> list of dicts; empty where none is known."""
+    full = sum(kv_cache(account.config, account.config.max_position_embeddings))
+    schemes, ple = weights_in_memory(account), account.parts.get("PLE table", 0)
+    vision = account.parts.get("vision", 0)
+    ours = {
+        "text and vision, bfloat16": 2 * (account.text + vision),
+        "whole file, bfloat16": schemes["bfloat16"]["file"],
+        "whole file and full KV cache, bfloat16": schemes["bfloat16"]["file"] + full,
+        "resident, 4-bit": schemes["4-bit"]["resident"],
+        "resident, mixed 2/4-bit": schemes["mixed 2/4-bit"]["resident"],
+        "whole file, 4-bit": schemes["4-bit"]["file"],
+        "PLE table, 4-bit": ple // 2,
+    }
+    return [
+        {"claim": claim, "published": size, "ours": name, "bytes": ours[name], "difference": ours[name] - size}
+        | {"remark": remark}
+        for claim, size, name, remark in FOOTPRINTS.get(account.name, ())
+    ]

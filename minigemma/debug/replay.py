@@ -1,0 +1,159 @@
+"""Somebody's intermediates beside ours: how far two arrays of one tap differ, and each op judged on their inputs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ops import visible
+from ..taps import SHAPES, layer_of, shape_key, time_axis
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two arrays of one tap are apart."""
+
+    errors: np.ndarray  # [T] ||ours - theirs|| / ||ours|| at each position
+    cosine: float
+    ratio: float  # ||theirs|| / ||ours||
+
+    @property
+    def error(self):
+        """At the worst position: a mean over positions would hide what is wrong with one token only."""
+        return float(self.errors.max())
+
+
+def by_position(name, array):
+    """A tap's array as rows of float64, one for each token: [T, everything else]."""
+    rows = np.moveaxis(np.asarray(array, np.float64), time_axis(name), 0)
+    return rows.reshape(len(rows), -1)
+
+
+def compare(name, ours, theirs):
+    """Two arrays of one tap and one shape -> Difference; infinitely far where theirs is not finite."""
+    a, b = by_position(name, ours), by_position(name, theirs)  # [T, n] each
+    finite = np.isfinite(b).all(-1)  # [T]
+    b = np.where(finite[:, None], b, a)  # [T, n]
+    d = a - b  # [T, n]
+    aa, bb, ab, dd = np.vecdot(a, a), np.vecdot(b, b), np.vecdot(a, b), np.vecdot(d, d)  # [T] each
+    size = np.sqrt(aa)  # [T]
+    floor = 0.01 * size.mean() or 1.0  # a row of zeros has no relative error
+    errors = np.where(finite, np.sqrt(dd) / np.maximum(size, floor), np.inf)  # [T]
+    whole, other = aa.sum() ** 0.5, bb.sum() ** 0.5
+    cosine = ab.sum() / (whole * other) if whole and other else float(whole == other)
+    return Difference(errors, float(cosine), float(other / whole) if whole else float("inf" if other else 1))
+
+
+MASKED = -9e3  # a score at or below this was masked: engines write -inf, -1e4 (-9984 in bfloat16) or the lowest float
+
+
+def hidden_keys(config, name, shape, end):
+    """Which keys the queries up to position `end` - 1 may not see, for scores of this shape -> bool [T, S]."""
+    T, S = shape[-2:]
+    return ~visible(np.arange(end - T, end), S, config.layers[layer_of(name)].window, end)
+
+
+def wrong_masks(masked, hidden):
+    """Of scores captured after the mask: keys masked though visible, and hidden ones left unmasked in a masked row.
+
+    masked [N, T, S], hidden [T, S], from `hidden_keys` -> two of [N, T, S], all bool.
+    """
+    after = (masked & hidden).any(-1, keepdims=True)  # [N, T, 1]: this row was captured after the mask
+    return masked & ~hidden, after & hidden & ~masked
+
+
+def unmasked(name, theirs, ours, config, end):
+    """Their array; of scores captured after the mask, ours in place of the masked ones, which say nothing.
+
+    A masked key that is visible keeps its value, which is far from ours, and a hidden one left unmasked becomes NaN.
+    config: None where it is not known; then each masked key is taken to be hidden. end: as in `hidden_keys`.
+    """
+    if not name.endswith("attn.scores") or not (theirs <= MASKED).any():
+        return theirs
+    masked = theirs <= MASKED  # [N, T, S]
+    hidden = masked if config is None else hidden_keys(config, name, theirs.shape, end)  # [N, T, S] or [T, S]
+    return np.where(masked & hidden, ours, np.where(wrong_masks(masked, hidden)[1], np.nan, theirs))
+
+
+class Replay:
+    """A tap that compares every intermediate with somebody else's and then goes on with theirs.
+
+    Each op is so judged on *their* input: an error that an op only passes on does not count against it, and one pass
+    tells a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
+    theirs: tap name -> array. Arrays of one position, from a longer prompt, are its last. Where theirs is not finite or
+    has another shape, the pass goes on with ours. config: of the pass, to tell which masked scores had to be masked.
+    known: tap name -> (our array, Difference) of an earlier replay: most ops give again what they gave then, and
+    looking at their bits is quicker than comparing anew.
+    """
+
+    def __init__(self, theirs, config=None, known=None):
+        self.theirs, self.config, self.known, self.found, self.misshapen = theirs, config, known or {}, {}, {}
+        self.start = self.end = 0  # the positions of this call: a sequence may come in several
+
+    def __call__(self, name, array):
+        if name == "embed":
+            self.start, self.end = self.end, self.end + len(array)
+        if name.endswith("router.probs"):
+            self.probs = array
+        theirs = self._theirs_at(name, array)
+        if theirs is None:
+            return array
+        if theirs.shape != array.shape:
+            self.misshapen[name] = array.shape, theirs.shape
+            return array
+        captured = theirs
+        theirs = unmasked(name, captured, array, self.config, self.end)
+        if theirs is captured and name in self.known and np.array_equal(self.known[name][0], array):
+            difference = self.known[name][1]
+        else:
+            difference = self._router(name, array, theirs) if ".router." in name else compare(name, array, theirs)
+        self._keep(name, difference)
+        if not np.isfinite(theirs).all():
+            return array
+        if name.endswith("router.probs"):
+            self.probs = theirs
+        return theirs.astype(array.dtype)
+
+    def _theirs_at(self, name, array):
+        """Their array for this call's positions; None where it was not captured, or cannot be cut to this call."""
+        if name not in self.theirs:
+            return None
+        theirs, axis = np.asarray(self.theirs[name]), time_axis(name)
+        length = theirs.shape[axis] if theirs.ndim > axis else 0
+        if length == 1 and array.shape[axis] > 1:  # the last position only
+            before = np.take(array, range(array.shape[axis] - 1), axis=axis)
+            return np.concatenate([before, theirs], axis=axis) if before[..., :1].ndim == theirs.ndim else theirs
+        whole = self.start == 0 and length == array.shape[axis]
+        if whole or length < self.end:
+            return theirs
+        if "S" in SHAPES[shape_key(name)].split():
+            return None  # a later call sees other keys
+        return np.take(theirs, range(self.start, self.end), axis=axis)
+
+    def _router(self, name, ours, theirs):
+        """Differences of a router, for which the order of the chosen experts does not matter."""
+        if name.endswith("probs"):
+            return compare(name, ours, theirs)
+        best = np.argsort(-self.probs, axis=-1, kind="stable")[:, : ours.shape[1]]  # [T, k], as the pass chooses
+        chosen = np.asarray(self.theirs.get(name.replace(".weights", ".experts"), best)).astype(int)  # [T, k]
+        if chosen.shape != best.shape:
+            chosen = best
+        if name.endswith("experts"):  # what probability the other choice gives away: ties may go either way
+            p, q = (np.take_along_axis(self.probs, e, -1).sum(-1) for e in (best, theirs.astype(int)))  # [T] each
+            return Difference((p - q) / p, 1.0, 1.0)
+        dense = np.zeros((2, *self.probs.shape))  # [2, T, E]
+        np.put_along_axis(dense[0], best, ours, -1)
+        np.put_along_axis(dense[1], chosen, theirs, -1)
+        other = (np.sort(best) != np.sort(chosen)).any(-1)  # [T]: another choice is judged at `experts`, not twice
+        dense[1][other] = dense[0][other]
+        return compare(name.replace(".weights", ".probs"), *dense)
+
+    def _keep(self, name, new):
+        """Several calls of one sequence make one Difference: its positions one after another, the worst of the rest."""
+        if name in self.found and self.start > 0:
+            old = self.found[name]
+            new = Difference(
+                np.concatenate([old.errors, new.errors]),
+                min(old.cosine, new.cosine),
+                max(old.ratio, new.ratio, key=lambda ratio: abs(ratio - 1)),
+            )
+        self.found[name] = new

@@ -1,0 +1,110 @@
+"""Interventions on per-layer embeddings: what turning them off, swapping or rounding them changes."""
+
+from functools import partial
+
+import numpy as np
+
+from ..files import progress
+from ..interventions import chain, mean, patch, zero
+from ..taps import Edit, Trace
+from .measures import by_column, over_texts, shared_variance
+from .states import gather, state_names
+
+BITS = (8, 4, 3, 2)
+
+
+# ----------------------------------------------------------------------------------------------------- interventions
+def quantise(lookup, bits, per):
+    """Looked-up rows [T, L, P] rounded to 2**bits evenly spaced values from the smallest to the largest.
+
+    per "row": one pair of ends for a token's whole row of the table (L * P values); "slice": one for each layer's P.
+    """
+    axes = (1, 2) if per == "row" else 2
+    low, high = lookup.min(axes, keepdims=True), lookup.max(axes, keepdims=True)  # [T, 1 or L, 1] each
+    step = np.maximum(high - low, np.finfo(np.float32).tiny) / (2**bits - 1)
+    return (np.round((lookup - low) / step) * step + low).astype(lookup.dtype)
+
+
+def _at_layer(layer, change):
+    """A tap on the lookup that changes one layer's slice [T, P]."""
+
+    def edit(lookup):
+        changed = lookup.copy()
+        changed[:, layer] = change(lookup[:, layer : layer + 1])[:, 0]
+        return changed
+
+    return Edit({"ple.token": edit})
+
+
+def conditions(config):
+    """What is tried on PLE -> [(kind, layer or bits or None, function from a donor's (trace, T) to a tap)]."""
+    layers = range(config.num_hidden_layers)
+
+    def fixed(tap):
+        return lambda donor, count: tap
+
+    def donated(pattern):  # <bos> keeps its own
+        def make(donor, count):
+            where = np.arange(1, count)
+            return patch(pattern, donor, where, 1 + (where - 1) % (len(donor["ple"]) - 1))
+
+        return make
+
+    def rounded(bits, per):
+        return Edit({"ple.token": lambda lookup: quantise(lookup, bits, per)})
+
+    def off(first, last):
+        return chain(*(zero(f"layers.{i}.ple_out") for i in range(first, last)))
+
+    found = [
+        ("off everywhere", None, fixed(zero("layers.*.ple_out"))),
+        ("write set to its mean", None, fixed(mean("layers.*.ple_out"))),
+        ("lookup only", None, fixed(zero("ple.context"))),
+        ("context only", None, fixed(zero("ple.token"))),
+        ("another token's lookup", None, donated("ple.token")),
+        ("another token's lookup and context", None, donated("ple")),
+    ]
+    for per in ("row", "slice"):
+        found += [(f"lookup quantised per {per}, bits:", bits, fixed(rounded(bits, per))) for bits in BITS]
+    found += [("off in layer", i, fixed(off(i, i + 1))) for i in layers]
+    found += [("off from layer", i, fixed(off(i, len(layers)))) for i in layers]
+    found += [("lookup pruned in layer", i, fixed(_at_layer(i, np.zeros_like))) for i in layers]
+    two = partial(quantise, bits=2, per="slice")
+    return found + [("lookup in 2 bits in layer", i, fixed(_at_layer(i, two))) for i in layers]
+
+
+def interventions(model, docs, positions, share=slice(None)):
+    """Loss and identity under each of `conditions`, or a share of them -> [dict], the plain model's first.
+
+    change: loss minus the plain model's on the same texts. identity: `shared_variance` of the token at each depth.
+    """
+    names = state_names(model.config, before_ple=False)
+    texts = np.arange(len(docs))
+    tried = conditions(model.config)[share] if model.config.hidden_size_per_layer_input else []
+
+    def row(kind, at, sample):
+        tokens, where = sample.tokens[sample.drawn], sample.texts[sample.drawn]
+        shares = [shared_variance(sample.states[name][sample.drawn], tokens, where) for name in names]
+        return {
+            "kind": kind,
+            "at": at,
+            "loss": over_texts(sample.losses, texts, sample.counts),
+            "change": over_texts(sample.losses - plain.losses, texts, sample.counts),
+            "identity": by_column(shares),
+        }
+
+    with progress(f"{model.directory.name}, interventions", (1 + len(tried)) * len(docs)) as advance:
+        plain = gather(model, docs, names, positions, advance)
+        rows = [row("plain", None, plain)]
+        donors = [_lookups(model, doc) for doc in docs[1:] + docs[:1] if tried]
+        for kind, at, make in tried:
+            taps = [make(donor, len(doc.ids)) for donor, doc in zip(donors, docs, strict=True)]
+            rows.append(row(kind, at, gather(model, docs, names, positions, advance, taps)))
+    return rows
+
+
+def _lookups(model, doc):
+    """A trace of a document's per-layer embeddings, which are made before the first layer."""
+    trace = Trace(["ple", "ple.token"])
+    model(doc.ids, tap=trace, logits=None)
+    return trace

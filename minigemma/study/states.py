@@ -1,0 +1,116 @@
+"""Hidden states at some positions of some texts, and what each part of a layer writes there."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..interventions import chain, token_losses
+from ..ops import linear
+from ..taps import Trace
+
+STATE_BYTES = 2**30  # hidden states held at once, whatever the model's size
+
+
+# ----------------------------------------------------------------------------------------------------- hidden states
+@dataclass(eq=False)
+class Sample:
+    """Hidden states at some positions of some texts, and what those positions are."""
+
+    states: dict  # tap name -> [n, D]
+    tokens: np.ndarray  # [n] the token the state stands on
+    previous: np.ndarray  # [n]
+    following: np.ndarray  # [n] the token it is to predict
+    texts: np.ndarray  # [n] number of the text
+    drawn: np.ndarray  # [n] bool: drawn at random; the others are there for their senses only
+    words: np.ndarray  # [n] labelled word, "" for none
+    senses: np.ndarray  # [n]
+    losses: np.ndarray  # [texts] mean loss of each text, in nats a token
+    counts: np.ndarray  # [texts] tokens predicted
+    writes: dict  # name -> [L, n of the drawn positions], see `writes`
+
+
+def state_names(config, before_ple=True):
+    """The taps of the residual by depth, and before each layer's PLE."""
+    after = ["embed", *(f"layers.{i}.resid_post" for i in range(config.num_hidden_layers))]
+    with_ple = config.hidden_size_per_layer_input and before_ple
+    return after + [f"layers.{i}.resid_ffn" for i in range(config.num_hidden_layers) if with_ple]
+
+
+def gather(model, docs, names, positions, advance, taps=None, with_writes=False):
+    """Run every document and keep the states `names` at about `positions` positions of all, fewer where memory says so.
+
+    taps: one tap a document, for interventions. The same positions are drawn for the same documents every time.
+    advance(1) is called after each document.
+    """
+    room = STATE_BYTES // (4 * model.config.hidden_size * len(names))
+    each = max(1, min(positions, room) // len(docs))
+    parts, losses, written = [], [], []
+    record = [*names, *(WRITES if with_writes else ())]
+    for number, doc in enumerate(docs):
+        trace = Trace(record)
+        logits, _ = model(doc.ids, tap=chain(taps[number], trace) if taps else trace)
+        losses.append(token_losses(logits, doc.ids).mean())
+        inner = np.arange(1, len(doc.ids) - 1)  # positions with a token before and after
+        drawn = np.random.default_rng(number).permutation(inner)[:each]
+        rows = np.union1d(drawn, [p for p in doc.senses if 0 < p < len(doc.ids) - 1]).astype(int)
+        labels = [doc.senses.get(p, ("", "")) for p in rows]
+        states = {name: trace[name][rows].astype(np.float32) for name in names}
+        parts.append((states, rows, np.isin(rows, drawn), labels))
+        if with_writes:
+            written.append(writes(trace, model.weights, model.config, rows[np.isin(rows, drawn)]))
+        advance(1)
+    ids = [doc.ids for doc in docs]
+    place = list(zip(ids, (rows for _, rows, *_ in parts), strict=True))
+    labels = [label for *_, labels in parts for label in labels]
+    return Sample(
+        states={name: np.concatenate([states.pop(name) for states, *_ in parts]) for name in names},
+        tokens=np.concatenate([ids[rows] for ids, rows in place]),
+        previous=np.concatenate([ids[rows - 1] for ids, rows in place]),
+        following=np.concatenate([ids[rows + 1] for ids, rows in place]),
+        texts=np.repeat(np.arange(len(docs)), [len(rows) for _, rows in place]),
+        drawn=np.concatenate([drawn for _, _, drawn, _ in parts]),
+        words=np.array([word for word, _ in labels]),
+        senses=np.array([sense for _, sense in labels]),
+        losses=np.array(losses),
+        counts=np.array([len(doc.ids) - 1 for doc in docs]),
+        writes={name: np.concatenate([w[name] for w in written], axis=-1) for name in (written[0] if written else ())},
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ writes
+WRITES = ["ple.token", *(f"layers.*.{part}" for part in (
+    "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_ffn", "ple.gate", "ple.proj", "ple_out"))]  # fmt: skip
+
+
+def writes(trace, weights, config, rows):
+    """What each part adds to the residual at the positions `rows` of a trace -> name -> [L, rows].
+
+    attention, mlp, ple: norm of what is added over the norm of what it is added to.
+    gate open: share of the P gate values above 0 (gelu passes nearly nothing below). gate size: their root mean square.
+    lookup: the lookup's share of PLE's write. Projection and its norm's factor are the same for both terms of
+    (context + lookup) / sqrt(2), so ple_out is a sum of a lookup part and a context part; the share is the lookup
+    part's projection onto ple_out, <part, ple_out> / <ple_out, ple_out>. Both shares add up to 1; one that works
+    against the other is below 0.
+    """
+    found = {}
+
+    def put(name, values):
+        found.setdefault(name, []).append(values)
+
+    for i, w in enumerate(weights.layers):
+
+        def at(name, i=i):
+            return trace[f"layers.{i}.{name}"][rows].astype(np.float64)
+
+        for name, added, to in (("attention", "attn_out", "resid_pre"), ("mlp", "mlp_out", "resid_mid")):
+            put(name, np.linalg.norm(at(added), axis=-1) / np.linalg.norm(at(to), axis=-1))
+        if config.hidden_size_per_layer_input:
+            gate, out, proj = at("ple.gate"), at("ple_out"), at("ple.proj")
+            put("ple", np.linalg.norm(out, axis=-1) / np.linalg.norm(at("resid_ffn"), axis=-1))
+            put("gate open", (gate > 0).mean(-1))
+            put("gate size", np.sqrt((gate**2).mean(-1)))
+            lookup = (gate * trace["ple.token"][rows, i] * 2**-0.5).astype(np.float32)  # [rows, P]
+            root = np.sqrt((proj**2).mean(-1, keepdims=True) + config.rms_norm_eps)  # [rows, 1]
+            part = linear(lookup, w.per_layer_projection) / root * w.post_per_layer_input_norm  # [rows, D]
+            put("lookup", np.vecdot(part, out) / np.maximum(np.vecdot(out, out), 1e-30))
+    return {name: np.stack(values) for name, values in found.items()}
