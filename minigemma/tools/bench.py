@@ -96,7 +96,7 @@ def _seconds(work):
 
 def in_fresh_process(directory, dtype, ids, count):
     """Greedy decoding of `count` tokens after `ids` in a new interpreter -> what it measured of itself."""
-    code = "import json, sys; from minigemma.tools.bench import itself; print(json.dumps(itself(*json.load(sys.stdin))))"
+    code = "import json, sys; from minigemma.tools import bench; print(json.dumps(bench.itself(*json.load(sys.stdin))))"
     start = time.time()
     run = subprocess.run(
         [sys.executable, "-c", code], input=json.dumps([str(directory), dtype, np.asarray(ids).tolist(), count]),
