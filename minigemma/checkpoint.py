@@ -180,13 +180,14 @@ def save(directory, weights, config, dtype="bfloat16"):
         path.write_text(json.dumps(config.to_dict() | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
 
 
-def write_safetensors(path, dtype, table, arrays):
-    """Write arrays, one at a time, as the (name, shape) of `table`; dtype as in FILE_DTYPES.
+def write_safetensors(path, dtype, table, arrays, notes=None):
+    """Write arrays, one at a time, as the (name, shape) of `table`; dtype as in FILE_DTYPES; notes: text by name, for
+    the header's metadata.
 
     The safetensors library writes no bfloat16 from NumPy and wants all of a file in memory; the format is a length, a
     JSON header and the data.
     """
-    header, end, item = {"__metadata__": {"format": "pt"}}, 0, FILE_DTYPES[dtype]
+    header, end, item = {"__metadata__": {"format": "pt"} | (notes or {})}, 0, FILE_DTYPES[dtype]
     for name, shape in table:
         start, end = end, end + math.prod(shape) * item.itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}

@@ -139,8 +139,8 @@ def count(what, unused=None):
     text = raw.get("text_config", raw)
     stored = None if directory is None else {n: s for path in shards(directory) for n, s in read_header(path).items()}
     if unused is None:
-        # Google's spelling nests the text model and describes global layers without per_layer_config
-        google = towers is not None and text.get("per_layer_config") is None
+        # Google's spelling nests the text model and has global_head_dim, which transformers drops when it saves again
+        google = towers is not None and text.get("global_head_dim") is not None
         unused = google if stored is None else _holds_unused(config, towers, stored)
     dtype = raw.get("dtype") or raw.get("torch_dtype") or text.get("dtype") or "bfloat16"
     if not isinstance(dtype, str) or dtype not in DTYPES:
