@@ -32,6 +32,12 @@ DEFAULTS = {
     "use_bidirectional_attention": None,
     "use_double_wide_mlp": False,
 }
+# Where transformers' class for 12B (model_type gemma4_unified) has other defaults.
+UNIFIED_DEFAULTS = {
+    "hidden_size_per_layer_input": 0,
+    "max_position_embeddings": 262144,
+    "use_bidirectional_attention": "vision",
+}
 # Fields that become facts of the layers, and so are no fields of Config.
 LAYERED = ("global_head_dim", "layer_types", "num_global_key_value_heads", "per_layer_config", "rope_parameters")
 SMALLEST = 1e-30  # with its inverse, the range of numbers that the pass can divide by in float32
@@ -148,7 +154,7 @@ def _resolve(data, where):
             raise Error(f"{where}: {name} is {data[name]!r}, and {text[name]!r} in text_config; it cannot be both")
     if text.get("rope_parameters") is None and (old := sorted({"rope_theta", "rope_scaling"} & set(text))):
         raise Error(f"{where}: {old[0]} is an older form of rope_parameters, which hold it for each kind of layer")
-    text = DEFAULTS | text
+    text = DEFAULTS | (UNIFIED_DEFAULTS if model_type.startswith("gemma4_unified") else {}) | text
     _refuse_unsupported(text, where)
 
     def size(name, low=1, high=2**31, source=text):

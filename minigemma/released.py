@@ -24,7 +24,7 @@ def _released(layers, period, **fields):
 _SMALL = {"num_attention_heads": 8, "hidden_size_per_layer_input": 256, "sliding_window": 512}
 _SMALL |= {"max_position_embeddings": 131072}
 _BIG = {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "sliding_window": 1024}
-_BIG |= {"max_position_embeddings": 262144}
+_BIG |= {"max_position_embeddings": 262144, "use_bidirectional_attention": "vision"}
 # The released text models, from the config.json files of google/gemma-4-*-it on the Hugging Face hub. E2B was read from
 # the file itself; E4B, 26B-A4B and 31B were rebuilt and have the published sha256; 12B was gathered field by field from
 # public engine sources and reproduces the published parameter count.
@@ -44,11 +44,11 @@ RELEASED = {
     "26B-A4B": _released(
         30, 6, **_BIG, hidden_size=2816, intermediate_size=2112, num_attention_heads=16, num_key_value_heads=8,
         num_global_key_value_heads=2, enable_moe_block=True, num_experts=128, top_k_experts=8,
-        moe_intermediate_size=704, use_bidirectional_attention="vision",
+        moe_intermediate_size=704,
     ),
     "31B": _released(
         60, 6, **_BIG, hidden_size=5376, intermediate_size=21504, num_attention_heads=32, num_key_value_heads=16,
-        num_global_key_value_heads=4, use_bidirectional_attention="vision",
+        num_global_key_value_heads=4,
     ),
 }  # fmt: skip
 # What Google's model cards call "effective" parameters, in billions as printed there; no definition is given.
