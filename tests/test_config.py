@@ -149,7 +149,7 @@ PARTIAL = ROPE | {"full_attention": {"rope_type": "default", "partial_rotary_fac
         ({"num_kv_shared_layers": 6}, "layer 4 shares"),
         ({"num_kv_shared_layers": 10}, "num_kv_shared_layers"),
         ({"num_kv_shared_layers": -1}, "num_kv_shared_layers"),
-        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "divided"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "not a multiple"),
         ({"head_dim": 7}, "odd"),
         ({"head_dim": 0}, "head_dim"),
         ({"hidden_size": "24"}, "hidden_size"),
