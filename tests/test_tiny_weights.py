@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minigemma
-from minigemma.checkpoint import read_header, read_unused, text_of
+from minigemma.checkpoint import find_text_tensors, read_header, read_unused
 from minigemma.config import GLOBAL, SLIDING
 from minigemma.sampling import CHUNK
 from minigemma.taps import layer_of
@@ -128,7 +128,7 @@ def test_the_files_are_those_of_a_released_checkpoint(name):
 @whole_directories
 def test_the_text_tensors_are_the_trained_ones(name):
     """dtype, shape and sha256 of each tensor, as training left it."""
-    found = text_of(WEIGHTS / name)
+    found = find_text_tensors(WEIGHTS / name)
     for tensor in text_tensors(minigemma.Config.from_json(WEIGHTS / name)):
         stored = found[tensor.name]
         digest = hashlib.sha256(stored.map().tobytes()).hexdigest()
@@ -138,7 +138,7 @@ def test_the_text_tensors_are_the_trained_ones(name):
 
 @whole_directories
 def test_the_unused_tensors_of_kv_sharing_layers_are_copies_of_their_donors(name):
-    config, found = minigemma.Config.from_json(WEIGHTS / name), text_of(WEIGHTS / name)
+    config, found = minigemma.Config.from_json(WEIGHTS / name), find_text_tensors(WEIGHTS / name)
     assert set(found) == {tensor.name for tensor in text_tensors(config) + unused_tensors(config)}
     assert len(unused_tensors(config)) == 15
     for tensor in unused_tensors(config):

@@ -22,7 +22,7 @@ from minigemma import Config
 from minigemma.config import GLOBAL
 from minigemma.files import read_json, replacing
 from minigemma.tensors import checkpoint_tensors, text_tensors, unused_tensors
-from minigemma.checkpoint import text_of, write_safetensors
+from minigemma.checkpoint import find_text_tensors, write_safetensors
 
 # Special tokens that the tokenizer was trained without: their ids in Gemma 4's vocabulary, where it has <unused...>.
 NAMED = {
@@ -43,7 +43,7 @@ UNUSED = (
 def complete(directory):
     """Rewrite the files of `directory`, one after the other; each is whole at any time."""
     config = Config.from_json(directory)
-    write_weights(directory / "model.safetensors", config, text_of(directory))
+    write_weights(directory / "model.safetensors", config, find_text_tensors(directory))
     tokenizer = write_tokenizer(directory / "tokenizer.json")
     write_json(directory / "tokenizer_config.json", tokenizer_fields(config))
     shutil.copy(Path(__file__).with_name("chat_template.jinja"), directory)
