@@ -45,7 +45,7 @@ def test_the_big_members_make_v_from_k_on_global_layers_only(name, kv_heads):
 @pytest.mark.parametrize(
     ("name", "attention"), [("E2B", None), ("E4B", None), ("12B", "vision"), ("26B-A4B", "vision"), ("31B", "vision")]
 )
-def test_soft_tokens_are_refused_where_the_released_model_shows_a_picture_to_itself_whole(name, attention):
+def test_soft_tokens_are_refused_where_pictures_attend_bidirectionally(name, attention):
     assert released(name).use_bidirectional_attention == attention
     config, weights = small(name, use_bidirectional_attention=attention)
     soft = ([1], np.ones((1, config.hidden_size), np.float32))
@@ -56,7 +56,7 @@ def test_soft_tokens_are_refused_where_the_released_model_shows_a_picture_to_its
         forward([5, 0, 7], weights, config, soft_tokens=soft)
 
 
-def test_a_unified_config_leaves_out_other_values_than_a_gemma4_one():
+def test_fields_left_out_get_the_defaults_of_their_model_type():
     """transformers has other defaults for model_type gemma4_unified, which is 12B's."""
     names = ("hidden_size_per_layer_input", "max_position_embeddings", "use_bidirectional_attention")
     text = {name: value for name, value in fields("12B").items() if name not in names}

@@ -128,12 +128,12 @@ def test_the_files_are_those_of_a_released_checkpoint(name):
 @whole_directories
 def test_the_text_tensors_are_the_trained_ones(name):
     """dtype, shape and sha256 of each tensor, as training left it."""
-    found = find_text_tensors(WEIGHTS / name)
-    for tensor in text_tensors(minigemma.Config.from_json(WEIGHTS / name)):
-        stored = found[tensor.name]
-        digest = hashlib.sha256(stored.map().tobytes()).hexdigest()
-        assert [stored.dtype, list(stored.shape), digest] == TRAINED[name].pop(tensor.name), tensor.name
-    assert not TRAINED[name]
+    found, config = find_text_tensors(WEIGHTS / name), minigemma.Config.from_json(WEIGHTS / name)
+    stored = {tensor.name: found[tensor.name] for tensor in text_tensors(config)}
+    assert TRAINED[name] == {
+        name: [each.dtype, list(each.shape), hashlib.sha256(each.map().tobytes()).hexdigest()]
+        for name, each in stored.items()
+    }
 
 
 @whole_directories

@@ -179,7 +179,7 @@ def test_the_chat_template_refuses_what_this_model_cannot_read(template):
             template.apply_chat_template(messages, tokenize=False, **options)
 
 
-def test_transformers_and_minigemma_lose_as_much_on_held_out_texts(ours, theirs, fast):
+def test_transformers_has_the_same_loss_on_held_out_texts(ours, theirs, fast):
     """The first texts; over all of texts.jsonl see weights/README.md."""
     lines = (minigemma.TINY.parent / "texts.jsonl").read_text(encoding="utf-8").splitlines()[:40]
     found = {"ours": [], "theirs": []}
