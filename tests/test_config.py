@@ -46,7 +46,7 @@ def test_the_big_members_make_v_from_k_on_global_layers_only(name, kv_heads):
     ("name", "attention"), [("E2B", None), ("E4B", None), ("12B", "vision"), ("26B-A4B", "vision"), ("31B", "vision")]
 )
 def test_soft_tokens_are_refused_where_pictures_attend_bidirectionally(name, attention):
-    assert released(name).use_bidirectional_attention == attention
+    assert released_config(name).use_bidirectional_attention == attention
     config, weights = small(name, use_bidirectional_attention=attention)
     soft = ([1], np.ones((1, config.hidden_size), np.float32))
     if attention is None:

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, processors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # minigemma lies beside this folder, not in it
 from minigemma import Config
+from minigemma.checkpoint import find_text_tensors, write_safetensors
 from minigemma.config import GLOBAL
 from minigemma.files import read_json, replacing
 from minigemma.tensors import checkpoint_tensors, text_tensors, unused_tensors
-from minigemma.checkpoint import find_text_tensors, write_safetensors
 
 # Special tokens that the tokenizer was trained without: their ids in Gemma 4's vocabulary, where it has <unused...>.
 NAMED = {
