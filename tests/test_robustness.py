@@ -246,7 +246,7 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_at_once(talking, name)
 def test_output_goes_through_a_link_and_never_takes_the_place_of_a_pipe_or_a_device(tmp_path, capfd):
     os.mkfifo(tmp_path / "pipe")
     assert main(["trace", "Tom", "--out", str(tmp_path / "pipe")]) == 2
-    assert "cannot write over what is no regular file" in capfd.readouterr().err
+    assert "not a regular file" in capfd.readouterr().err
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     assert main(["trace", "Tom", "--out", str(tmp_path / "link")]) == 0
