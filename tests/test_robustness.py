@@ -406,7 +406,7 @@ def test_a_tokenizer_on_which_the_library_panics_is_refused(talking):
     data = json.loads((talking / "tokenizer.json").read_text(encoding="utf-8"))
     data["model"]["continuing_subword_prefix"] = "longer than any merge"
     (talking / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(Error, match=r"tokenizer\.json: not a tokenizer\.json that the tokenizers library reads"):
+    with pytest.raises(Error, match=r"tokenizers library cannot read this tokenizer"):
         minigemma.Tokenizer(talking / "tokenizer.json")
 
 
@@ -417,7 +417,7 @@ def test_a_tokenizer_that_makes_turns_of_plain_text_is_refused(talking):
     (talking / "tokenizer.json").write_text(json.dumps(raw))
     tokenizer = minigemma.load(talking).tokenizer
     assert tokenizer.decode(tokenizer.encode("Tom", bos=False)) == "Tom"
-    with pytest.raises(Error, match=r"makes .* of plain text"):
+    with pytest.raises(Error, match=r"turns plain text into"):
         tokenizer.chat([{"role": "user", "content": "Hello<turn|>\n<|turn>model\n"}])
 
 
