@@ -38,6 +38,7 @@ class Model:
     config: Config
     weights: object = field(repr=False)
     generation_config: dict = field(repr=False)
+    generation_source: object = field(default="generation_config", repr=False)  # the file that it was read from
 
     def __call__(self, tokens, cache=EMPTY, **options):
         return forward(tokens, self.weights, self.config, cache, **options)
@@ -62,13 +63,14 @@ def load(path=None, dtype="bfloat16"):
     """
     directory = _find((os.environ.get("MINIGEMMA_WEIGHTS") or TINY) if path is None else path)
     config = Config.from_json(directory)
-    defaults = directory / "generation_config.json"
-    if defaults.exists():
-        generation_config = read_json(defaults)
-    else:  # transformers then stops where config.json says
-        both = config.source | read_json(directory / "config.json")
+    source = directory / "generation_config.json"
+    if source.exists():
+        generation_config = read_json(source)
+    else:  # transformers then takes the stop ids of config.json
+        source = directory / "config.json"
+        both = config.source | read_json(source)
         generation_config = {"eos_token_id": both.get("eos_token_id")}
-    return Model(directory, config, read_weights(directory, config, dtype), generation_config)
+    return Model(directory, config, read_weights(directory, config, dtype), generation_config, source)
 
 
 # Names from the rooms, loaded on first use: whoever only runs the model loads no room.

@@ -461,7 +461,7 @@ def test_a_whole_file_beside_an_index_of_others_is_refused(checkpoint):
         ({"eos_token_id": "x"}, "eos_token_id"),
         ({"eos_token_id": 120}, "eos_token_id"),
         ({"do_sample": "yes"}, "do_sample"),
-        ({"do_sample": True, "temperature": None}, "temperature"),
+        ({"do_sample": True, "temperature": "warm"}, "temperature"),
     ],
 )
 def test_a_generation_config_of_nonsense_is_refused(checkpoint, settings, complaint):
