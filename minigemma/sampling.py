@@ -74,7 +74,8 @@ def settings(defaults, temperature=None, top_k=None, top_p=None, source="generat
         fallback["temperature"] = 0.0  # the most probable token
     chosen = {}
     for name, low, high in (("temperature", 0, 1e3), ("top_k", 0, 2**31), ("top_p", 0, 1)):
-        where, value = ("", given[name]) if given[name] is not None else (f"{source}: ", fallback[name])
+        value = fallback[name] if given[name] is None else given[name]
+        where = f"{source}: " if given[name] is None else ""
         if not _is_number(value) or not low <= value <= high or (name == "top_k" and value != int(value)):
             kind = "whole number" if name == "top_k" else "number"
             raise Error(f"{where}{name} must be a {kind} from {low} to {high:g}, not {value!r}")

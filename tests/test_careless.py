@@ -1,7 +1,11 @@
 """What a careless user does, and the one line that answers it."""
 
 import os
+import subprocess
+import sys
 import threading
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from family import small
@@ -9,6 +13,95 @@ from family import small
 import minigemma
 from minigemma import Error
 from minigemma.files import replacing
+
+try:
+    import pty
+except ImportError:  # Windows
+    pty = None
+
+ROOT = Path(__file__).parents[1]
+GENERATE = import_module("minigemma.sampling")  # as an attribute of the package, that name is the function
+COMMAND = import_module("minigemma.__main__")
+STORY = "Once upon a time"
+
+
+def python(*arguments, path=(), **options):
+    """A finished Python process, with directories in front of those that it imports from."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], check=False, capture_output=True, encoding="utf-8", timeout=120,
+        **{"cwd": ROOT, "env": environment} | options,
+    )  # fmt: skip
+
+
+def one_line(result, *words):
+    """Status 2, nothing on stdout, one line on stderr that holds these words."""
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    (line,) = result.stderr.splitlines()
+    for word in ("minigemma: ", *words):
+        assert word in line
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [3, b"weights/tiny", [], {}, True, 1.5])
+def test_what_cannot_be_a_path_is_refused_by_load(path):
+    with pytest.raises(Error, match=f"must be a str or a Path, not {type(path).__name__}"):
+        minigemma.load(path)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with weights/tiny, weights/gemma-4-E2B-it and weights/notes in it."""
+    for name in ("tiny", "gemma-4-E2B-it"):
+        (tmp_path / "weights" / name).mkdir(parents=True)
+        (tmp_path / "weights" / name / "config.json").touch()
+    (tmp_path / "weights" / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("weights/tyni", "weights/tiny"),
+        ("weights/Tiny2", "weights/tiny"),
+        ("weights/gemma4-E2B-it", "weights/gemma-4-E2B-it"),
+        ("./weights/tinny", "weights/tiny"),
+        ("weights", "weights/tiny"),
+        ("weights/tiny/config.json", "weights/tiny"),
+    ],
+)
+def test_a_misspelt_path_is_answered_with_the_one_that_was_meant(place, path, meant):
+    with pytest.raises(Error, match=r"did you mean|give its directory") as caught:
+        minigemma.load(path)
+    assert str(Path(meant)) in str(caught.value)
+    assert "hf download" not in str(caught.value)
+
+
+def test_a_path_in_this_repository_is_found_from_elsewhere_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("weights/tiny", "tiny"):
+        with pytest.raises(Error) as caught:
+            minigemma.load(path)
+        assert str(minigemma.TINY) in str(caught.value)
+
+
+def test_a_name_of_the_hub_that_is_not_here_is_answered_with_the_download(place):
+    with pytest.raises(Error, match="run: hf download google/gemma-4-E2B-it"):
+        minigemma.load("google/gemma-4-E2B-it")
+
+
+def test_a_directory_without_a_config_is_answered_with_what_it_holds(place):
+    with pytest.raises(Error, match=r"has no config\.json; it holds nothing"):
+        minigemma.load("weights/notes")
+    for name in ("b.gguf", "a.txt"):
+        (place / "weights" / "notes" / name).touch()
+    with pytest.raises(Error, match=r"has no config\.json; it holds a\.txt, b\.gguf\."):
+        minigemma.load(place / "weights" / "notes")
+
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
