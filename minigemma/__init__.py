@@ -6,7 +6,7 @@ import sys
 
 _COMMAND = sys.argv[:1] == ["-m"]  # `python -m minigemma` imports the package before it knows the program's path
 if _COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback. __main__ sets it back
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports shows no traceback
 
 # OpenBLAS's threads spin for 80 ms after each product, on the cores that this package's own threads need. With a short
 # wait E2B decodes half as fast again. OpenBLAS reads this once, so it helps only if NumPy is imported later.
@@ -43,6 +43,9 @@ try:
     from .tokenizer import BOS, Tokenizer
 except ModuleNotFoundError as error:
     _stop(f"{error}; run: python -m pip install -r requirements.txt")
+
+if _COMMAND and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = [
     "EMPTY", "Cache", "Config", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace", "count", "forward",

@@ -272,7 +272,7 @@ def faults(args):
 
 
 def _their_trace(args, model):
-    """The foreign.Foreign of args.theirs, and its ids or the given ones."""
+    """Read args.theirs -> a foreign.Foreign, and the ids: the given ones, else the file's."""
     given = None
     if args.ids is not None:
         parts = args.ids.replace(",", " ").split()
@@ -284,26 +284,26 @@ def _their_trace(args, model):
     theirs = read_trace(args.theirs, model.config, args.mapping)
     if theirs.tokens is None:
         if given is None:
-            raise Error(f"{args.theirs}: holds no ids; give those of the prompt by --ids 2,818,... or --prompt TEXT")
-        # <bos> may be missing there, or twice; of a last position alone the length is not known
+            raise Error(f"{args.theirs}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
+        # their ids may lack <bos> or hold it twice; a capture of the last position does not show the length
         other = {len(ids): ids for ids in _with_and_without_bos(given)} if theirs.length > 1 else {}
         theirs = read_trace(args.theirs, model.config, args.mapping, other.get(theirs.length, given))
     return theirs, theirs.tokens if given is None else np.asarray(given)
 
 
 def _with_and_without_bos(ids):
-    """What a port reads that leaves <bos> out or puts it there twice."""
+    """The ids of a port that leaves out <bos>, and of one that puts it there twice."""
     return list(ids[1:]), [*ids[:1], *ids]
 
 
 def _our_trace(args, config):
-    """The second trace, --against; a mapping translates its names too unless they are ours."""
+    """Read the second trace, --against. A mapping translates its names too, unless they are ours."""
     own = set(names_of(config)) & set(read_header(args.against))
     return read_trace(args.against, config, None if own else args.mapping)
 
 
 def _notes(theirs):
-    """What was recognised in a trace, what was left out, and what so goes unjudged."""
+    """Notes on what was recognised in a trace, what was ignored, and what could not be judged."""
     notes = [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
     if theirs.unread:
         count = len(theirs.unread) + len(theirs.arrays)
@@ -312,11 +312,12 @@ def _notes(theirs):
 
 
 def _other_run(theirs, tokens, weights):
-    """(verdict, sentence) where the file itself says that it is of another prompt, or of weights whose fingerprint is
-    not `weights` (None: unknown).
+    """(verdict, sentence) if the file says that it was made with another prompt or with other weights, else None.
+
+    weights: the fingerprint of ours, None if it is unknown.
     """
     stored, print_ = theirs.tokens, theirs.metadata.get("fingerprint")
-    alike = (tokens, *_with_and_without_bos(tokens))  # which mistake that is, the comparison finds
+    alike = (tokens, *_with_and_without_bos(tokens))  # the comparison reports a wrong <bos>
     if not any(np.array_equal(stored, ids) for ids in alike):
         places = np.flatnonzero(stored[: len(tokens)] != tokens[: len(stored)])
         place = int(places[0]) if len(places) else min(len(stored), len(tokens))
@@ -330,7 +331,7 @@ def _other_run(theirs, tokens, weights):
 
 
 def _soft_rows(path):
-    """(positions, rows) of soft tokens from a safetensors file that holds both."""
+    """Read soft tokens from a safetensors file -> positions [M], rows [M, D]; None without a file."""
     if path is None:
         return None
     header = read_header(path)
@@ -377,7 +378,7 @@ def _print_stats(model, prompt, start, stamps):
 
 
 def _peak_memory():
-    """The most memory the process has had, mapped pages of the checkpoint included."""
+    """The largest memory of this process so far, with the mapped pages of the checkpoint."""
     try:
         import resource
     except ImportError:
@@ -525,7 +526,5 @@ def _drop_output():
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __init__.py
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as after Ctrl-C, half-written files are removed
     sys.exit(main())

@@ -9,6 +9,7 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,6 +256,19 @@ def test_from_a_pipe_each_line_is_a_turn_and_blank_lines_are_none():
     spaced, dense = python(*words, input="\n \n".join(lines)), python(*words, input="\n".join(filter(None, lines)))
     assert spaced.stdout == dense.stdout
     assert spaced.stderr.count("prompt  ") == 3
+
+
+def test_a_paste_is_one_turn_on_windows_too(monkeypatch):
+    """There `select` cannot watch a terminal, and `msvcrt` can."""
+    lines = PASTED.splitlines()
+    waiting = SimpleNamespace(kbhit=lambda: bool(lines))
+    monkeypatch.setitem(sys.modules, "msvcrt", waiting)
+    monkeypatch.setattr(COMMAND, "_at_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda prompt="": lines.pop(0))
+    assert COMMAND._ask() == PASTED
+    lines += ["", "Hello", " /exit "]
+    waiting.kbhit = lambda: False
+    assert [COMMAND._ask(), COMMAND._ask()] == ["Hello", ""]
 
 
 def test_exit_ends_a_conversation():
