@@ -18,7 +18,7 @@ def _stop(problem):
     if _COMMAND:
         print(f"minigemma: {problem}", file=sys.stderr)
         raise SystemExit(2)
-    raise ImportError(problem)
+    raise ImportError(problem) from None
 
 
 if sys.version_info < (3, 11):  # noqa: UP036 (older versions can read this file, so they say what is wrong)
@@ -42,6 +42,8 @@ try:
     from .taps import Edit, Finite, Trace
     from .tokenizer import BOS, Tokenizer
 except ModuleNotFoundError as error:
+    if (error.name or "").startswith("minigemma"):
+        raise  # a bug of ours
     _stop(f"{error}; run: python -m pip install -r requirements.txt")
 
 if _COMMAND and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:

@@ -76,7 +76,7 @@ def test_a_missing_matplotlib_is_one_line_and_no_figure(tmp_path):
     assert not figure.exists()
 
 
-def test_a_package_that_is_not_ours_to_mend_is_no_missing_requirement(monkeypatch):
+def test_a_failed_import_inside_the_package_is_not_reported_as_a_missing_requirement(monkeypatch):
     """An import of ours that fails is a bug, so it keeps its traceback."""
 
     def broken(*_):
