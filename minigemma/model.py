@@ -6,7 +6,7 @@ P hidden_size_per_layer_input, L layers, V vocabulary, E experts, k experts a to
 
 import numpy as np
 
-from .cache import EMPTY, Cache
+from .cache import EMPTY, Cache, check_cache
 from .errors import Error
 from .ops import (
     as_soft_tokens, as_tokens, attention_scores, attention_values, experts, gelu, linear, rms_norm, rope, rotation,
@@ -28,6 +28,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
     """
     if logits not in ("all", "last", None):
         raise Error(f'logits must be "all", "last" or None, not {logits!r}')
+    check_cache(cache, config, weights.norm.dtype)
     ids = as_tokens(tokens, cache, config)  # [T]
     T, D, N, P = len(ids), config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input
     eps, end = config.rms_norm_eps, cache.length + len(ids)
@@ -74,7 +75,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
             k = at("attn.k", rms_norm(k_raw, w.k_norm, eps))  # [T, K, H]
             k = at("attn.rot_k", rope(k, cos, sin))  # [T, K, H]
             v = at("attn.v", rms_norm(v_raw, None, eps))  # [T, K, H], normed without a learned weight
-            kv[i] = cache.append(i, k, v)
+            kv[i] = cache.extended(i, k, v)
         k, v = kv[layer.kv_from].k, kv[layer.kv_from].v  # [S, K, H], its own or its donor's
         scores = at("attn.scores", attention_scores(q, k))  # [N, T, S], not scaled, not yet masked
         scores = np.where(visible(positions, len(k), layer.window, end), scores, -np.inf)  # [N, T, S]

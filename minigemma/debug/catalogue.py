@@ -1081,7 +1081,8 @@ def _(port):
 def _(port):
     windows = {layer.index: layer.window for layer, _ in port.layers(SLIDING)}
 
-    def cut(cache):
+    def cut(cache):  # so that the shorter cache fits: from the second call on the window is one shorter
+        port.change_layers(lambda layer: {"window": windows[layer.index] - 1}, SLIDING)
         entries = {i: e.trim(windows[i] - 1) if i in windows else e for i, e in cache.entries.items()}
         return cache._replace(entries=entries)
 
