@@ -1040,7 +1040,7 @@ def _(port):
         kept = np.arange(x.shape[-1]) > x.shape[-1] - at.layer.window  # [S]
         seen = kept & visible(at.positions[-x.shape[1] :], x.shape[-1], at.layer.window, at.positions[-1] + 1)  # [T, S]
         blind = ~seen.any(-1, keepdims=True) & kept  # [T, S]: all keys masked alike, softmax is uniform over them
-        return softmax(np.where(seen, at["attn.scores"], np.where(blind, 0, -np.inf)))
+        return softmax(np.where(seen, at["attn.scores"], np.where(blind, 0, -np.inf))).astype(x.dtype)
 
     port.edit("attn.pattern", pattern)
 

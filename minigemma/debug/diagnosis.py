@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import Error
-from ..taps import layer_of, shape_key, time_axis
+from ..taps import layer_of, tap_kind, time_axis
 from .catalogue import FAULTS, PROBES, applicable
 from .diff import MARGIN, ROUNDING, compare_traces, healthy
 from .replay import Replay, by_position
@@ -70,9 +70,9 @@ class Search:
     def __init__(self, run, comparison, prefill):
         self.run, self.prefill = run, prefill
         own = healthy(run, ROUNDING[comparison.precision])[1]
-        kinds = {shape_key(name): MARGIN * error for name, error in own.items()}
+        kinds = {tap_kind(name): MARGIN * error for name, error in own.items()}
         # a tap that a mistake adds, such as K of a layer that should read another's, may round as in the other layers
-        self.allowed = {name: kinds[shape_key(name)] for name in run.theirs if shape_key(name) in kinds}
+        self.allowed = {name: kinds[tap_kind(name)] for name in run.theirs if tap_kind(name) in kinds}
         self.allowed |= {name: MARGIN * error for name, error in own.items()}
         judged = [row for row in comparison.rows if row.own is not None]
         broken = [row.name for row in judged if row.verdict == "BROKEN"]

@@ -14,7 +14,7 @@ from ..errors import Error
 from ..files import json_number
 from ..ops import linear, rope
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, shape_key, time_axis
+from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, tap_kind, time_axis
 from .port import Port
 from .replay import MASKED, Replay, by_position, compare, hidden_keys, unmasked, wrong_masks
 
@@ -166,7 +166,7 @@ class Noise:
     def __call__(self, name, array):
         if array.dtype.kind != "f":
             return array
-        size = self.size * STEPS.get(shape_key(name), 1)
+        size = self.size * STEPS.get(tap_kind(name), 1)
         return (array * (1 + size * self.rng.uniform(-1, 1, array.shape))).astype(array.dtype)
 
 
@@ -205,9 +205,9 @@ def _at_least_typical(errors):
     """One random draw says little of one tap: take no less than the median over the layers that have that tap."""
     kinds = {}
     for name, error in errors.items():
-        kinds.setdefault(shape_key(name), []).append(error)
+        kinds.setdefault(tap_kind(name), []).append(error)
     typical = {kind: float(np.median(values)) for kind, values in kinds.items()}
-    result = {name: max(error, typical[shape_key(name)], 1e-12) for name, error in errors.items()}
+    result = {name: max(error, typical[tap_kind(name)], 1e-12) for name, error in errors.items()}
     for name, error in result.items():
         if name.endswith("router.experts"):  # measured in probability, so as exact as the probabilities
             result[name] = max(error, result.get(name.replace("experts", "probs"), 0))
@@ -322,7 +322,7 @@ def _broken(bad, rows, precision, misshapen):
     captured = [row.name for row in rows if row.verdict != "MISSING"]
     last = captured[captured.index(bad.name) - 1] if captured.index(bad.name) else None
     between = before[before.index(last) + 1 :] if last else before
-    what = f"the first broken op is {bad.name} ({OPS[shape_key(bad.name)]})"
+    what = f"the first broken op is {bad.name} ({OPS[tap_kind(bad.name)]})"
     if bad.verdict == "SHAPE":
         ours, theirs = misshapen.get(bad.name, (None, bad.shape))
         should = f" and should be {list(ours)}" if ours else ", which this prompt does not give"
@@ -401,7 +401,9 @@ def _other_tokens(embed, theirs, run):
 # ---------------------------------------------------------------------------------- what the wrong array looks like
 def find_hint(bad, run):
     """What relates their array to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
-    taken, keep = {}, Trace([bad.name, f"layers.{layer_of(bad.name)}.*", f"layers.*.{bad.name.split('.', 2)[-1]}"])
+    layer = layer_of(bad.name)
+    near = [tap_kind(bad.name)] if layer is None else [tap_kind(bad.name), f"layers.{layer}.*"]
+    taken, keep = {}, Trace(near)
     replay = Replay(run.theirs, run.config)
 
     def tap(name, array):
@@ -483,7 +485,7 @@ def _constant(bad, ours, theirs, run, fits):
 
 
 def _rearranged(name, ours, theirs, fits):
-    axes = SHAPES[shape_key(name)].split()
+    axes = SHAPES[tap_kind(name)].split()
     tries = {}
     for letter, words in (("T", "tokens"), ("L", "layers")):
         for shift in (1, -1) if letter in axes and ours.shape[axes.index(letter)] > 2 else ():

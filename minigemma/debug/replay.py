@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ops import visible
-from ..taps import SHAPES, layer_of, shape_key, time_axis
+from ..taps import SHAPES, layer_of, tap_kind, time_axis
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two arrays of one tap are apart."""
+    """Relative difference between two arrays of the same tap."""
 
     errors: np.ndarray  # [T] ||ours - theirs|| / ||ours|| at each position
     cosine: float
@@ -18,7 +18,7 @@ class Difference:
 
     @property
     def error(self):
-        """At the worst position: a mean over positions would hide what is wrong with one token only."""
+        """Error at the worst position: a mean over positions would hide an error of one token."""
         return float(self.errors.max())
 
 
@@ -125,7 +125,7 @@ class Replay:
         whole = self.start == 0 and length == array.shape[axis]
         if whole or length < self.end:
             return theirs
-        if "S" in SHAPES[shape_key(name)].split():
+        if "S" in SHAPES[tap_kind(name)].split():
             return None  # a later call sees other keys
         return np.take(theirs, range(self.start, self.end), axis=axis)
 

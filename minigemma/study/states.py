@@ -6,7 +6,7 @@ import numpy as np
 
 from ..interventions import chain, token_losses
 from ..ops import linear
-from ..taps import Trace
+from ..taps import Trace, fits, names_of
 
 STATE_BYTES = 2**30  # hidden states held at once, whatever the model's size
 
@@ -45,9 +45,9 @@ def gather(model, docs, names, positions, advance, taps=None, with_writes=False)
     room = STATE_BYTES // (4 * model.config.hidden_size * len(names))
     each = max(1, min(positions, room) // len(docs))
     parts, losses, written = [], [], []
-    record = [*names, *(WRITES if with_writes else ())]
+    writing = [tap for tap in WRITES if fits(tap, names_of(model.config))] if with_writes else []
     for number, doc in enumerate(docs):
-        trace = Trace(record)
+        trace = Trace([*names, *writing])
         logits, _ = model(doc.ids, tap=chain(taps[number], trace) if taps else trace)
         losses.append(token_losses(logits, doc.ids).mean())
         inner = np.arange(1, len(doc.ids) - 1)  # positions with a token before and after

@@ -14,7 +14,7 @@ from family import MEMBERS, fields
 from transformers.models.gemma4 import modeling_gemma4
 
 from minigemma.config import GLOBAL, SLIDING
-from minigemma.taps import SHAPES, layer_of, shape_key
+from minigemma.taps import SHAPES, layer_of, tap_kind
 from minigemma.tensors import checkpoint_tensors
 
 from .case import TOLERANCE, Case, distance
@@ -47,7 +47,7 @@ sound = cache(lambda member, how: port(member, how=how))
 def execution(name):
     """Sorts names of taps into the order of execution."""
     layer = layer_of(name)
-    place = ORDER.index(shape_key(name))
+    place = ORDER.index(tap_kind(name))
     return (place > ORDER.index("ple") if layer is None else 0.5, -1 if layer is None else layer, place)
 
 
@@ -88,7 +88,7 @@ def test_a_port_without_a_mistake_takes_soft_tokens_as_transformers_does():
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_cached_run_and_sdpa_are_transformers_up_to_rounding(member, options):
     taps, reference = port(member, **options), case(member).reference(np.float32)
-    lacking = {shape_key(name) for name in reference.keys() - taps.keys()}
+    lacking = {tap_kind(name) for name in reference.keys() - taps.keys()}
     assert lacking == {"layers.*.attn.scores", "layers.*.attn.pattern"}
     for name, array in taps.items():
         assert array.shape == reference[name].shape, name
