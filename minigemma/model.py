@@ -97,7 +97,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
         mlp_out = at("mlp_out", rms_norm(ffn, w.post_feedforward_layernorm, eps))  # [T, D]
         x = at("resid_ffn", x + mlp_out)  # [T, D]
 
-        # PLE: the hidden state decides how much of the token's own vector comes back
+        # PLE's gate: the hidden state decides how much of the token's own vector comes back
         if P:
             ple_gate = at("ple.gate", gelu(linear(x, w.per_layer_input_gate)))  # [T, P]
             ple_gated = at("ple.gated", ple_gate * ple[-T:, i])  # [T, P], the rows of x are the last ones

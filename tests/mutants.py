@@ -26,7 +26,7 @@ import safetensors.numpy  # noqa: F401
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("model.py", "ops.py", "inputs.py")
 TESTS = [f"test_{name}.py" for name in ("goldens", "pass", "ops", "taps", "finite", "generate", "cache")]
-SECONDS = 120
+SECONDS = 600  # far above what the tests take on a busy machine
 
 SWAPS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
