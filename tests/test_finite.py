@@ -82,7 +82,7 @@ def test_activations_of_1e30_and_1e_minus_30_go_through_the_whole_pass_in_float3
             if name != "layers":
                 setattr(owner, name, np.asarray(array, np.float64))
     exact, _ = forward(tokens, loaded, config, tap=grow)
-    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+    assert np.linalg.norm(logits - exact) < 2e-5 * np.linalg.norm(exact)  # of a pass in float32, as in test_goldens
 
 
 @pytest.fixture

@@ -71,12 +71,14 @@ def test_memory_grows_by_the_global_layers_cache_and_by_nothing_else(run):
 
 
 def test_the_next_tokens_logits_are_those_of_a_pass_without_the_cache(run):
+    """In float32, what a step with the cache is off by, in root mean square, is what a pass without it is off by."""
     model, _, ids, _, _, kept, _ = run
+    double = minigemma.load(minigemma.TINY, "float64")
     for length, cache in kept.items():
-        ours, _ = forward([ids[length - 1]], model.weights, model.config, cache, logits="last")
+        step, _ = forward([ids[length - 1]], model.weights, model.config, cache, logits="last")
         whole, _ = prefill(ids[:length], model.weights, model.config)
-        np.testing.assert_allclose(ours[0], whole, rtol=0, atol=2e-4)
-        assert ours[0].argmax() == whole.argmax()
+        exact, _ = prefill(ids[:length], double.weights, double.config)
+        assert np.linalg.norm(step[0] - exact) < 10 * np.linalg.norm(whole - exact)
 
 
 def test_a_step_meets_a_window_of_keys_on_sliding_layers_and_all_on_global_ones(run):

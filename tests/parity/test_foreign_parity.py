@@ -19,6 +19,7 @@ from minigemma import Config, random_weights
 from minigemma.debug.foreign import read_trace
 from minigemma.taps import SHAPES, tap_kind
 
+from .case import TOLERANCE, distance
 from .dump_transformers import dump
 from .reference import build, record
 
@@ -103,4 +104,4 @@ def test_a_prefill_that_keeps_the_last_logits_only_is_read_with_its_single_rows(
     for name, array in foreign.arrays.items():
         axis = SHAPES[tap_kind(name)].split().index("T")
         whole = theirs[name].take([-1], axis=axis) if name in single else theirs[name]
-        np.testing.assert_allclose(array, whole, rtol=1e-4, atol=1e-5, err_msg=name)
+        assert distance(array, whole) < TOLERANCE[np.float32], name

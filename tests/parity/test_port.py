@@ -60,7 +60,7 @@ def first_difference(taps, right):
 
 
 def close(one, other):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert distance(one, other) < TOLERANCE[np.float32]
 
 
 def normed(x):
@@ -132,7 +132,7 @@ def test_two_mistakes_installed_together_both_act():
     both, scores = port("E2B", "A8", "D1"), port("E2B", "D1")["layers.0.attn.scores"]
     np.testing.assert_array_equal(both["layers.0.attn.scores"], scores)
     gate, up = both["layers.0.mlp.gate"], both["layers.0.mlp.up"]
-    np.testing.assert_allclose(both["layers.0.mlp.act"], gate / (1 + np.exp(-gate)) * up, rtol=1e-5, atol=1e-6)
+    close(both["layers.0.mlp.act"], gate / (1 + np.exp(-gate)) * up)
 
 
 @pytest.mark.parametrize("pair", [("B9", "G2"), ("D10", "E9"), ("E8", "D10"), ("B18", "J2"), ("D7", "B5")])
@@ -209,7 +209,7 @@ def test_layers_that_share_nothing_use_the_weights_that_the_file_holds_for_nothi
 def test_v_is_made_from_the_wrong_stage_of_k(name, source):
     taps = port("12B", name)
     layer = next(layer.index for layer in case("12B").config.layers if layer.k_eq_v)
-    np.testing.assert_allclose(taps[f"layers.{layer}.attn.v"], normed(taps[f"layers.{layer}.{source}"]), rtol=1e-4)
+    close(taps[f"layers.{layer}.attn.v"], normed(taps[f"layers.{layer}.{source}"]))
 
 
 def turned(x, pairs, angles):
