@@ -113,9 +113,10 @@ def test_a_broken_op_is_told_from_the_drift_behind_it():
 SCALAR = float(np.ravel(model_of("E2B").weights.layers[2].layer_scalar)[0])
 WITH_A_TAP = [f for f in FAULTS.values() if f.changes and not f.rounds
               and not set(f.needs) & {"soft", "cached", "unused"} and f.id not in ("J1", "J2")]  # fmt: skip
+ONE_AN_OP = {(fault.first, *fault.needs): fault for fault in reversed(WITH_A_TAP)}  # parity/test_diagnosis tries all
 
 
-@pytest.mark.parametrize("fault", WITH_A_TAP, ids=lambda fault: fault.id)
+@pytest.mark.parametrize("fault", ONE_AN_OP.values(), ids=lambda fault: fault.id)
 def test_each_mistake_is_first_seen_at_the_tap_that_the_catalogue_names(fault):
     member = "26B-A4B" if "moe" in fault.needs else "12B" if "k_eq_v" in fault.needs else MEMBERS.get(fault.id, "E2B")
     model = model_of(member)
