@@ -3,7 +3,8 @@
     PYTHONPATH=tests/without_unix python -m pytest tests --ignore tests/parity
 
 The tests that need it are then skipped, and no other test may notice. Notebooks run in kernels that keep everything:
-IPython chooses its own code by the name of the system, which stays the same. So do transformers and psutil, hence without the parity suite.
+IPython chooses its own code by the name of the system, which stays the same. So does psutil, which transformers
+imports: hence without the parity suite.
 """
 
 import os
