@@ -11,7 +11,7 @@ import minigemma  # before NumPy, so that OpenBLAS hears how long its threads ma
 # isort: split
 import numpy as np
 
-from minigemma.debug.goldens import verify
+from minigemma.debug.goldens import check_goldens
 
 # NumPy 2.0 to 2.3 on Apple silicon warns of a division by zero in products that hold none (numpy#28687).
 warnings.filterwarnings("ignore", message=".* encountered in matmul", category=RuntimeWarning)
@@ -24,7 +24,7 @@ def check_machine():
 
     Raises Error, with what to upgrade, if they do not.
     """
-    result = verify(minigemma.load(minigemma.TINY))
+    result = check_goldens(minigemma.load(minigemma.TINY))
     if not result["fits"]:
         raise minigemma.Error(
             f"This computer gets other results than it should. {result['verdict']} Probably NumPy {np.__version__} "

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import tracemalloc
 from importlib import import_module
 from pathlib import Path
