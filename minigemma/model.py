@@ -80,8 +80,8 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
             kv[i] = cache.extended(i, rot_k, v)
         keys, values = kv[layer.kv_from].k, kv[layer.kv_from].v  # [S, K, H] each, this layer's own or its donor's
         scores = at("attn.scores", attention_scores(rot_q, keys))  # [N, T, S], not divided by sqrt(H)
-        masked = np.where(visible(positions, len(keys), layer.window, end), scores, -np.inf)  # [N, T, S]
-        pattern = at("attn.pattern", softmax(masked))  # [N, T, S]
+        scores = np.where(visible(positions, len(keys), layer.window, end), scores, -np.inf)  # [N, T, S], masked
+        pattern = at("attn.pattern", softmax(scores))  # [N, T, S]
         z = at("attn.z", attention_values(pattern, values))  # [T, N, H]
         o = at("attn.o", linear(z.reshape(T, N * H), w.o_proj))  # [T, D]
         attn_out = at("attn_out", rms_norm(o, w.post_attention_layernorm, eps))  # [T, D]

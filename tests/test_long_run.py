@@ -12,6 +12,7 @@ import pytest
 
 import minigemma
 from minigemma import EMPTY, Error, Trace, forward, generate_ids, ops, prefill
+from minigemma.inputs import as_tokens
 
 TOKENS = int(os.environ.get("LONG_RUN", "400"))  # the window of the tiny weights is 32
 
@@ -134,4 +135,4 @@ def test_the_position_limit_is_told_before_anything_is_generated():
     with pytest.raises(
         Error, match=rf"{limit - 1} cached and 2 new tokens are more than the model's {limit} positions"
     ):
-        forward([2, 3], model.weights, model.config, EMPTY._replace(length=limit - 1))
+        as_tokens([2, 3], EMPTY._replace(length=limit - 1), model.config)
