@@ -1,0 +1,567 @@
+"""Conversations -> ids, and ids -> thought, answer and calls: the format of the -it checkpoints.
+
+A whole conversation, with thinking on and one tool; <..> are special tokens, one id each, and the rest is text:
+
+    <bos><|turn>system
+    <|think|>
+    Be brief.<|tool>declaration:now{description:<|"|>Tell the time<|"|>}<tool|><turn|>
+    <|turn>user
+    What time is it?<turn|>
+    <|turn>model
+    <|channel>thought
+    I need a clock.
+    <channel|><|tool_call>call:now{}<tool_call|>                                  the model stops, the tool runs
+    <|tool_response>response:now{value:<|"|>09:00<|"|>}<tool_response|>           our reply, in the same turn
+    It is nine.<turn|>
+    <|turn>user
+    Thanks.<turn|>
+    <|turn>model
+
+(There are no line breaks around calls and replies; here they keep the lines short.) The last line is the cue: the model
+speaks next. Thoughts are removed once the user speaks again. A string of a tool, a call or a reply stands between two
+<|"|> tokens and needs no escapes, because text never becomes a special token: `render` keeps the two apart.
+
+Two forms exist. The newest is that of Google's chat template published on 2026-07-09; `release=True` gives the one of
+2026-04-02. Their rules are followed to the letter, and tested against both; no template of a checkpoint is executed.
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from .errors import Error
+from .files import check_file
+
+
+class Mark(str):
+    """A special token, by its name. Every other str in a rendering is text, whatever it looks like."""
+
+
+BOS, EOS, TURN, END_OF_TURN, THINK = map(Mark, ("<bos>", "<eos>", "<|turn>", "<turn|>", "<|think|>"))
+CHANNEL, END_OF_CHANNEL, TOOL, END_OF_TOOL = map(Mark, ("<|channel>", "<channel|>", "<|tool>", "<tool|>"))
+CALL, END_OF_CALL, QUOTE = map(Mark, ("<|tool_call>", "<tool_call|>", '<|"|>'))
+REPLY, END_OF_REPLY = map(Mark, ("<|tool_response>", "<tool_response|>"))
+IMAGE, AUDIO, VIDEO = map(Mark, ("<|image|>", "<|audio|>", "<|video|>"))
+MARKS = [BOS, EOS, TURN, END_OF_TURN, THINK, CHANNEL, END_OF_CHANNEL, TOOL, END_OF_TOOL, CALL, END_OF_CALL, QUOTE]
+MARKS += [REPLY, END_OF_REPLY, IMAGE, AUDIO, VIDEO]
+ENDS = {END_OF_TURN, REPLY, EOS}  # what ends an answer: its turn, a call that waits for the reply, the text
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "model", "model": "model"}
+ROLES["tool"] = "tool"  # a turn of its own in the release form only
+MEDIA = {"image": IMAGE, "image_url": IMAGE, "audio": AUDIO, "input_audio": AUDIO, "video": VIDEO}
+NAME = "thought"  # of the only channel
+SCHEMA_WORDS = {"description", "type", "properties", "required", "nullable"}
+DEEPEST = 64  # levels of lists and objects in a tool, a call or a reply
+LARGEST_TEMPLATE = 2**20  # bytes of a chat_template.jinja; Google's has 18,000
+
+
+# Messages -> pieces -> ids
+
+
+def render(messages, tools=None, think=False, *, small, cue=True, keep_thoughts=False, release=False):
+    """A conversation -> pieces, each a Mark or text; `to_ids` makes ids of them.
+
+    messages: [{"role": ..., "content": text or parts}, ...]. Roles: system, developer, user, assistant or model, tool.
+    Parts: {"type": "text", "text": ...}, and {"type": "image"}, "audio" or "video", each of which is one placeholder. A
+    model's message may have "tool_calls" and "reasoning" (its thought). The replies follow it as messages of role tool,
+    or they are its "tool_responses". tools: [{"type": "function", "function": {...}}, ...]. small: whether the cue is
+    that of E2B and E4B, see `small_cue`. keep_thoughts: keep the thoughts before the calls of earlier turns, too.
+    Raises Error for what the format cannot express.
+    """
+    messages = _checked(messages, release)
+    system = [messages.pop(0)] if messages[0].role == "system" else []
+    pieces = [BOS]
+    if system or tools or think:
+        pieces += [TURN, "system\n"]
+        if think:
+            pieces += [THINK] if release else [THINK, "\n"]
+        for message in system:
+            pieces += message.text
+        for tool in _check(tools or [], [TOOL_SHAPE], "tool"):
+            pieces += [TOOL, *_declaration(tool["function"], release), END_OF_TOOL]
+        pieces += [END_OF_TURN, "\n"]
+
+    last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
+    nobody = Message(role=None)
+    for i, message in enumerate(messages):
+        before, after = messages[i - 1] if i else nobody, messages[i + 1] if i + 1 < len(messages) else nobody
+        joins = message.role == "model" and not release  # the model's messages in a row are one turn
+        if not (joins and before.role == "model"):
+            pieces += [TURN, f"{message.role}\n"]
+        if message.thought and not release and (i > last_user or (keep_thoughts and message.calls)):
+            pieces += [CHANNEL, f"{NAME}\n{message.thought}\n", END_OF_CHANNEL]
+        pieces += message.calls + message.replies + message.text
+        if message.calls and not message.replies and not release:
+            pieces.append(REPLY)  # the model wrote it to stop; the reply is still to come
+        elif message.replies and not message.text and (release or after is nobody):
+            pass  # the model goes on from the reply
+        elif not (joins and after.role == "model"):
+            pieces += [END_OF_TURN, "\n"]
+
+    last = messages[-1] if messages else nobody
+    if cue:
+        in_turn = last.replies or (last.calls and not release)
+        if not in_turn:
+            pieces += [TURN, "model\n"]
+        if think and last.replies and not release:
+            pieces += [CHANNEL, f"{NAME}\n"]
+        if not think and not small and (release or not in_turn):
+            pieces += [CHANNEL, f"{NAME}\n", END_OF_CHANNEL]  # an empty thought: 12B, 26B-A4B and 31B answer at once
+    return pieces
+
+
+def to_ids(pieces, tokenizer):
+    """Pieces -> ids: marks by their name, text as text. Raises Error where the vocabulary lacks such a token."""
+    marks = {tokenizer.id(mark) for mark in MARKS}
+    ids = []
+    for is_mark, run in groupby(pieces, lambda piece: isinstance(piece, Mark)):
+        for piece in run if is_mark else ["".join(run)]:
+            new = [tokenizer.id(piece)] if is_mark else tokenizer.encode(piece, bos=False)
+            if new == [None]:
+                raise Error(f"this tokenizer has no {piece} token; use the tokenizer.json of an -it checkpoint")
+            if not is_mark and not marks.isdisjoint(new):
+                raise Error("this tokenizer.json makes special tokens of plain text; do not trust it")
+            ids += new
+    return ids
+
+
+def small_cue(config, template=None):
+    """Whether the cue is that of E2B and E4B, without the closed empty thought of the larger models.
+
+    template: the text of the checkpoint's chat_template.jinja. It is read, never executed: what is written at its end
+    decides. Without one, per-layer embeddings decide: exactly E2B and E4B have them.
+    """
+    if template is None:
+        return config.hidden_size_per_layer_input > 0
+    cue = template.rpartition("add_generation_prompt")[2]
+    return re.search(r"<\|channel>thought(\\n|\n)<channel\|>", cue) is None
+
+
+def read_template(directory):
+    """The text of a directory's chat_template.jinja, or None. Raises Error if it is not text."""
+    path = Path(directory) / "chat_template.jinja"
+    if not path.exists():
+        return None
+    check_file(path, LARGEST_TEMPLATE)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Error(f"{path}: not a readable template ({error}); download it again") from None
+
+
+# Tools, calls and replies: JSON with bare keys, and strings between two <|"|>
+
+ORDER = ("description", "parameters", "response", "enum", "items", "nullable", "properties", "required", "type")
+RELEASE_ORDER = ("description", "nullable", "enum", "properties", "required", "items", "type")
+
+
+def _value(x, release=False, quote=()):
+    """JSON -> pieces, keys sorted without case. quote: what stands around keys."""
+    if isinstance(x, dict):
+        fields = {key: _value(value, release, quote) for key, value in x.items()}
+        return _braces([[*quote, key, *quote, ":", *fields[key]] for key in sorted(fields, key=str.lower)])
+    if isinstance(x, list | tuple):
+        return _braces([_value(value, release, quote) for value in x], "[]")
+    if isinstance(x, str):
+        return [QUOTE, x, QUOTE]
+    if x is None:
+        return ["None" if release else "null"]
+    return [str(x).lower()]  # true, false, and numbers as Python prints them
+
+
+def _braces(fields, braces="{}"):
+    """[pieces, ...] -> pieces: commas between them, braces around them."""
+    return [braces[0], *(piece for i, one in enumerate(fields) for piece in ([","] * (i > 0) + one)), braces[1]]
+
+
+def _fields(fields, order=ORDER):
+    """{key: pieces} -> [key: and its pieces, ...]"""
+    return [[f"{key}:", *fields[key]] for key in order if key in fields]
+
+
+def _declaration(function, release):
+    """declaration:NAME{description:..,parameters:{properties:{..},required:[..],type:..},response:{..}}"""
+    fields = {"description": _value(function.get("description") or "")}
+    if parameters := function.get("parameters"):
+        inner = {"type": _type(parameters), **_given(parameters, "required")}
+        if parameters.get("properties"):
+            inner["properties"] = _properties(parameters["properties"], release)
+        fields["parameters"] = _braces(_fields(inner))
+    if response := function.get("response"):
+        if _type(response)[1] != "OBJECT":  # Google's template leaves the braces of another type open
+            raise Error(f"tool {function['name']}: its response must be of type object")
+        fields["response"] = _braces(_fields({"type": _type(response), **_given(response, "description")}))
+    return [f"declaration:{function['name']}", *_braces(_fields(fields))]
+
+
+def _properties(schemas, release):
+    """{NAME:{..},NAME:{..}}. The release form drops parameters that are named like a word of JSON Schema."""
+    names = [name for name in sorted(schemas, key=str.lower) if not (release and name in SCHEMA_WORDS)]
+    return _braces([[f"{name}:", *_schema(schemas[name], name, release)] for name in names])
+
+
+def _schema(schema, name, release):
+    """{description:..,enum:[..],items:{..},nullable:true,properties:{..},required:[..],type:..}, those that it has.
+
+    Nothing else of JSON Schema is written, such as default, minimum or anyOf.
+    """
+    _check(schema, SCHEMA_SHAPE, f"the parameter {name}")
+    kind = str(schema.get("type", "")).upper()
+    fields = {"type": _type(schema), **_given(schema, "description")}
+    if schema.get("nullable"):
+        fields["nullable"] = ["true"]
+    if kind == "STRING":
+        fields |= _given(schema, "enum")
+    elif kind == "ARRAY" and isinstance(schema.get("items"), dict) and schema["items"]:
+        fields["items"] = _items(schema["items"], release)
+    elif kind == "OBJECT":
+        properties = schema.get("properties")
+        if properties is None:  # then every key that is not a word of JSON Schema counts as a property
+            others = schema.keys() - SCHEMA_WORDS
+            properties = {key: schema[key] if isinstance(schema[key], dict) else {} for key in others}
+        fields |= {"properties": _properties(properties, release), **_given(schema, "required")}
+    if not release:
+        return _braces(_fields(fields))
+    *before, last = _fields(fields, RELEASE_ORDER)
+    if fields.keys().isdisjoint({"description", "nullable", "enum"}):  # then its commas are wrong
+        return ["{", *(piece for one in before for piece in [",", *one]), *last, "}"]
+    return _braces([*before, last])
+
+
+def _items(schema, release):
+    """The schema of a list's items. Here every key is written, and keys further inside stand between two <|"|>."""
+    fields = {key: _value(value, release, [QUOTE]) for key, value in schema.items() if value is not None}
+    if isinstance(schema.get("properties"), dict):
+        fields["properties"] = _properties(schema["properties"], release)
+    if isinstance(kind := schema.get("type"), str | list):
+        fields["type"] = _value(kind.upper() if isinstance(kind, str) else [str(one).upper() for one in kind])
+    return _braces(_fields(fields, sorted(fields, key=str.lower)))
+
+
+def _given(schema, key):
+    return {key: _value(schema[key], quote=[QUOTE])} if schema.get(key) else {}
+
+
+def _type(schema):
+    return [QUOTE, str(schema.get("type", "")).upper(), QUOTE]  # of several types: Python's print of the list
+
+
+# What users send, checked -> Messages
+
+SCHEMA_SHAPE = {"description?": str, "enum?": list, "properties?": dict, "required?": [str]}
+TYPED = {"type": str, **SCHEMA_SHAPE}
+TOOL_SHAPE = {"function": {"name": str, "description?": str, "parameters?": TYPED, "response?": TYPED}}
+KINDS = {str: "text", dict: "an object", list: "a list"}
+
+
+@dataclass
+class Message:
+    """A checked message. role: as its turn names it. text, calls, replies: pieces."""
+
+    role: str | None
+    text: list = field(default_factory=list)
+    thought: str = ""
+    calls: list = field(default_factory=list)
+    replies: list = field(default_factory=list)
+
+
+def _checked(messages, release):
+    """Messages as users send them -> [Message, ...], a reply of role tool moved into the message that it answers."""
+    found, calls = [], []
+    for i, message in enumerate(_check(messages, [{"role": str}], "message")):
+        where, role = f"message {i + 1}", message["role"]
+        if role not in ROLES or (role == "developer" and i):
+            raise Error(f"{where}: role {role!r} is none of {', '.join(ROLES)}, or developer is not the first")
+        asks = bool(found and found[-1].calls) and not release
+        if role == "tool" and not release:
+            if not asks:
+                raise Error(f"{where}: this reply answers no call; put it behind the message with its tool_calls")
+            found[-1].replies += _reply(message, calls, where)
+            continue
+        if asks and not found[-1].replies:
+            raise Error(f"{where}: the calls before it have no reply; put a message of role tool between")
+        new = Message(ROLES[role], _content(message, where, release, first=i == 0))
+        found.append(new)
+        if new.role == "model":
+            new.thought = _check(message.get("reasoning") or message.get("reasoning_content") or "", str, where)
+            calls = _check(message.get("tool_calls") or [], [{"function": {"name": str}}], f"{where}: tool_calls")
+            for function in (call["function"] for call in calls):
+                arguments = function.get("arguments") or {}
+                if release and isinstance(arguments, str):
+                    inside = ["{", arguments, "}"]
+                else:
+                    inside = _value(_check(arguments, dict, f"{where}: the arguments of {function['name']}"), release)
+                new.calls += [CALL, f"call:{function['name']}", *inside, END_OF_CALL]
+            for reply in _check(message.get("tool_responses") or [], [{"name?": str}], f"{where}: tool_responses"):
+                new.replies += _response(reply.get("name"), _check_json(reply.get("response"), where), release)
+    if not found:
+        raise Error("the conversation has no message; give at least one")
+    return found
+
+
+def _content(message, where, release, first):
+    """The content of a message -> pieces. Every text is trimmed, and a model's text loses its thoughts."""
+    content, role = message.get("content"), ROLES[message["role"]]
+    if (content is None and role == "model") or (isinstance(content, dict) and role == "tool"):
+        return []  # the release form writes nothing of an object
+    system = first and role == "system"
+    if release and system:
+        content = str(content)
+    pieces = []
+    for part in _parts(content, where):
+        if part["type"] == "text":
+            text = part.get("text") or ""
+            if role == "model":
+                text = "".join(piece.partition(CHANNEL)[0] for piece in text.split(END_OF_CHANNEL))
+            pieces.append(text.strip() + " " * (system and not isinstance(content, str)))
+        else:
+            around = "\n\n" * (release and part["type"] not in ("audio", "input_audio"))
+            pieces += [around, _media(part, where), around]
+    return [piece for piece in pieces if piece]
+
+
+def _parts(content, where):
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list | tuple):
+        kind = KINDS.get(type(content), type(content).__name__)
+        raise Error(f"{where}: content must be text or a list of parts, not {kind}; json.dumps makes text of an object")
+    return _check(content, [{"type": str, "text?": str}], f"{where}: part")
+
+
+def _media(part, where):
+    if part["type"] not in MEDIA:
+        raise Error(f"{where}: a part of type {part['type']!r}; the types are text, {', '.join(MEDIA)}")
+    return MEDIA[part["type"]]
+
+
+def _reply(message, calls, where):
+    """A message of role tool -> pieces; `calls` gives the name of its function."""
+    names = {call["function"]["name"] for call in calls if call.get("id") == message.get("tool_call_id")}
+    if len(names) > 1:
+        raise Error(f"{where}: its tool_call_id fits several calls; give each call an id of its own")
+    name = names.pop() if names else _check(message.get("name") or "", str, f"{where}: name")
+    parts = _parts(message.get("content"), where)
+    text = "".join(part.get("text") or "" for part in parts if part["type"] == "text")
+    return [*_response(name, text), *(_media(part, where) for part in parts if part["type"] != "text")]
+
+
+def _response(name, response, release=False):
+    fields = response if isinstance(response, dict) else {"value": response}
+    return [REPLY, f"response:{name or 'unknown'}", *_value(fields, release), END_OF_REPLY]
+
+
+def _check(x, shape, where):
+    """x, if it has that shape. Raises Error, which names the place.
+
+    A shape is str, dict, list, [the shape of every item] or {key: shape}; a key that ends in ? may be missing or null.
+    """
+    kind = shape if isinstance(shape, type) else type(shape)
+    if not isinstance(x, (list, tuple) if kind is list else kind):
+        hint = "; json.loads makes one of text" * (kind is dict and isinstance(x, str))
+        raise Error(f"{where}: expected {KINDS[kind]}, found {KINDS.get(type(x), type(x).__name__)}{hint}")
+    if isinstance(shape, list):
+        for i, one in enumerate(x):
+            _check(one, shape[0], f"{where} {i + 1}")
+    elif isinstance(shape, dict):
+        for key, inner in shape.items():
+            name = key.rstrip("?")
+            if name == key or x.get(name) is not None:
+                _check(x.get(name), inner, f"{where}: {name}")
+    elif kind is dict:
+        _check_json(x, where)
+    return x
+
+
+def _check_json(x, where, depth=0):
+    """x, if JSON can hold it. Raises Error."""
+    if depth > DEEPEST:
+        raise Error(f"{where}: more than {DEEPEST} levels of lists and objects, or one that contains itself")
+    if isinstance(x, dict | list | tuple):
+        for one in [*x, *x.values()] if isinstance(x, dict) else x:
+            _check_json(one, where, depth + 1)
+        if isinstance(x, dict) and not all(isinstance(key, str) for key in x):
+            raise Error(f"{where}: a key of an object must be text")
+    elif isinstance(x, int | float):
+        if not -sys.float_info.max <= x <= sys.float_info.max:
+            raise Error(f"{where}: a number is not finite, or has more than 308 digits")
+    elif x is not None and not isinstance(x, str):
+        raise Error(f"{where}: JSON has no {type(x).__name__}")
+    return x
+
+
+# Ids -> thought, answer and calls
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote. thought: trimmed, None where there is none. calls: [{"name": ..., "arguments": {...}}, ...].
+
+    notes: a sentence for everything that breaks the format. Only marks without a meaning are left out of the text.
+    """
+
+    thought: str | None
+    text: str
+    calls: list
+    ids: list
+    notes: list
+
+
+def read(ids, tokenizer, prompt=()):
+    """The ids that a model wrote behind the ids of a prompt -> Answer."""
+    ids = [int(id) for id in ids]
+    return to_answer(stream(ids, tokenizer, prompt), ids)
+
+
+def to_answer(pairs, ids):
+    """The pairs of `stream`, and the ids that they were read from -> Answer."""
+    found = {"thought": [], "text": [], "call": [], "note": []}
+    for kind, piece in pairs:
+        found[kind].append(piece)
+    thought = "".join(found["thought"]).strip()
+    return Answer(thought or None, "".join(found["text"]), found["call"], ids, list(dict.fromkeys(found["note"])))
+
+
+def stream(ids, tokenizer, prompt=()):
+    """ids, one by one -> pairs ("thought" or "text", piece), ("call", call) and ("note", sentence), as soon as known.
+
+    Special tokens are found by their id, before anything is decoded. The end of the prompt decides whether the answer
+    begins inside a thought: with thinking on, a model may still answer at once.
+    """
+    marks = {tokenizer.id(mark): mark for mark in MARKS}
+    reader = _Reader(tokenizer)
+    prompt = [int(id) for id in prompt]
+    last = next((i for i in reversed(range(len(prompt))) if prompt[i] in marks), None)
+    if last is not None and marks[prompt[last]] == CHANNEL:
+        reader.place, reader.begins = "thought", not tokenizer.decode(prompt[last + 1 :]).startswith(f"{NAME}\n")
+    runs = groupby((int(id) for id in ids), marks.get)
+    for mark, run in runs:
+        if mark is None:
+            yield from reader.text(run)
+        elif mark in ENDS:
+            yield from reader.end()
+            if rest := sum(1 for _ in run) - 1 + sum(1 for _, more in runs for _ in more):
+                yield "note", f"{rest} ids follow {mark}, which ends an answer: its id belongs to the stop ids"
+            return
+        else:
+            for _ in run:
+                yield from reader.mark(mark)
+    yield from reader.end()
+
+
+class _Reader:
+    """Where in an answer we are."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.place = "text"  # or "thought": inside a channel
+        self.begins = True  # the name of a channel may come next
+        self.named = True  # whether the last channel had its name
+        self.call = None  # the parts of an open call, text and <|"|>
+        self.held = ""  # a name or a mark that may belong to nothing
+
+    def text(self, ids):
+        """A run of ids between two marks -> pairs."""
+        if self.call is not None:
+            self.call.append(self.tokenizer.decode(ids))
+            return
+        pieces = self.tokenizer.stream(ids)
+        if self.begins:
+            start = ""
+            while f"{NAME}\n".startswith(start) and "\n" not in start and (piece := next(pieces, "")):
+                start += piece
+            name, _, rest = start.partition("\n")
+            self.begins, named = False, name == NAME
+            if self.place == "thought":
+                self.named, start = named, rest if named else start
+                if not named:
+                    yield "note", f"a channel is not named {NAME}; all of it counts as thought"
+            elif named and not self.named:
+                start = rest
+                yield "note", f"the name {NAME} stands behind its channel; it is left out"
+            elif named and not rest:
+                self.held, start = start, ""
+            if start:
+                yield self.place, start
+        for piece in pieces:
+            yield self.place, self.held + piece
+            self.held = ""
+
+    def mark(self, mark):
+        """A special token that does not end the answer -> pairs."""
+        if self.call is not None:
+            if mark == QUOTE:
+                self.call.append(mark)
+                return
+            yield from self.end_call(closed=mark == END_OF_CALL)
+            if mark == END_OF_CALL:
+                return
+        inside, held, self.held = self.place == "thought", self.held, ""
+        if held.strip() == NAME and mark != END_OF_CHANNEL:
+            yield "text", held
+        if mark == CHANNEL:
+            self.place, self.begins = "thought", True
+            if inside:
+                yield "note", f"{mark} inside an open channel; it is left out"
+        elif mark == CALL:
+            self.place, self.call = "text", []
+            if inside:
+                yield "note", f"{mark} inside an open channel; the thought ends there"
+        elif mark == END_OF_CHANNEL and inside:
+            self.place, self.begins = "text", True
+        elif mark == END_OF_CHANNEL:
+            self.held = "" if held else str(mark)
+            yield "note", f"{mark} without {CHANNEL}; what stands before it may be a thought"
+        elif mark == END_OF_CALL:
+            yield "note", f"{mark} without {CALL}; it is left out"
+        else:
+            yield self.place, str(mark)
+            yield "note", f"{mark} does not belong into an answer; it is left in the text"
+
+    def end_call(self, closed):
+        parts, self.call = self.call, None
+        try:
+            yield "call", _parsed(parts)
+        except (ValueError, RecursionError) as error:
+            yield "text", CALL + "".join(parts) + END_OF_CALL * closed
+            yield "note", f"a call is not in the format ({error}); it is left in the text"
+        else:
+            if not closed:
+                yield "note", f"a call ends without {END_OF_CALL}"
+
+    def end(self):
+        if self.call is not None:
+            yield from self.end_call(closed=False)
+        if self.held.strip() == NAME:
+            yield "text", self.held
+        if self.place == "thought":
+            yield "note", "the thought does not end, so there is no answer; allow more new tokens"
+
+
+WORD = re.compile(r'"(?:[^"\\]|\\.)*"?|([^{}\[\],:"]+)(:?)', re.DOTALL)  # a JSON string, or anything up to a sign
+
+
+def _parsed(parts):
+    """The parts of a call, text and <|"|> -> {"name": ..., "arguments": {...}}. Raises ValueError.
+
+    The arguments become JSON: what stands between two <|"|> is a string to the letter; outside, bare keys get quotes.
+    """
+
+    def quoted(word):
+        bare = word[2] and word[1].strip()
+        return f"{json.dumps(bare)}:" if bare else word[0]
+
+    head = re.match(r"\s*call:\s*([^\s{}]+)\s*(?={)", parts[0] if parts else "")
+    if head is None:
+        raise ValueError("it does not begin with call:NAME{")
+    text, in_string = [], False
+    for part in [parts[0][head.end() :], *parts[1:]]:
+        if isinstance(part, Mark):
+            in_string = not in_string
+            text.append('"')
+        else:
+            text.append(json.dumps(part)[1:-1] if in_string else WORD.sub(quoted, part))
+    return {"name": head[1], "arguments": _check_json(json.loads("".join(text), strict=False), "its arguments")}
