@@ -524,7 +524,8 @@ class _Reader:
     def end_call(self, closed):
         parts, self.call = self.call, None
         try:
-            yield "call", _parsed(parts)
+            name, arguments = parse_object(parts)
+            yield "call", {"name": name, "arguments": arguments}
         except (ValueError, RecursionError) as error:
             yield "text", CALL + "".join(parts) + END_OF_CALL * closed
             yield "note", f"a call is not in the format ({error}); it is left in the text"
@@ -544,19 +545,19 @@ class _Reader:
 WORD = re.compile(r'"(?:[^"\\]|\\.)*"?|([^{}\[\],:"]+)(:?)', re.DOTALL)  # a JSON string, or anything up to a sign
 
 
-def _parsed(parts):
-    """The parts of a call, text and <|"|> -> {"name": ..., "arguments": {...}}. Raises ValueError.
+def parse_object(parts, kind="call"):
+    """The parts of kind:NAME{..}, text and <|"|> -> the name, and the object as JSON has it. Raises ValueError.
 
-    The arguments become JSON: what stands between two <|"|> is a string to the letter; outside, bare keys get quotes.
+    It becomes JSON first: what stands between two <|"|> is a string to the letter; outside, bare keys get quotes.
     """
 
     def quoted(word):
         bare = word[2] and word[1].strip()
         return f"{json.dumps(bare)}:" if bare else word[0]
 
-    head = re.match(r"\s*call:\s*([^\s{}]+)\s*(?={)", parts[0] if parts else "")
+    head = re.match(rf"\s*{kind}:\s*([^\s{{}}]+)\s*(?={{)", parts[0] if parts else "")
     if head is None:
-        raise ValueError("it does not begin with call:NAME{")
+        raise ValueError(f"it does not begin with {kind}:NAME{{")
     text, in_string = [], False
     for part in [parts[0][head.end() :], *parts[1:]]:
         if isinstance(part, Mark):
@@ -564,4 +565,4 @@ def _parsed(parts):
             text.append('"')
         else:
             text.append(json.dumps(part)[1:-1] if in_string else WORD.sub(quoted, part))
-    return {"name": head[1], "arguments": _check_json(json.loads("".join(text), strict=False), "its arguments")}
+    return head[1], _check_json(json.loads("".join(text), strict=False), "its arguments")
