@@ -27,13 +27,13 @@ Two forms exist. The newest is that of Google's chat template published on 2026-
 
 import json
 import re
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 from .errors import Error
 from .files import check_file
+from .messages import SCHEMA_SHAPE, TOOL_SHAPE, Message, check, check_json, checked_messages
 
 
 class Mark(str):
@@ -49,12 +49,9 @@ MARKS = [BOS, EOS, TURN, END_OF_TURN, THINK, CHANNEL, END_OF_CHANNEL, TOOL, END_
 MARKS += [REPLY, END_OF_REPLY, IMAGE, AUDIO, VIDEO]
 ENDS = {END_OF_TURN, REPLY, EOS}  # what ends an answer: its turn, a call that waits for the reply, the text
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "model", "model": "model"}
-ROLES["tool"] = "tool"  # a turn of its own in the release form only
-MEDIA = {"image": IMAGE, "image_url": IMAGE, "audio": AUDIO, "input_audio": AUDIO, "video": VIDEO}
+MEDIA = {"image": IMAGE, "audio": AUDIO, "video": VIDEO}
 NAME = "thought"  # of the only channel
 SCHEMA_WORDS = {"description", "type", "properties", "required", "nullable"}
-DEEPEST = 64  # levels of lists and objects in a tool, a call or a reply
 LARGEST_TEMPLATE = 2**20  # bytes of a chat_template.jinja; Google's has 18,000
 
 
@@ -71,36 +68,46 @@ def render(messages, tools=None, think=False, *, small, cue=True, keep_thoughts=
     that of E2B and E4B, see `small_cue`. keep_thoughts: keep the thoughts before the calls of earlier turns, too.
     Raises Error for what the format cannot express.
     """
-    messages = _checked(messages, release)
+    messages = checked_messages(messages, release)
     system = [messages.pop(0)] if messages[0].role == "system" else []
     pieces = [BOS]
+
+    # The system turn: thinking on, the system message, the tools.
     if system or tools or think:
         pieces += [TURN, "system\n"]
         if think:
             pieces += [THINK] if release else [THINK, "\n"]
         for message in system:
-            pieces += message.text
-        for tool in _check(tools or [], [TOOL_SHAPE], "tool"):
+            pieces += _text(message, release, space=" " * message.in_parts)
+        for tool in check(tools or [], [TOOL_SHAPE], "tool"):
             pieces += [TOOL, *_declaration(tool["function"], release), END_OF_TOOL]
         pieces += [END_OF_TURN, "\n"]
 
+    # The turns. Messages of the model that follow one another are one turn, with their calls and the replies inside.
     last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=-1)
     nobody = Message(role=None)
     for i, message in enumerate(messages):
         before, after = messages[i - 1] if i else nobody, messages[i + 1] if i + 1 < len(messages) else nobody
-        joins = message.role == "model" and not release  # the model's messages in a row are one turn
+        joins = message.role == "model" and not release
         if not (joins and before.role == "model"):
             pieces += [TURN, f"{message.role}\n"]
         if message.thought and not release and (i > last_user or (keep_thoughts and message.calls)):
             pieces += [CHANNEL, f"{NAME}\n{message.thought}\n", END_OF_CHANNEL]
-        pieces += message.calls + message.replies + message.text
+        for name, arguments in message.calls:
+            written = ["{", arguments, "}"] if isinstance(arguments, str) else _value(arguments, release)
+            pieces += [CALL, f"call:{name}", *written, END_OF_CALL]
+        for name, response, media in message.replies:
+            fields = response if isinstance(response, dict) else {"value": response}
+            pieces += [REPLY, f"response:{name}", *_value(fields, release), END_OF_REPLY, *map(MEDIA.get, media)]
+        pieces += (text := _text(message, release))
         if message.calls and not message.replies and not release:
             pieces.append(REPLY)  # the model wrote it to stop; the reply is still to come
-        elif message.replies and not message.text and (release or after is nobody):
+        elif message.replies and not text and (release or after is nobody):
             pass  # the model goes on from the reply
         elif not (joins and after.role == "model"):
             pieces += [END_OF_TURN, "\n"]
 
+    # The cue: the model speaks next, in a new turn or in the one that a reply left open.
     last = messages[-1] if messages else nobody
     if cue:
         in_turn = last.replies or (last.calls and not release)
@@ -111,6 +118,23 @@ def render(messages, tools=None, think=False, *, small, cue=True, keep_thoughts=
         if not think and not small and (release or not in_turn):
             pieces += [CHANNEL, f"{NAME}\n", END_OF_CHANNEL]  # an empty thought: 12B, 26B-A4B and 31B answer at once
     return pieces
+
+
+def _text(message, release, space=""):
+    """The content of a message -> pieces. Every text is trimmed, and a model's text loses its thoughts.
+
+    space: what follows each text; the first system message has a space behind each of its parts.
+    """
+    pieces = []
+    for kind, text in message.content:
+        if kind == "text":
+            kept = [part.partition(CHANNEL)[0] for part in text.split(END_OF_CHANNEL)]
+            pieces.append(("".join(kept) if message.role == "model" else text).strip() + space)
+        elif release and kind != "audio":
+            pieces += ["\n\n", MEDIA[kind], "\n\n"]
+        else:
+            pieces.append(MEDIA[kind])
+    return [piece for piece in pieces if piece]
 
 
 def to_ids(pieces, tokenizer):
@@ -208,7 +232,7 @@ def _schema(schema, name, release):
 
     Nothing else of JSON Schema is written, such as default, minimum or anyOf.
     """
-    _check(schema, SCHEMA_SHAPE, f"the parameter {name}")
+    check(schema, SCHEMA_SHAPE, f"the parameter {name}")
     kind = str(schema.get("type", "")).upper()
     fields = {"type": _type(schema), **_given(schema, "description")}
     if schema.get("nullable"):
@@ -247,150 +271,6 @@ def _given(schema, key):
 
 def _type(schema):
     return [QUOTE, str(schema.get("type", "")).upper(), QUOTE]  # of several types: Python's print of the list
-
-
-# What users send, checked -> Messages
-
-SCHEMA_SHAPE = {"description?": str, "enum?": list, "properties?": dict, "required?": [str]}
-TYPED = {"type": str, **SCHEMA_SHAPE}
-TOOL_SHAPE = {"function": {"name": str, "description?": str, "parameters?": TYPED, "response?": TYPED}}
-KINDS = {str: "text", dict: "an object", list: "a list"}
-
-
-@dataclass
-class Message:
-    """A checked message. role: as its turn names it. text, calls, replies: pieces."""
-
-    role: str | None
-    text: list = field(default_factory=list)
-    thought: str = ""
-    calls: list = field(default_factory=list)
-    replies: list = field(default_factory=list)
-
-
-def _checked(messages, release):
-    """Messages as users send them -> [Message, ...], a reply of role tool moved into the message that it answers."""
-    found, calls = [], []
-    for i, message in enumerate(_check(messages, [{"role": str}], "message")):
-        where, role = f"message {i + 1}", message["role"]
-        if role not in ROLES or (role == "developer" and i):
-            raise Error(f"{where}: role {role!r} is none of {', '.join(ROLES)}, or developer is not the first")
-        asks = bool(found and found[-1].calls) and not release
-        if role == "tool" and not release:
-            if not asks:
-                raise Error(f"{where}: this reply answers no call; put it behind the message with its tool_calls")
-            found[-1].replies += _reply(message, calls, where)
-            continue
-        if asks and not found[-1].replies:
-            raise Error(f"{where}: the calls before it have no reply; put a message of role tool between")
-        new = Message(ROLES[role], _content(message, where, release, first=i == 0))
-        found.append(new)
-        if new.role == "model":
-            new.thought = _check(message.get("reasoning") or message.get("reasoning_content") or "", str, where)
-            calls = _check(message.get("tool_calls") or [], [{"function": {"name": str}}], f"{where}: tool_calls")
-            for function in (call["function"] for call in calls):
-                arguments = function.get("arguments") or {}
-                if release and isinstance(arguments, str):
-                    inside = ["{", arguments, "}"]
-                else:
-                    inside = _value(_check(arguments, dict, f"{where}: the arguments of {function['name']}"), release)
-                new.calls += [CALL, f"call:{function['name']}", *inside, END_OF_CALL]
-            for reply in _check(message.get("tool_responses") or [], [{"name?": str}], f"{where}: tool_responses"):
-                new.replies += _response(reply.get("name"), _check_json(reply.get("response"), where), release)
-    if not found:
-        raise Error("the conversation has no message; give at least one")
-    return found
-
-
-def _content(message, where, release, first):
-    """The content of a message -> pieces. Every text is trimmed, and a model's text loses its thoughts."""
-    content, role = message.get("content"), ROLES[message["role"]]
-    if (content is None and role == "model") or (isinstance(content, dict) and role == "tool"):
-        return []  # the release form writes nothing of an object
-    system = first and role == "system"
-    if release and system:
-        content = str(content)
-    pieces = []
-    for part in _parts(content, where):
-        if part["type"] == "text":
-            text = part.get("text") or ""
-            if role == "model":
-                text = "".join(piece.partition(CHANNEL)[0] for piece in text.split(END_OF_CHANNEL))
-            pieces.append(text.strip() + " " * (system and not isinstance(content, str)))
-        else:
-            around = "\n\n" * (release and part["type"] not in ("audio", "input_audio"))
-            pieces += [around, _media(part, where), around]
-    return [piece for piece in pieces if piece]
-
-
-def _parts(content, where):
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, list | tuple):
-        kind = KINDS.get(type(content), type(content).__name__)
-        raise Error(f"{where}: content must be text or a list of parts, not {kind}; json.dumps makes text of an object")
-    return _check(content, [{"type": str, "text?": str}], f"{where}: part")
-
-
-def _media(part, where):
-    if part["type"] not in MEDIA:
-        raise Error(f"{where}: a part of type {part['type']!r}; the types are text, {', '.join(MEDIA)}")
-    return MEDIA[part["type"]]
-
-
-def _reply(message, calls, where):
-    """A message of role tool -> pieces; `calls` gives the name of its function."""
-    names = {call["function"]["name"] for call in calls if call.get("id") == message.get("tool_call_id")}
-    if len(names) > 1:
-        raise Error(f"{where}: its tool_call_id fits several calls; give each call an id of its own")
-    name = names.pop() if names else _check(message.get("name") or "", str, f"{where}: name")
-    parts = _parts(message.get("content"), where)
-    text = "".join(part.get("text") or "" for part in parts if part["type"] == "text")
-    return [*_response(name, text), *(_media(part, where) for part in parts if part["type"] != "text")]
-
-
-def _response(name, response, release=False):
-    fields = response if isinstance(response, dict) else {"value": response}
-    return [REPLY, f"response:{name or 'unknown'}", *_value(fields, release), END_OF_REPLY]
-
-
-def _check(x, shape, where):
-    """x, if it has that shape. Raises Error, which names the place.
-
-    A shape is str, dict, list, [the shape of every item] or {key: shape}; a key that ends in ? may be missing or null.
-    """
-    kind = shape if isinstance(shape, type) else type(shape)
-    if not isinstance(x, (list, tuple) if kind is list else kind):
-        hint = "; json.loads makes one of text" * (kind is dict and isinstance(x, str))
-        raise Error(f"{where}: expected {KINDS[kind]}, found {KINDS.get(type(x), type(x).__name__)}{hint}")
-    if isinstance(shape, list):
-        for i, one in enumerate(x):
-            _check(one, shape[0], f"{where} {i + 1}")
-    elif isinstance(shape, dict):
-        for key, inner in shape.items():
-            name = key.rstrip("?")
-            if name == key or x.get(name) is not None:
-                _check(x.get(name), inner, f"{where}: {name}")
-    elif kind is dict:
-        _check_json(x, where)
-    return x
-
-
-def _check_json(x, where, depth=0):
-    """x, if JSON can hold it. Raises Error."""
-    if depth > DEEPEST:
-        raise Error(f"{where}: more than {DEEPEST} levels of lists and objects, or one that contains itself")
-    if isinstance(x, dict | list | tuple):
-        for one in [*x, *x.values()] if isinstance(x, dict) else x:
-            _check_json(one, where, depth + 1)
-        if isinstance(x, dict) and not all(isinstance(key, str) for key in x):
-            raise Error(f"{where}: a key of an object must be text")
-    elif isinstance(x, int | float):
-        if not -sys.float_info.max <= x <= sys.float_info.max:
-            raise Error(f"{where}: a number is not finite, or has more than 308 digits")
-    elif x is not None and not isinstance(x, str):
-        raise Error(f"{where}: JSON has no {type(x).__name__}")
-    return x
 
 
 # Ids -> thought, answer and calls
@@ -555,6 +435,11 @@ def parse_object(parts, kind="call"):
         bare = word[2] and word[1].strip()
         return f"{json.dumps(bare)}:" if bare else word[0]
 
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key is there twice")
+        return dict(pairs)
+
     head = re.match(rf"\s*{kind}:\s*([^\s{{}}]+)\s*(?={{)", parts[0] if parts else "")
     if head is None:
         raise ValueError(f"it does not begin with {kind}:NAME{{")
@@ -565,4 +450,4 @@ def parse_object(parts, kind="call"):
             text.append('"')
         else:
             text.append(json.dumps(part)[1:-1] if in_string else WORD.sub(quoted, part))
-    return head[1], _check_json(json.loads("".join(text), strict=False), "its arguments")
+    return head[1], check_json(json.loads("".join(text), strict=False, object_pairs_hook=unique), "its arguments")

@@ -226,8 +226,9 @@ def test_a_call_is_read_back_from_what_render_writes(tokenizer):
 
 NO_CALLS = [
     "call:f{a:", "call:f", "", "f{}", "call:f{a:NaN}", "call:f{a:1e999}", "call:f{a:1,}", "call:f{a:1}}", "call:f[1]",
-    "call:f{a:" + "[" * 90 + "]" * 90 + "}", 'call:f{a:"}', "call:f{{a:1}}", "call:f{a}", "call:f{a:" + "[" * 50_000,
-    "call:f{" + "a " * 50_000, "call:f{" + '"' * 50_001, "call:" + " " * 50_000, "call:" + "f" * 50_000,
+    'call:f{a:"}', "call:f{{a:1}}", "call:f{a}", "call:f{a:1,a:1}", "call:f{a:" + "[" * 90 + "]" * 90 + "}",
+    "call:f{a:" + "[" * 50_000, "call:f{" + "a " * 50_000, "call:f{" + '"' * 50_001, "call:" + " " * 50_000,
+    "call:" + "f" * 50_000,
 ]  # fmt: skip
 
 
@@ -292,7 +293,8 @@ WRONG_MESSAGES = [
     [*HELLO, {"role": "assistant", "tool_calls": [{}]}],
     [*HELLO, {"role": "assistant", "tool_calls": [{"function": {}}]}],
     [*HELLO, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}],
-    [*HELLO, {"role": "assistant", "tool_responses": ["x"]}],
+    [*HELLO, {"role": "assistant", "tool_responses": ["x"]}], [{"role": "user", "content": [{"type": "text"}]}],
+    [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}],
     [*HELLO, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}, *HELLO],
     [{"role": "system", "content": [{"type": "text"}, 3]}, *HELLO],
 ]  # fmt: skip
