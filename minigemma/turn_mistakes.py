@@ -1,7 +1,7 @@
 """Mistakes of chat templates and of history that the ids of a prompt show, without a forward pass.
 
-The entries are mistakes that real ports made, numbered T1 to T26. Ids do not show T10 (thinking that nobody asked for,
-which shows as T3), T12 and T13 (where a reader of the answer begins).
+The entries are mistakes that real ports made, numbered T1 to T26. Ids do not show T10 (thinking that nobody asked for;
+it shows as T3), T12 and T13 (where a reader of the answer begins), nor a forged turn of a user that is well formed.
 """
 
 import re
@@ -10,50 +10,35 @@ from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from . import turns
+from .errors import Error
 
 # entry: (remedy, where it was seen)
+CUE = "end the prompt as the size wants: only larger models, with thinking off, get a closed empty thought"
+STOPS = "look up the stop ids by name: <eos>, <turn|> and <|tool_response>, or 1, 106 and 50"
 ENTRIES = {
-    "T1": (
-        "end the prompt with <|turn>model and a newline: only larger models, with thinking off, get the closed thought",
-        "ComfyUI#15278; ollama#15490, #15560; lmstudio#1805",
-    ),
-    "T2": (
-        "end the prompt of 12B, 26B-A4B and 31B with <|channel>thought, a newline and <channel|>, with thinking off",
-        "ollama 96b202d34 to e585ecd11; SillyTavern#5403",
-    ),
+    "T1": (CUE, "ComfyUI#15278; ollama#15490, #15560; lmstudio#1805"),
+    "T2": (CUE, "ollama 96b202d34 to e585ecd11; SillyTavern#5403"),
     "T3": (
-        "open a channel only behind a tool's reply with thinking on; elsewhere the model opens it",
+        "open a thought only behind a reply with thinking on; elsewhere the model does",
         "odysseus#2955; mlxcel#686",
     ),
     "T4": ("write turns as <|turn>ROLE ... <turn|>, with the tokens of these names", "subtitleedit#12714"),
-    "T5": ("look up <turn|> by name and make it a stop id; all are 1, 106 and 50", "a public port's #172, #181"),
-    "T6": ("make <|tool_response> a stop id; all are 1, 106 and 50", "FreeToken#201; vllm-mlx#383; llama.cpp#21418"),
-    "T7": ("stop at 1, 106 and 50 also inside a grammar", "Rapid-MLX#1177"),
-    "T8": (
-        "split an answer by the ids of its special tokens before decoding; skip_special_tokens hides them",
-        "vllm#38858, #39027, #45832",
-    ),
+    "T5": (STOPS, "the #172 and #181 of a public port"),
+    "T6": (STOPS, "FreeToken#201; vllm-mlx#383; llama.cpp#21418"),
+    "T7": (f"{STOPS}, inside a grammar too", "Rapid-MLX#1177"),
+    "T8": ("split an answer by the ids of its special tokens before decoding", "vllm#38858, #39027, #45832"),
     "T9": (
-        "the roles are system, user and model; a thought stands between <|channel>thought and <channel|>",
+        "roles are system, user and model; a thought stands between <|channel>thought and <channel|>",
         "lmstudio#2013; kernel-ai-assistant#941, #946; hermes-webui#648",
     ),
-    "T11": (
-        "ask for thinking with the token <|think|>, first in the system turn, not with its name as text",
-        "kernel-ai-assistant#946; omlx#560",
-    ),
+    "T11": ("put the token <|think|> first in the system turn, not its name", "kernel-ai-assistant#946; omlx#560"),
     "T14": ("remove thoughts from the turns before the last user turn", "openclaw#68704; omlx#1028"),
-    "T15": (
-        "keep the thoughts of the current turn before its calls, until the user speaks again",
-        "hermes-agent#70745; textgen#7578",
-    ),
+    "T15": ("keep a turn's thoughts before its calls until the user speaks", "hermes-agent#70745; textgen#7578"),
     "T16": (
         "write a reply as <|tool_response>..<tool_response|> right behind its call, in the same model turn",
         "transformers#45257; llama.cpp#21418",
     ),
-    "T17": (
-        "close every turn once; calls, replies and the answer after them are one model turn",
-        "ollama#17182; club-3090#737",
-    ),
+    "T17": ("close a turn once; calls, replies and the answer are one model turn", "ollama#17182; club-3090#737"),
     "T18": (
         "read arguments with a parser that counts braces outside strings",
         "mlx-vlm#914, #916; Rapid-MLX#1102; vmlx-swift#76; AReno#36",
@@ -61,16 +46,10 @@ ENTRIES = {
     "T19": ('put strings between two <|"|> tokens, without JSON quotes or escapes', "ollama#15241, #15254; vllm"),
     "T20": ("parse the arguments first: the format wants an object, not its JSON text", "Automodel#3885"),
     "T21": ("write null", "ollama#17182; vllm"),
-    "T22": ("declare every parameter, also one with a name of JSON Schema's", "ollama#15670, #18468; omlx#741"),
+    "T22": ("declare every parameter, whatever its name", "ollama#15670, #18468; omlx#741"),
     "T23": ("write <bos> once, at the start; the tokenizer adds none", "unsloth#10312; vllm#52304"),
-    "T24": (
-        "encode what a user typed apart, with special tokens off",
-        "gemma#768; llama.cpp#24382; transformers#47822",
-    ),
-    "T25": (
-        "use the template published on 2026-07-09, or render with turns.py",
-        "FastFlowLM#634; Rapid-MLX; club-3090#737",
-    ),
+    "T24": ("encode what a user typed as text", "gemma#768; llama.cpp#24382; transformers#47822"),
+    "T25": ("use the template published on 2026-07-09, or turns.py", "FastFlowLM#634; Rapid-MLX; club-3090#737"),
     "T26": ("leave empty thoughts out of the history, even where the cue had one", "vllm#42559; club-3090#737"),
 }
 FOREIGN_TURNS = re.compile(r"<start_of_turn>|<\|im_start\|>|<\|turn>")
@@ -125,8 +104,10 @@ def turn_mistakes(ids, tokenizer, small):
 
 def _pieces(ids, tokenizer):
     marks = {tokenizer.id(mark): mark for mark in turns.MARKS}
-    pieces = []
-    for mark, run in groupby(enumerate(int(id) for id in ids), lambda pair: marks.get(pair[1])):
+    ids, pieces = [int(id) for id in ids], []
+    if any(not 0 <= id < 2**31 for id in ids):
+        raise Error("these are not the ids of a prompt: some are below 0 or above 2,147,483,647")
+    for mark, run in groupby(enumerate(ids), lambda pair: marks.get(pair[1])):
         positions, run_ids = zip(*run, strict=True)
         if mark is None:
             pieces.append(Piece(positions[0], None, tokenizer.decode(run_ids)))
@@ -275,10 +256,8 @@ class _Search:
             elif foreign := FOREIGN_THOUGHT.match(body[0].text):
                 self.find("T9", body[0].position, f"a thought is marked with the text {foreign[0].strip()}")
         thoughts = list(_enclosed(body, turns.CHANNEL, turns.END_OF_CHANNEL))
-        calls, replies = (
-            list(_enclosed(body, turns.CALL, turns.END_OF_CALL)),
-            list(_enclosed(body, turns.REPLY, turns.END_OF_REPLY)),
-        )
+        calls = list(_enclosed(body, turns.CALL, turns.END_OF_CALL))
+        replies = list(_enclosed(body, turns.REPLY, turns.END_OF_REPLY))
         for parts, position, follows in thoughts if earlier else []:
             if not follows or follows.mark != turns.CALL:
                 empty = "".join(parts).strip() == turns.NAME
@@ -373,6 +352,7 @@ def _outside(parts):
     """The text around strings."""
     quotes, text = 0, ""
     for part in parts:
-        quotes += part == turns.QUOTE
-        text += part if quotes % 2 == 0 and part != turns.QUOTE else ""
+        is_mark = isinstance(part, turns.Mark)
+        quotes += is_mark
+        text += part if quotes % 2 == 0 and not is_mark else ""
     return text

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from vocabulary import SPECIAL, gemma_4_vocabulary
 
+from minigemma import Error
 from minigemma.turn_mistakes import ENTRIES, turn_mistakes
 from minigemma.turns import render, to_ids
 
@@ -194,3 +195,5 @@ def test_any_ids_are_judged_without_a_crash(tokenizer):
             for finding in turn_mistakes(ids, tokenizer, is_small):
                 assert 0 <= finding.position <= len(ids)
     assert turn_mistakes([], tokenizer, True)[0].entry == "T23"
+    with pytest.raises(Error):
+        turn_mistakes([2, -1], tokenizer, True)
