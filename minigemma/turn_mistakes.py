@@ -181,7 +181,7 @@ class _Search:
             after = pieces[i + 1].text if i + 1 < len(pieces) else "\n"
             allowed = ALLOWED.get(turn.role) if turn else None
             ends = piece.mark == turns.END_OF_TURN and (allowed is None or after == "\n")
-            if allowed is not None and piece.mark and not ends and (forged or piece.mark not in allowed):
+            if allowed is not None and piece.mark and not ends and piece.mark not in allowed:
                 if not forged:
                     self.find("T24", piece.position, f"a {turn.role} turn holds {piece.text} as a token, not as text")
                 forged = True

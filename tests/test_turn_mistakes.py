@@ -175,6 +175,30 @@ def test_a_right_answer_behind_the_prompt_is_no_mistake(tokenizer):
         assert turn_mistakes(thinking + tokenizer.encode(answer, bos=False, special=True), tokenizer, is_small) == []
 
 
+def test_prompts_that_the_newest_template_alone_writes_are_no_mistake(tokenizer):
+    asks = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "now"}}], "reasoning": "A clock."}
+    picture = {"role": "tool", "tool_call_id": "1", "content": [{"type": "image"}]}
+    beside = asks | {"content": "Wait.", "tool_responses": [{"name": "now", "response": "09:00"}]}
+    for messages in ([asks, picture], [beside]):
+        ids = to_ids(render([{"role": "user", "content": "Now?"}, *messages], think=True, small=True), tokenizer)
+        assert turn_mistakes(ids, tokenizer, True) == []
+
+
+def test_a_required_parameter_that_no_template_drops_is_the_tools_own_mistake(tokenizer):
+    parameters = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["b"]}
+    pieces = render(
+        [{"role": "user", "content": "Go."}], [{"function": {"name": "f", "parameters": parameters}}], small=True
+    )
+    (found,) = turn_mistakes(to_ids(pieces, tokenizer), tokenizer, True)
+    assert (found.entry, found.blame) == ("T22", True)
+
+
+def test_an_open_call_tells_the_newest_form_from_the_release(tokenizer):
+    text = CONVERSATIONS["call without a reply yet"]["newest"].replace('<|"|>Kiel<|"|>}', "None}")
+    (found,) = turn_mistakes(tokenizer.encode(text, special=True), tokenizer, True)
+    assert (found.entry, found.blame) == ("T21", True)
+
+
 def test_text_without_turns_is_no_conversation(tokenizer):
     assert turn_mistakes(tokenizer.encode("Once upon a time"), tokenizer, True) == []
 

@@ -69,6 +69,54 @@ def test_the_published_ids_are_ours(tokenizer):
     assert to_ids(render(messages, small=False), tokenizer) == GOLDENS["published"]["ids"]
 
 
+# What the 46 conversations leave open: the ends that jinja2 3.1.6 gave with the same two templates for small models.
+TIDE = {"role": "user", "content": "Tide?"}
+ASKS = {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "tide", "arguments": {}}}]}
+ASKED = "<|turn>model\n<|tool_call>call:tide{}<tool_call|><|tool_response>response:tide"
+ANSWERED = ASKS | {"tool_responses": [{"name": "tide", "response": {"m": 1.4}}]}
+PARTS = [{"type": "image"}, {"type": "text", "text": " 1.4 "}, {"type": "audio"}]
+IN_PARTS = {"role": "tool", "tool_call_id": "1", "content": PARTS}
+NEXT = "<|turn>user\nTide?<turn|>\n<|turn>model\n"
+FURTHER = [
+    ("newest", [TIDE, ANSWERED, TIDE], False, f"{ASKED}{{m:1.4}}<tool_response|><turn|>\n{NEXT}"),
+    ("release", [TIDE, ANSWERED, TIDE], False, f"{ASKED}{{m:1.4}}<tool_response|>{NEXT}"),
+    ("release", [TIDE, ANSWERED], True, f"{ASKED}{{m:1.4}}<tool_response|>"),
+    (
+        "newest", [TIDE, ANSWERED | {"content": "Wait."}], True,
+        f"{ASKED}{{m:1.4}}<tool_response|>Wait.<turn|>\n<|channel>thought\n",
+    ),
+    (
+        "newest", [TIDE, ASKS, IN_PARTS], True,
+        f'{ASKED}{{value:<|"|> 1.4 <|"|>}}<tool_response|><|image|><|audio|><|channel>thought\n',
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "messages", "think", "end"), FURTHER)
+def test_calls_and_replies_end_a_prompt_as_in_googles_template(form, messages, think, end):
+    pieces = render(messages, think=think, small=True, release=form == "release")
+    assert "".join(pieces).endswith(f"<|turn>user\nTide?<turn|>\n{end}")
+
+
+@pytest.mark.parametrize(
+    ("schema", "written"),
+    [
+        (
+            {"type": "array", "items": {"Zeta": 1, "alpha": {"Key": None}, "type": "array"}},
+            'items:{alpha:{<|"|>Key<|"|>:null},type:<|"|>ARRAY<|"|>,Zeta:1},type:<|"|>ARRAY<|"|>',
+        ),
+        (
+            {"type": "object", "title": "A", "nullable": True, "additionalProperties": {"type": "integer"}},
+            'nullable:true,properties:{additionalProperties:{type:<|"|>INTEGER<|"|>},title:{type:<|"|><|"|>}},'
+            'type:<|"|>OBJECT<|"|>',
+        ),
+    ],
+)
+def test_schemas_are_written_as_in_googles_template(schema, written):
+    tools = [{"function": {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}}]
+    assert f"properties:{{a:{{{written}}}}},type" in "".join(render([TIDE], tools, small=True))
+
+
 # Text stays text
 
 
@@ -238,6 +286,20 @@ def test_a_call_that_is_not_in_the_format_stays_text_and_is_noted(tokenizer, ins
         answer = read(ids_of(tokenizer, f"Well.<|tool_call>{inside}{end}"), tokenizer)
         assert (answer.text, answer.calls) == (f"Well.<|tool_call>{inside}{end}", [])
         assert len(answer.notes) == 1
+
+
+def test_a_stray_name_before_a_closing_mark_is_left_out_and_noted(tokenizer):
+    for end in ("Kiel.", "<|tool_call>call:now{}<tool_call|>"):
+        answer = read(ids_of(tokenizer, f"thought\n<channel|>{end}"), tokenizer)
+        assert (answer.thought, answer.text) == (None, "Kiel." if end == "Kiel." else "")
+        assert len(answer.notes) == 1
+    for text in ("thought", "thought\n", "thought\nful", "thoughtful"):
+        assert read(ids_of(tokenizer, text), tokenizer).text == text
+
+
+def test_a_json_string_in_a_call_may_hold_a_line_break(tokenizer):
+    ids = ids_of(tokenizer, '<|tool_call>call:f{a:"one\ntwo"}<tool_call|>')
+    assert read(ids, tokenizer).calls == [{"name": "f", "arguments": {"a": "one\ntwo"}}]
 
 
 def test_what_follows_the_end_of_an_answer_is_noted_and_left_out(tokenizer):
