@@ -8,7 +8,7 @@ import pytest
 from vocabulary import SPECIAL, gemma_4_vocabulary
 
 from minigemma import Error
-from minigemma.turn_mistakes import ENTRIES, turn_mistakes
+from minigemma.debug.turn_mistakes import ENTRIES, turn_mistakes
 from minigemma.turns import render, to_ids
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "turns.json").read_text(encoding="utf-8"))
