@@ -292,7 +292,7 @@ def test_the_command_names_the_mistake_in_a_file(tmp_path, capsys):
     path = str(tmp_path / "theirs.safetensors")
     trace.save(path, tokens=ids)
     assert main(["diagnose", path]) == 1
-    assert "E1, global layers rotate the pairs (j, j + their number)" in capsys.readouterr().out
+    assert f"E1, {FAULTS['E1'].title}" in capsys.readouterr().out
     assert main(["diagnose", path, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["verdict"], found["faults"][0]["id"]) == ("fault", "E1")

@@ -5,11 +5,11 @@ from dataclasses import KW_ONLY, dataclass
 
 # The probe ladder: the cheapest input on which a mistake shows.
 PROBES = {
-    "one": "one token (<bos>): softmax over one key is 1, so RoPE, masks, q and k drop out",
-    "nine": "about nine tokens without a cache: RoPE and the causal mask are live",
-    "far": "more than 64 positions: slow RoPE pairs have turned far enough to tell",
+    "one": "one token (<bos>): softmax over one key is 1, so RoPE, masks, q and k have no effect",
+    "nine": "about nine tokens without a cache: RoPE and the causal mask have an effect",
+    "far": "more than 64 positions: the slow RoPE pairs have turned far enough to show",
     "window": "one more token than the sliding window, and two more",
-    "cached": "a prompt, then tokens one by one with the cache, beside the same ids in one call",
+    "cached": "a prompt, then tokens one by one with the cache, compared with the same ids in one call",
     "soft": "a prompt with image or audio rows in it",
     "ids": "the ids that their tokenizer and template make; no forward pass is needed",
 }

@@ -17,15 +17,14 @@ def scaled_additions(at, x):
 
 ENTRIES = (
     Fault("C1", "layer_scalar is left out", first="layers.*.resid_post", probe="one",
-          symptom="the residual grows 8 times by mid-network, float16 overflows; "
-                  "fresh random models have 1.0 and hide it",
+          symptom="the residual grows 8-fold by mid-network, float16 overflows; new random models hide it with 1.0",
           remedy="multiply the whole residual at the end of each layer",
           seen="cloudrift-ai/emmy#371; kekzl/imp#65; larql#181", changes=ones("layer_scalar")),
     Fault("C1b", "the last layer's scalar is left out", first="layers.*.resid_post", probe="one", symptom="none",
-          remedy="keep it for fidelity", seen="derived", benign="the final norm divides it away",
+          remedy="keep it, so that the taps agree", seen="derived", benign="the final norm divides it away",
           changes=no_last_scalar),
     Fault("C2", "layer_scalar is applied before the per-layer embedding is added", first="layers.*.resid_post",
-          probe="one", symptom="PLE weighs more than it should",
+          probe="one", symptom="PLE counts more than it should",
           remedy="scale last, after all three branches are added", seen="pegainfer#874", needs=("ple",),
           changes=(
               edited("resid_post", lambda at, x: at["resid_ffn"] * at.w.layer_scalar + at["ple_out"]),
@@ -33,7 +32,7 @@ ENTRIES = (
                   scaled("resid_ffn", lambda at: at.w.layer_scalar),
                   edited("resid_post", lambda at, x: at["resid_ffn"] + at["ple_out"])))),
     Fault("C2b", "layer_scalar is applied to what the layer adds, not to the whole residual",
-          first="layers.*.resid_post", probe="one", symptom="the residual keeps everything that was ever written",
+          first="layers.*.resid_post", probe="one", symptom="the residual keeps everything that earlier layers added",
           remedy="x = (x + branches) * layer_scalar", seen="pegainfer#874",
           changes=edited("resid_post", scaled_additions)),
 )  # fmt: skip

@@ -10,14 +10,15 @@ def no_post_norm(at, x):
 
 ENTRIES = (
     Fault("M1", "gate_proj and up_proj are swapped", first="layers.*.mlp.gate", probe="one", symptom="random text",
-          remedy="gelu goes on gate_proj; a fused gate_up matrix holds the gate first", seen="a near relative of A8",
+          remedy="apply gelu to gate_proj's output; a fused gate_up matrix has the gate first",
+          seen="a near relative of A8",
           changes=layer_weights(lambda layer, w: {"gate_proj": w.up_proj, "up_proj": w.gate_proj})),
     Fault("M2", "post_attention_layernorm is left out", first="layers.*.attn_out", probe="one",
-          symptom="attention writes too much or too little",
-          remedy="norm the branch before it is added: there are four norms a layer", seen="a near relative of A11",
+          symptom="attention adds too much or too little",
+          remedy="norm attention's output before it is added: each layer has four norms", seen="a near relative of A11",
           changes=passes("attn_out", of="attn.o")),
     Fault("M3", "post_feedforward_layernorm is left out", first="layers.*.mlp_out", probe="one",
-          symptom="the MLP writes too much or too little",
-          remedy="norm the branch before it is added: there are four norms a layer", seen="a near relative of A11",
+          symptom="the MLP adds too much or too little",
+          remedy="norm the MLP's output before it is added: each layer has four norms", seen="a near relative of A11",
           changes=edited("mlp_out", no_post_norm)),
 )  # fmt: skip
