@@ -18,7 +18,7 @@ from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
-from minigemma.taps import layer_of, names_of, shape_key
+from minigemma.taps import layer_of, names_of, tap_kind
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D6": "31B"}  # A4: where no PLE has a norm before the layers; D6: two global kv heads
@@ -120,7 +120,7 @@ ONE_PER_OP = {fault.first: fault for fault in reversed(WITHOUT_MORE)}
 def test_the_first_broken_op_is_the_one_with_the_mistake(fault):
     model = model_of("26B-A4B" if "moe" in fault.needs else MEMBERS.get(fault.id, "E2B"))
     assert applicable(fault, model.config)
-    assert shape_key(compared(model, recorded_with(model, fault)).first_broken) == fault.first
+    assert tap_kind(compared(model, recorded_with(model, fault)).first_broken) == fault.first
 
 
 @pytest.mark.parametrize(

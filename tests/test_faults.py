@@ -17,7 +17,7 @@ from minigemma.debug.diagnosis import Search, diagnose
 from minigemma.debug.diff import Run, compare_traces
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
-from minigemma.taps import SHAPES, shape_key
+from minigemma.taps import SHAPES, tap_kind
 from minigemma.tensors import unused_tensors
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
@@ -70,7 +70,7 @@ def first_change(model, fault):
     names = {name for name, _ in taps[0]}  # F1 has K and V taps in layers that should have none
     pairs = zip(taps[0], (tap for tap in taps[1] if tap[0] in names), strict=True)
     changed = (n for (n, a), (_, b) in pairs if a.shape != b.shape or compare(n, a, b).error > 1e-9)  # float64
-    return next(map(shape_key, changed), None)
+    return next(map(tap_kind, changed), None)
 
 
 def test_each_mistake_first_changes_the_tap_that_the_catalogue_names(member):
