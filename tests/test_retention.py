@@ -366,18 +366,32 @@ def test_the_figures_are_written_and_the_report_names_every_measure(measured):
         assert word in text
 
 
-def test_one_process_gives_the_numbers_that_several_give(measured, monkeypatch):
-    """A large checkpoint is measured in one process, with all its BLAS threads."""
-    monkeypatch.setattr(retention, "SMALL", 0)
-    sizes = {"count": 16, "length": 100, "positions": 800, "tried": 0}
-    (alone,) = retention.measure([minigemma.TINY], read_texts(TEXTS), minigemma.load, **sizes)
-    together = measured[0][0]
-    assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
-    assert alone["interventions"] == []
-    for name in ("variance, token", "variance, next", "probe, token, frequent"):
-        for when in ("after", "before PLE"):
-            found, expected = alone["measures"][name][when], together["measures"][name][when]
-            assert found["mean"] == pytest.approx(expected["mean"], abs=2e-3), name
+def test_a_plain_script_measures_without_a_main_guard(tmp_path):
+    """Students write scripts without `if __name__ == "__main__"`; a pool of processes would start the script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import minigemma\n"
+        "from minigemma.study import retention\n"
+        'texts = [{"text": "Tom saw a cat by the lake. It was late.", "senses": []}] * 4\n'
+        "sizes = {'count': 4, 'length': 20, 'positions': 40, 'tried': 1}\n"
+        "(result,) = retention.measure([minigemma.TINY], texts, minigemma.load, **sizes)\n"
+        "print(result['positions'], len(result['interventions']) > 1)\n",
+        encoding="utf-8",
+    )
+    run = subprocess.run(
+        [sys.executable, script], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-400:]
+    assert run.stdout.split() == ["40", "True"]
+
+
+def test_a_model_without_a_tokenizer_is_refused_before_the_first_is_measured(checkpoint, monkeypatch):
+    monkeypatch.setattr(retention, "hidden_states", None)
+    with pytest.raises(Error, match=r"tokenizer\.json"):
+        retention.measure(
+            [minigemma.TINY, checkpoint], read_texts(TEXTS), minigemma.load, count=4, length=20, positions=9, tried=0
+        )
 
 
 def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoint):

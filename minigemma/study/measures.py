@@ -9,6 +9,8 @@ model.py.
     python -m minigemma retention --weights DIR --texts FILE --count 60 --length 128 --positions 2000 --interventions 4
 
 Both work on any checkpoint; the second line is a sample for one of E2B's size. Hidden states stay under STATE_BYTES.
+Everything runs in one process. On a busy machine set OPENBLAS_NUM_THREADS=1 for small models: the BLAS's threads share
+products too small for them, and wait for each other.
 
 Errors are standard errors over texts, because positions of one text are not independent: of a mean by its linearised
 ratio (`over_texts`), of a share of variance by a jackknife over blocks of texts. They do not hold what another training

@@ -73,14 +73,14 @@ def conditions(config):
     return found + [("lookup in 2 bits in layer", i, fixed(_at_layer(i, two))) for i in layers]
 
 
-def interventions(model, docs, positions, share=slice(None)):
-    """Loss and identity under each of `conditions`, or a share of them -> [dict], the plain model's first.
+def interventions(model, docs, positions):
+    """Loss and identity under each of `conditions` -> [dict], the plain model's first.
 
     change: loss minus the plain model's on the same texts. identity: `shared_variance` of the token at each depth.
     """
     names = state_names(model.config, before_ple=False)
     texts = np.arange(len(docs))
-    tried = conditions(model.config)[share] if model.config.hidden_size_per_layer_input else []
+    tried = conditions(model.config) if model.config.hidden_size_per_layer_input else []
 
     def row(kind, at, sample):
         tokens, where = sample.tokens[sample.drawn], sample.texts[sample.drawn]

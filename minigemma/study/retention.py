@@ -1,12 +1,5 @@
 """All measures at every depth of a model, and several models side by side."""
 
-import os
-import signal
-from contextlib import contextmanager
-from functools import partial
-from itertools import zip_longest
-from multiprocessing import get_context
-
 import numpy as np
 
 from ..errors import Error
@@ -30,8 +23,6 @@ from .states import gather, state_names
 from .texts import documents
 
 SENTENCE = "Tom put the kite in the barn."
-PARTS = ("interventions 0", "interventions 1", "hidden states")  # jobs of about the same length
-SMALL = 2**26  # bytes of weights below which a model is measured in a process a core, one BLAS thread each
 
 
 # ---------------------------------------------------------------------------------------------------------- together
@@ -136,63 +127,27 @@ def lenses(model, sentence, means, middle):
 
 
 def measure(paths, texts, load, *, count, length, positions, tried, sentence=SENTENCE):
-    """Everything about each checkpoint -> a list of dicts for JSON. Small ones run in several processes.
+    """Everything about each checkpoint, one after the other -> a list of dicts for JSON.
 
     load: a function from a path to a Model. count, length, positions: texts, tokens of each, positions of all.
-    tried: texts for the interventions; 0 leaves them out.
+    tried: texts for the interventions; 0 leaves them out. Raises Error, before anything is measured, where a path
+    cannot be loaded or has no tokenizer.
     """
-    part = partial(_part, texts, count, length, positions, tried, sentence)
-    found = {}
-    if all(_size(load(path)) < SMALL for path in paths):
-        jobs = [(path, name) for path in paths for name in PARTS]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}  # the parent ends them
-        with _one_thread_each(), get_context("spawn").Pool(min(cores, len(jobs)), **ignore) as pool:
-            found = dict(zip(jobs, pool.starmap(partial(_loaded, load, part), jobs, chunksize=1), strict=True))
+    models = [load(path) for path in paths]
+    for model in models:
+        if model.tokenizer is None:
+            raise Error(f"{model.directory}: has no tokenizer.json, needed to read texts; download the whole repository")
     results = []
-    for path in paths:
-        model = load(path)
-        first, second, states = (found[path, name] if found else part(model, name) for name in PARTS)
+    for model in models:
+        limit = min(length, model.config.max_position_embeddings)
+        kept = hidden_states(model, documents(model.tokenizer, texts[:count], limit), positions, sentence)
+        changed = interventions(model, documents(model.tokenizer, texts[:tried], limit), positions) if tried else []
         results.append({
             "weights": str(model.directory),
             "layers": [layer.kind for layer in model.config.layers],
             "ple": bool(model.config.hidden_size_per_layer_input),
             "settings": {"texts": count, "length": length, "positions": positions, "intervention texts": tried},
-            **states,
-            "interventions": first[:1] + [row for pair in zip_longest(first[1:], second[1:]) for row in pair if row],
+            **kept,
+            "interventions": changed,
         })  # fmt: skip
     return results
-
-
-@contextmanager
-def _one_thread_each():
-    """New processes find this variable and give the BLAS one thread, unless the user has set it."""
-    given = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ["OPENBLAS_NUM_THREADS"]
-
-
-def _loaded(load, part, path, name):
-    """One job of `measure` in a process of its own."""
-    return part(load(path), name)
-
-
-def _part(texts, count, length, positions, tried, sentence, model, name):
-    """One of PARTS of `measure` for one model."""
-    if model.tokenizer is None:
-        raise Error(f"{model.directory}: has no tokenizer.json, so text cannot be read; download the whole repository")
-    limit = min(length, model.config.max_position_embeddings)
-    if name == "hidden states":
-        return hidden_states(model, documents(model.tokenizer, texts[:count], limit), positions, sentence)
-    if not tried:
-        return []
-    docs = documents(model.tokenizer, texts[:tried], limit)
-    return interventions(model, docs, positions, slice(int(name[-1]), None, 2))
-
-
-def _size(model):
-    return sum(path.stat().st_size for path in model.directory.glob("*.safetensors"))
