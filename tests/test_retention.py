@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,6 +175,24 @@ def test_frequent_and_rare_classes_are_apart_and_seen_often_enough_on_both_sides
     assert asked[[*classes["frequent"], *classes["rare"]]].min() >= 2
     assert not set(classes["frequent"]) & set(classes["rare"])
     assert probe(np.ones((len(labels), 3)), labels, texts, train, test, []) is None
+
+
+def test_states_that_know_nothing_give_each_measure_its_chance_level():
+    rng, n, D, V = np.random.default_rng(0), 3000, 16, 40
+    columns = dict(zip(("tokens", "previous", "following"), rng.integers(0, V, (3, n)), strict=True))
+    words, senses = rng.choice(["bat", "bow"], n), rng.choice(["a", "b"], n)
+    sample = SimpleNamespace(
+        **columns, texts=np.repeat(np.arange(100), 30), drawn=rng.random(n) < 0.9, words=words, senses=senses
+    )
+    asked, states = np.flatnonzero(sample.drawn), rng.normal(0, 1, (n, D))
+    own = np.stack([sample.tokens, sample.following], axis=-1)[asked]
+    table = rng.normal(0, 1, (V, D))
+    ranks = retrieval_ranks(states[asked], own, table, states.mean(0), table.mean(0))
+    read = {"all": states, "drawn": states[sample.drawn], "ranks": ranks}
+    for measure in measures.measures_of(sample, asked, V):
+        value = measure.of(read[measure.reads])
+        if value is not None:  # 40 kinds of token are all frequent: no probe for rare ones
+            assert abs(value[0] - measure.chance) < 4 * value[1], measure.name
 
 
 def test_the_lookup_share_is_1_without_the_context_and_0_without_the_lookup():

@@ -17,6 +17,9 @@ ratio (`over_texts`), of a share of variance by a jackknife over blocks of texts
 run of the same model would change. <bos>, an attention sink, and each text's last token are left out.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -95,7 +98,7 @@ def probe_classes(labels, train, test):
 
 
 def probe(states, labels, texts, train, test, classes):
-    """Linear probe: ridge regression in closed form from state to one-hot label -> (balanced accuracy, error).
+    """Balanced accuracy of a linear probe for the label -> (accuracy, error).
 
     Trained on the rows `train` and tested on the rows `test` (bool [n], of disjoint texts) whose label is among
     `classes`. Every class weighs the same, in training and in testing, so chance is 1 / C. None for fewer than two.
@@ -103,18 +106,26 @@ def probe(states, labels, texts, train, test, classes):
     if len(classes) < 2:
         return None
     train, test = (np.flatnonzero(rows & np.isin(labels, classes)) for rows in (train, test))
-    order = np.sort(classes)
-    y, asked = np.searchsorted(order, labels[train]), np.searchsorted(order, labels[test])
-    weights = 1 / np.bincount(y, minlength=len(order))[y] / len(order)  # [n], sum 1
-    x = states[train].astype(np.float64)  # [n, D]
+    right = fit_probe(states[train], labels[train])(states[test]) == labels[test]
+    known = np.unique(labels[test], return_inverse=True)[1]
+    return over_texts(right, texts[test], 1 / np.bincount(known)[known])
+
+
+def fit_probe(states, labels):
+    """Ridge regression in closed form from states [n, D] to one-hot labels -> a function, states [m, D] -> labels [m].
+
+    Every label weighs the same, however many rows it has.
+    """
+    classes, y = np.unique(labels, return_inverse=True)  # [C], [n]
+    weights = 1 / np.bincount(y)[y] / len(classes)  # [n], sum 1
+    x = states.astype(np.float64)  # [n, D]
     centre = weights @ x  # [D]
     scale = np.sqrt(weights @ (x - centre) ** 2) + 1e-12  # [D]
     x = (x - centre) / scale  # [n, D]
-    hot = np.eye(len(order))[y] - 1 / len(order)  # [n, C]
+    hot = np.eye(len(classes))[y] - 1 / len(classes)  # [n, C]
     gram = (x * weights[:, None]).T @ x + RIDGE * np.eye(x.shape[1])  # [D, D]
     coefficients = np.linalg.solve(gram, (x * weights[:, None]).T @ hot)  # [D, C]
-    right = ((states[test] - centre) / scale @ coefficients).argmax(-1) == asked
-    return over_texts(right, texts[test], 1 / np.bincount(asked, minlength=len(order))[asked])
+    return lambda states: classes[((states - centre) / scale @ coefficients).argmax(-1)]
 
 
 def shared_variance(states, labels, texts):
@@ -138,7 +149,7 @@ def shared_variance(states, labels, texts):
         sums[b], counts[b] = hot.astype(np.float32) @ x[rows], hot.sum(-1)
         squares[b] = np.bincount(labels[rows], np.vecdot(x[rows], x[rows]), len(kinds))
 
-    def share(total, count, square):  # [C, D], [C], [C]
+    def fraction(total, count, square):  # [C, D], [C], [C]
         total, count, square = (array[count > 1] for array in (total.astype(np.float64), count, square))
         n, within = count.sum(), square - np.vecdot(total, total) / count  # [C], sums of squares
         overall = (square.sum() - (total.sum(0) ** 2).sum() / n) / (n - 1)
@@ -148,10 +159,10 @@ def shared_variance(states, labels, texts):
     if not (all_counts > 1).any():
         return None
     if blocks == 1:
-        return share(all_sums, all_counts, all_squares), None
-    without = [share(all_sums - sums[b], all_counts - counts[b], all_squares - squares[b]) for b in range(blocks)]
+        return fraction(all_sums, all_counts, all_squares), None
+    without = [fraction(all_sums - sums[b], all_counts - counts[b], all_squares - squares[b]) for b in range(blocks)]
     error = np.sqrt((blocks - 1) / blocks * ((without - np.mean(without)) ** 2).sum())
-    return share(all_sums, all_counts, all_squares), float(error)
+    return fraction(all_sums, all_counts, all_squares), float(error)
 
 
 def sense_separation(states, words, senses, texts):
@@ -195,3 +206,41 @@ def by_column(pairs):
         "mean": [None if pair is None else pair[0] for pair in pairs],
         "error": [None if pair is None else pair[1] for pair in pairs],
     }
+
+
+# ----------------------------------------------------------------------------------------------------- all of them
+@dataclass(frozen=True)
+class Measure:
+    """A number that is measured at every depth."""
+
+    name: str
+    reads: str  # "drawn": the states of the drawn positions, "all": of all positions, "ranks": of `retrieval_ranks`
+    of: Callable  # that array -> (value, standard error), or None where there is nothing to measure
+    chance: float  # what guessing gives
+    neighbours: bool = False  # also read from the embeddings of the two neighbours
+
+
+def measures_of(sample, asked, vocabulary):
+    """The measures of a Sample's states -> [Measure].
+
+    asked: the rows whose ranks are read, of the own token and of the next one; vocabulary: rows of the token table.
+    """
+    drawn, where = sample.drawn, sample.texts[asked]
+    texts = sample.texts[drawn]
+    train, test = texts % 2 == 0, texts % 2 == 1
+    senses = {"words": sample.words, "senses": sample.senses, "texts": sample.texts}
+    log_rank = float(np.log10(np.arange(1, vocabulary + 1)).mean())
+    found = [
+        Measure("retrieval", "ranks", lambda ranks: over_texts(ranks[:, 0] == 1, where), 1 / vocabulary),
+        Measure("retrieval, log10 of rank", "ranks", lambda ranks: over_texts(np.log10(ranks[:, 0]), where), log_rank),
+        Measure("retrieval, next token", "ranks", lambda ranks: over_texts(ranks[:, 1] == 1, where), 1 / vocabulary),
+        Measure("senses", "all", partial(sense_separation, **senses), 0.5),
+    ]
+    for label, array in (("token", sample.tokens), ("previous", sample.previous), ("next", sample.following)):
+        known = {"labels": array[drawn], "texts": texts}
+        found.append(Measure(f"variance, {label}", "drawn", partial(shared_variance, **known), 0.0))
+        for group, classes in probe_classes(array[drawn], train, test).items():
+            read = partial(probe, **known, train=train, test=test, classes=classes)
+            chance = 1 / max(1, len(classes))
+            found.append(Measure(f"probe, {label}, {group}", "drawn", read, chance, neighbours=label == "token"))
+    return found

@@ -6,18 +6,7 @@ from ..errors import Error
 from ..files import progress
 from ..ops import linear, rms_norm, softcap
 from ..taps import Trace
-from .measures import (
-    RETRIEVAL,
-    by_column,
-    nearest_tokens,
-    over_texts,
-    probe,
-    probe_classes,
-    retrieval_ranks,
-    sense_separation,
-    shared_variance,
-    table_mean,
-)
+from .measures import RETRIEVAL, by_column, measures_of, nearest_tokens, over_texts, retrieval_ranks, table_mean
 from .ple import interventions
 from .states import gather, state_names
 from .texts import documents
@@ -32,50 +21,26 @@ def hidden_states(model, docs, positions, sentence):
     A state that has lost its token still knows its neighbours, and they tell much of it: for the token's probe, "from
     neighbours" is what the same probe reads from the embeddings of the token before and the one after.
     """
-    config, head = model.config, model.weights.embed_tokens
-    names = state_names(config)
+    head, names = model.weights.embed_tokens, state_names(model.config)
+    after = state_names(model.config, before_ple=False)
     with progress(f"{model.directory.name}, hidden states", len(docs)) as advance:
         sample = gather(model, docs, names, positions, advance, with_writes=True)
-    drawn = sample.drawn
-    tokens, previous, following, texts = (
-        array[drawn] for array in (sample.tokens, sample.previous, sample.following, sample.texts)
-    )
-    train, test = texts % 2 == 0, texts % 2 == 1
-    labels = {"token": tokens, "previous": previous, "next": following}
-    classes = {name: probe_classes(array, train, test) for name, array in labels.items()}
+    drawn, texts, middle = sample.drawn, sample.texts[sample.drawn], table_mean(head)
     asked, limit = np.flatnonzero(drawn), max(1, RETRIEVAL // (head.shape[0] * head.shape[1]))
-    asked, middle = asked[:: -(-len(asked) // limit)], table_mean(head)  # evenly from all texts
-    columns = np.stack([sample.tokens, sample.following], axis=-1)  # [n, 2]
-    found = {}
+    asked = asked[:: -(-len(asked) // limit)]  # evenly from all texts
+    columns = np.stack([sample.tokens, sample.following], axis=-1)[asked]  # [asked, 2]
+    means = {name: states[drawn].mean(0) for name, states in sample.states.items()}  # [D] each
+    measures = measures_of(sample, asked, head.shape[0])
+    found = {measure.name: {} for measure in measures}
     with progress(f"{model.directory.name}, measures", len(names)) as advance:
-        for name in names:
-            states = sample.states[name]  # [n, D]
-            ranks = retrieval_ranks(states[asked], columns[asked], head, states[drawn].mean(0), middle)
-            here = {
-                "retrieval": over_texts(ranks[:, 0] == 1, sample.texts[asked]),
-                "retrieval, log10 of rank": over_texts(np.log10(ranks[:, 0]), sample.texts[asked]),
-                "retrieval, next token": over_texts(ranks[:, 1] == 1, sample.texts[asked]),
-                "senses": sense_separation(states, sample.words, sample.senses, sample.texts),
-            }
-            for label, array in labels.items():
-                here[f"variance, {label}"] = shared_variance(states[drawn], array, texts)
-                for group, chosen in classes[label].items():
-                    here[f"probe, {label}, {group}"] = probe(states[drawn], array, texts, train, test, chosen)
-            for measure, value in here.items():
-                found.setdefault(measure, {})[name] = value
+        for name, states in sample.states.items():
+            ranks = retrieval_ranks(states[asked], columns, head, means[name], middle)
+            read = {"all": states, "drawn": states[drawn], "ranks": ranks}
+            for measure in measures:
+                found[measure.name][name] = measure.of(read[measure.reads])
             advance(1)
-    layers = range(config.num_hidden_layers)
-    after = state_names(config, before_ple=False)
-    before = [f"layers.{i}.resid_ffn" for i in layers] if config.hidden_size_per_layer_input else []
-    chances = {"retrieval": 1 / head.shape[0], "retrieval, next token": 1 / head.shape[0], "senses": 0.5}
-    chances["retrieval, log10 of rank"] = float(np.log10(np.arange(1, head.shape[0] + 1)).mean())
-    chances |= {f"variance, {label}": 0.0 for label in labels}
-    for label, groups in classes.items():
-        chances |= {f"probe, {label}, {group}": 1 / max(1, len(chosen)) for group, chosen in groups.items()}
-    beside = np.concatenate([np.asarray(head[previous]), np.asarray(head[following])], axis=-1)  # [n, 2D]
-    from_neighbours = {f"probe, token, {group}": probe(beside, tokens, texts, train, test, chosen)
-                       for group, chosen in classes["token"].items()}  # fmt: skip
-    means = {name: states[drawn].mean(0) for name, states in sample.states.items()}
+    neighbours = (sample.previous[drawn], sample.following[drawn])
+    beside = np.concatenate([np.asarray(head[ids]) for ids in neighbours], axis=-1)  # [drawn, 2D]
     return {
         "loss": over_texts(sample.losses, np.arange(len(docs)), sample.counts),
         "texts": len(docs),
@@ -83,13 +48,13 @@ def hidden_states(model, docs, positions, sentence):
         "retrieval positions": len(asked),
         "sense labels": int((sample.words != "").sum()),
         "measures": {
-            name: {
-                "chance": chances[name],
-                "from neighbours": from_neighbours.get(name),
-                "after": by_column([by_state[state] for state in after]),
-                "before PLE": by_column([by_state[state] for state in before]),
+            measure.name: {
+                "chance": measure.chance,
+                "from neighbours": measure.of(beside) if measure.neighbours else None,
+                "after": by_column([found[measure.name][name] for name in after]),
+                "before PLE": by_column([found[measure.name][name] for name in names[len(after) :]]),
             }
-            for name, by_state in found.items()
+            for measure in measures
         },
         "writes": {name: by_column([over_texts(row, texts) for row in rows]) for name, rows in sample.writes.items()},
         "sentence": lenses(model, sentence, means, middle),
@@ -136,7 +101,7 @@ def measure(paths, texts, load, *, count, length, positions, tried, sentence=SEN
     models = [load(path) for path in paths]
     for model in models:
         if model.tokenizer is None:
-            raise Error(f"{model.directory}: has no tokenizer.json, needed to read texts; download the whole repository")
+            raise Error(f"{model.directory}: has no tokenizer.json to read texts with; download the whole repository")
     results = []
     for model in models:
         limit = min(length, model.config.max_position_embeddings)
