@@ -300,7 +300,7 @@ def test_texts_are_read_from_plain_text_and_json_lines_and_mistakes_are_named(tm
     assert [text["text"] for text in read_texts(path)] == ["One story.\nIts second line.", "Another."]
     path = tmp_path / "texts.jsonl"
     for line, words in (
-        ("", "holds no text"),
+        ("", "has no text in it"),
         ('{"text": "a"}\n{', "line 2: not JSON"),
         ('{"words": 3}', 'line 1: expected an object with a "text"'),
         ('{"text": "bat", "senses": [[0, 9, "bat", "animal"]]}', "a sense must be"),
@@ -407,10 +407,9 @@ def test_a_plain_script_measures_without_a_main_guard(tmp_path):
 
 def test_a_model_without_a_tokenizer_is_refused_before_the_first_is_measured(checkpoint, monkeypatch):
     monkeypatch.setattr(retention, "hidden_states", None)
+    sizes = {"count": 4, "length": 20, "positions": 9, "tried": 0}
     with pytest.raises(Error, match=r"tokenizer\.json"):
-        retention.measure(
-            [minigemma.TINY, checkpoint], read_texts(TEXTS), minigemma.load, count=4, length=20, positions=9, tried=0
-        )
+        retention.measure([minigemma.TINY, checkpoint], read_texts(TEXTS), minigemma.load, **sizes)
 
 
 def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoint):

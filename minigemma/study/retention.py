@@ -16,10 +16,10 @@ SENTENCE = "Tom put the kite in the barn."
 
 # ---------------------------------------------------------------------------------------------------------- together
 def hidden_states(model, docs, positions, sentence):
-    """Every measure of `model`'s hidden states at every depth, what its parts write, and one sentence in full.
+    """Every measure at every depth of `model`, what the parts of its layers add, and one sentence in detail -> a dict.
 
-    A state that has lost its token still knows its neighbours, and they tell much of it: for the token's probe, "from
-    neighbours" is what the same probe reads from the embeddings of the token before and the one after.
+    The tokens before and after a position already say much about its token. So the probe for the token is also trained
+    on the embeddings of these two alone: "from neighbours".
     """
     head, names = model.weights.embed_tokens, state_names(model.config)
     after = state_names(model.config, before_ple=False)
@@ -62,11 +62,11 @@ def hidden_states(model, docs, positions, sentence):
 
 
 def lenses(model, sentence, means, middle):
-    """One sentence through every depth: the rank of its own token, and what two lenses read there -> a dict of lists.
+    """One sentence at every depth: the rank of its own tokens, and what two lenses read from the states -> a dict.
 
     input lens: the row of the token table nearest to the state, centred as in `retrieval_ranks` by means (state name ->
-    [D]) and middle [D]. logit lens: the token that the state would predict if this depth were the last: final norm,
-    token table, softcap.
+    [D]) and middle [D]. logit lens: the token that the state would predict if this depth were the last (final norm,
+    token table, softcap). Raises Error if the sentence has no token but <bos>.
     """
     config, weights, names = model.config, model.weights, state_names(model.config)
     ids, trace = np.array(model.tokenizer.encode(sentence)), Trace(names)
@@ -75,7 +75,7 @@ def lenses(model, sentence, means, middle):
     model(ids, tap=trace)
     result = {"tokens": [model.tokenizer.token(id) for id in ids[1:]], "rank": {}, "input lens": {}, "logit lens": {}}
     states = {name: trace[name][1:] for name in names}  # [T-1, D] each, without <bos>
-    together = np.concatenate(list(states.values()))  # [depths*(T-1), D], so that the table is read once for all
+    together = np.concatenate(list(states.values()))  # [depths*(T-1), D]: the table is then read once
     centre = np.repeat([means[name] for name in names], len(ids) - 1, axis=0)  # [depths*(T-1), D]
     own = np.tile(ids[1:], len(names))[:, None]  # [depths*(T-1), 1]
     ranks = retrieval_ranks(together, own, weights.embed_tokens, centre, middle).reshape(len(names), -1)
@@ -92,11 +92,11 @@ def lenses(model, sentence, means, middle):
 
 
 def measure(paths, texts, load, *, count, length, positions, tried, sentence=SENTENCE):
-    """Everything about each checkpoint, one after the other -> a list of dicts for JSON.
+    """Measure each checkpoint, one after the other -> a list of dicts for JSON.
 
-    load: a function from a path to a Model. count, length, positions: texts, tokens of each, positions of all.
-    tried: texts for the interventions; 0 leaves them out. Raises Error, before anything is measured, where a path
-    cannot be loaded or has no tokenizer.
+    load: a function from a path to a Model. count: number of texts; length: tokens read of each; positions: hidden
+    states of all texts together; tried: texts for the interventions, 0 for no interventions.
+    Raises Error, before it measures anything, if a path cannot be loaded or has no tokenizer.
     """
     models = [load(path) for path in paths]
     for model in models:
@@ -104,14 +104,17 @@ def measure(paths, texts, load, *, count, length, positions, tried, sentence=SEN
             raise Error(f"{model.directory}: has no tokenizer.json to read texts with; download the whole repository")
     results = []
     for model in models:
-        limit = min(length, model.config.max_position_embeddings)
+        limit, changed = min(length, model.config.max_position_embeddings), []
         kept = hidden_states(model, documents(model.tokenizer, texts[:count], limit), positions, sentence)
-        changed = interventions(model, documents(model.tokenizer, texts[:tried], limit), positions) if tried else []
+        if tried:
+            docs = documents(model.tokenizer, texts[:tried], limit)
+            changed = interventions(model, docs, positions)
+        sizes = {"texts": count, "length": length, "positions": positions, "intervention texts": tried}
         results.append({
             "weights": str(model.directory),
             "layers": [layer.kind for layer in model.config.layers],
             "ple": bool(model.config.hidden_size_per_layer_input),
-            "settings": {"texts": count, "length": length, "positions": positions, "intervention texts": tried},
+            "settings": sizes,
             **kept,
             "interventions": changed,
         })  # fmt: skip
