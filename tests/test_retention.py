@@ -392,7 +392,7 @@ def test_a_plain_script_measures_without_a_main_guard(tmp_path):
         "import minigemma\n"
         "from minigemma.study import retention\n"
         'texts = [{"text": "Tom saw a cat by the lake. It was late.", "senses": []}] * 4\n'
-        "sizes = {'count': 4, 'length': 20, 'positions': 40, 'tried': 1}\n"
+        "sizes = {'count': 4, 'length': 20, 'positions': 40, 'intervention_texts': 1}\n"
         "(result,) = retention.measure([minigemma.TINY], texts, minigemma.load, **sizes)\n"
         "print(result['positions'], len(result['interventions']) > 1)\n",
         encoding="utf-8",
@@ -407,7 +407,7 @@ def test_a_plain_script_measures_without_a_main_guard(tmp_path):
 
 def test_a_model_without_a_tokenizer_is_refused_before_the_first_is_measured(checkpoint, monkeypatch):
     monkeypatch.setattr(retention, "hidden_states", None)
-    sizes = {"count": 4, "length": 20, "positions": 9, "tried": 0}
+    sizes = {"count": 4, "length": 20, "positions": 9, "intervention_texts": 0}
     with pytest.raises(Error, match=r"tokenizer\.json"):
         retention.measure([minigemma.TINY, checkpoint], read_texts(TEXTS), minigemma.load, **sizes)
 
@@ -415,7 +415,7 @@ def test_a_model_without_a_tokenizer_is_refused_before_the_first_is_measured(che
 def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoint):
     path = tmp_path / "own.txt"
     path.write_text("\n\n".join(["Tom saw a cat by the lake.", "It was late.", "Mia ran home.", "Oh no!"]), "utf-8")
-    sizes = {"count": 9, "length": 60, "positions": 50, "tried": 0}
+    sizes = {"count": 9, "length": 60, "positions": 50, "intervention_texts": 0}
     with pytest.raises(Error, match="shorter than 4 tokens"):
         documents(minigemma.load().tokenizer, [{"text": "a", "senses": []}], 60)
     (found,) = retention.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)

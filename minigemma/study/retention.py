@@ -91,11 +91,11 @@ def lenses(model, sentence, means, middle):
     return result
 
 
-def measure(paths, texts, load, *, count, length, positions, tried, sentence=SENTENCE):
+def measure(paths, texts, load, *, count, length, positions, intervention_texts, sentence=SENTENCE):
     """Measure each checkpoint, one after the other -> a list of dicts for JSON.
 
     load: a function from a path to a Model. count: number of texts; length: tokens read of each; positions: hidden
-    states of all texts together; tried: texts for the interventions, 0 for no interventions.
+    states of all texts together; intervention_texts: texts for the interventions, 0 for no interventions.
     Raises Error, before it measures anything, if a path cannot be loaded or has no tokenizer.
     """
     models = [load(path) for path in paths]
@@ -106,10 +106,10 @@ def measure(paths, texts, load, *, count, length, positions, tried, sentence=SEN
     for model in models:
         limit, changed = min(length, model.config.max_position_embeddings), []
         kept = hidden_states(model, documents(model.tokenizer, texts[:count], limit), positions, sentence)
-        if tried:
-            docs = documents(model.tokenizer, texts[:tried], limit)
+        if intervention_texts:
+            docs = documents(model.tokenizer, texts[:intervention_texts], limit)
             changed = interventions(model, docs, positions)
-        sizes = {"texts": count, "length": length, "positions": positions, "intervention texts": tried}
+        sizes = {"texts": count, "length": length, "positions": positions, "intervention texts": intervention_texts}
         results.append({
             "weights": str(model.directory),
             "layers": [layer.kind for layer in model.config.layers],
