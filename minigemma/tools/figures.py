@@ -1,4 +1,7 @@
-"""The figures: each function takes numbers, not files, and returns a matplotlib Figure. Colours are Okabe and Ito's."""
+"""The figures: each function takes numbers, not files, and returns a matplotlib Figure.
+
+The colours are the palette of Okabe and Ito, which colour-blind readers can tell apart. Sizes are in inches.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,7 +37,7 @@ ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
 
 
 def part_bars(accounts):
-    """Stacked bars of stored parameters by part; accounts: model name -> {part: parameters}, as Account.parts."""
+    """Stored parameters by part, in billions, one bar per model; accounts: name -> {part: parameters}."""
     axes = _axes(8, 1.2 + 0.55 * len(accounts))
     for part, widths, under in _stacks(accounts.values(), 1e9):
         axes.barh(list(accounts), widths, left=under, color=PART_COLOURS[part], label=part)
@@ -47,9 +50,9 @@ def part_bars(accounts):
 
 
 def iceberg(models):
-    """What a token's pass multiplies, above the waterline, and what is only stored, below.
+    """Parameters of each model in billions: above the line those that every token multiplies, below the others.
 
-    models: name -> {"stored": parameters, "computed": parameters}, as accounting.overview()["models"].
+    models: name -> {"stored": parameters, "computed": parameters}, as compute.overview()["models"].
     """
     axes = _axes(8, 4.5)
     names = list(models)
@@ -69,7 +72,7 @@ def iceberg(models):
 
 
 def kv_cache_lines(lengths, sizes):
-    """KV cache against context length; sizes: label -> bytes at each of `lengths` tokens (up to four labels)."""
+    """KV cache in GB over context in tokens; sizes: label -> bytes at each of `lengths` (at most four labels)."""
     axes = _axes(7, 4.5)
     for (label, values), (colour, style) in zip(sizes.items(), LINES, strict=False):
         axes.plot(lengths, [value / 1e9 for value in values], color=colour, linestyle=style, linewidth=2, label=label)
@@ -80,7 +83,10 @@ def kv_cache_lines(lengths, sizes):
 
 
 def layer_bars(layers):
-    """Parameters of each layer by part, global layers marked, KV-sharing layers shaded; layers: as Account.layers."""
+    """Parameters of each layer by part, in millions. G marks global layers, shading KV-sharing ones.
+
+    layers: as Account.layers.
+    """
     axes = _axes(9, 4)
     places = [layer["index"] for layer in layers]
     for part, heights, under in _stacks([layer["parts"] for layer in layers], 1e6):
@@ -96,9 +102,9 @@ def layer_bars(layers):
 
 
 def architecture(config):
-    """The model from left to right: the residual stream through its layers, whose K and V each layer reads, PLE's path.
+    """The model from left to right: its layers, the layers whose K and V they read, and the path of PLE.
 
-    A layer is its attention (height: head_dim) over its MLP (height: width), both on one scale for the whole model.
+    A layer is two bars: attention (height: head_dim) above MLP (height: width). All layers have the same scale.
     """
     layers, count, P = config.layers, config.num_hidden_layers, config.hidden_size_per_layer_input
     axes = _axes(11, 4.6)
@@ -106,9 +112,9 @@ def architecture(config):
     widest = max(layer.intermediate_size for layer in layers)
     tallest = max(layer.head_dim for layer in layers)
     yellow = PART_COLOURS["PLE table"]
-    edge, low = 0.5 + 0.14 * count, -2.4  # how far the ends are from the outer layers; where PLE's band lies
+    edge, low = 0.5 + 0.14 * count, -2.4  # the distance of both ends from the outer layers; the height of PLE's box
     flow = _arrow("#000000")
-    apart = {"shrinkA": 6, "shrinkB": 6}  # points between an arrow and the boxes
+    apart = {"shrinkA": 6, "shrinkB": 6}  # points left free between an arrow and its boxes
     for layer in layers:
         i, up, down = layer.index, 0.9 * layer.head_dim / tallest, 1.1 * layer.intermediate_size / widest
         axes.bar(i, up, bottom=0.08, width=0.8, color=KIND_COLOURS[layer.kind], edgecolor="white")
@@ -147,7 +153,7 @@ def architecture(config):
 
 
 def _kv_rail(axes, layers, donor, height):
-    """A line from the layer that writes K and V to those that read them."""
+    """A line from the layer that writes K and V to the layers that read them."""
     readers = [layer.index for layer in layers if layer.kv_from == donor and layer.shares_kv]
     colour = KIND_COLOURS[layers[donor].kind]
     axes.plot([donor, donor, readers[-1]], [1.0, height, height], color=colour, linewidth=1.8)
@@ -159,8 +165,8 @@ def _kv_rail(axes, layers, donor, height):
 def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=None, across=2, signed=False):
     """Matrices side by side on one colour scale; panels: title -> [rows, columns].
 
-    rows, columns, bar: what the two axes and the colours stand for; without `bar` the colours need no scale. NaN
-    stays white. signed: a scale with white at 0.
+    rows, columns, bar: the labels of both axes and of the colour scale; without `bar` there is no scale. NaN is white.
+    across: panels in a row. signed: a colour scale that is white at 0.
     """
     across = min(across, len(panels))
     down = -(-len(panels) // across)
@@ -192,7 +198,7 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
 
 
 def error_by_depth(comparison):
-    """What `diff` found: each tap's own error and its error from the beginning, in the order of execution."""
+    """The result of `diff`: relative errors in the order of execution, each op's own and the accumulated one."""
     rows = [row for row in comparison.rows if row.own is not None]
     axes = _axes(9, 4)
     places = np.arange(len(rows))
@@ -223,9 +229,10 @@ def error_by_depth(comparison):
 
 
 def curves(x, lines, across, up, log=False, errors=None):
-    """Lines over one axis; lines: label -> values at x (up to six). log: the horizontal axis is logarithmic.
+    """Lines over one horizontal axis; lines: label -> values at x (at most six labels).
 
-    errors: label -> standard errors, drawn as bars.
+    across, up: the labels of the axes, with units. log: the horizontal axis is logarithmic. errors: label -> standard
+    errors, drawn as bars.
     """
     axes = _axes(7.5, 4)
     for (label, values), (colour, style) in zip(lines.items(), LINES + MORE_LINES, strict=False):
@@ -238,7 +245,7 @@ def curves(x, lines, across, up, log=False, errors=None):
 
 
 def wavelengths(heads, window):
-    """Tokens per full turn of each RoPE pair; heads: label -> inv_freq [H/2]. Pairs of frequency 0 lie on top."""
+    """Tokens per full turn of each RoPE pair; heads: label -> inv_freq [H/2]. Pairs of frequency 0 are at the top."""
     axes = _axes(8, 4)
     turns = {label: 2 * np.pi / frequencies[frequencies > 0] for label, frequencies in heads.items()}
     top = 30 * max(values.max() for values in turns.values())
@@ -260,7 +267,7 @@ def wavelengths(heads, window):
 
 
 def turned_pairs(positions, frequencies, names):
-    """Where RoPE turns the point (1, 0) of a few pairs to, position by position; frequencies: radians a token."""
+    """The point (1, 0) of a few pairs, turned by RoPE to each position; frequencies: radians per token."""
     figure, grid = _grid(2.3 * len(frequencies) + 0.8, 2.7, 1, len(frequencies))
     for axes, frequency, name in zip(grid[0], frequencies, names, strict=True):
         angles = positions * frequency
@@ -276,7 +283,7 @@ def turned_pairs(positions, frequencies, names):
 
 
 def kv_sources(layers):
-    """Whose K and V each layer reads: a filled square writes its own, a hollow one reads where its line comes from."""
+    """The layer whose K and V each layer reads: filled squares write their own, hollow ones read those of another."""
     axes = _axes(max(8, 1 + 0.3 * len(layers)), 2.3)
     large = len(layers) <= 16
     for layer in layers:
@@ -297,9 +304,9 @@ def kv_sources(layers):
 
 
 def bars(names, series, up, across="", errors=None):
-    """Groups of bars, a group a name and a bar a series; series: label -> a value for each name (up to four).
+    """Bars in groups: one group per name, one bar per series; series: label -> a value for each name (at most four).
 
-    errors: label -> standard errors, drawn as thin bars.
+    across, up: the labels of the axes, with units. errors: label -> standard errors, drawn as thin bars.
     """
     axes = _axes(min(10, max(6, 1.5 + 0.28 * len(names) * (1 + len(series) / 2))), 3.8)
     width = 0.84 / len(series)
@@ -313,7 +320,7 @@ def bars(names, series, up, across="", errors=None):
 
 
 def byte_bars(sizes):
-    """Bytes side by side over many orders of magnitude; sizes: label -> bytes."""
+    """Bars on a logarithmic scale; sizes: label -> bytes."""
     axes = _axes(8, 0.9 + 0.45 * len(sizes))
     axes.barh(list(sizes), list(sizes.values()), color="#0072B2")
     axes.set_xscale("log")
@@ -328,7 +335,7 @@ def byte_bars(sizes):
 
 
 def retention_figures(results):
-    """Every figure of what retention.measure gives for one to three models -> name -> Figure."""
+    """All figures of the results of retention.measure, for one to three models -> {name: Figure}."""
     figures = {
         "retention": depth_lines(results, {
             "retrieval": "its own embedding is\nthe nearest one",
@@ -353,10 +360,10 @@ def retention_figures(results):
 
 
 def depth_lines(results, measures):
-    """Measures against depth, a panel each, a line a model; where there is PLE, from just before it to just after.
+    """Measures over depth: one panel per measure, one line per model. A circle is the state just before a layer's PLE.
 
-    results: as retention.measure gives; measures: name in results[...]["measures"] -> title of the panel. Bars are one
-    standard error over texts; chance is dotted, what the token's two neighbours tell of it is dashed.
+    results: of retention.measure; measures: name in results[...]["measures"] -> title of the panel. Bars are one
+    standard error over texts. Chance is dotted; the value from the token's two neighbours is dashed.
     """
     figure, grid = _grid(2.4 + 2.6 * len(measures), 3.9, 1, len(measures))
     for axes, (name, title) in zip(grid[0], measures.items(), strict=True):
@@ -369,7 +376,7 @@ def depth_lines(results, measures):
                 axes.plot(depth, low, "o", color=colour, fillstyle="none", markersize=5)
                 axes.plot([depth, depth], [low, high], color=colour, linewidth=1)
             axes.axhline(measure["chance"], color="#666666", linestyle=":", linewidth=1)
-            if measure["from neighbours"] and result is results[0]:  # the twins' differ by little
+            if measure["from neighbours"] and result is results[0]:  # those of the twins are nearly the same
                 axes.axhline(measure["from neighbours"][0], color="#666666", linestyle=(0, (6, 3)), linewidth=1)
         axes.set_title(title, fontsize=11)
         axes.set_ylim(0, 1.03)
@@ -387,7 +394,7 @@ def depth_lines(results, measures):
 
 
 def _sentence_map(results):
-    """Rank of each token's own embedding by depth, one map a model."""
+    """Rank of each token's own embedding at each depth, one panel per model."""
     maps = {}
     for result in results:
         after = [ranks for name, ranks in result["sentence"]["rank"].items() if not name.endswith("resid_ffn")]
@@ -400,7 +407,7 @@ def _sentence_map(results):
 
 
 def ablation_bars(rows):
-    """Change in loss when PLE is changed in one layer, and when it is off from a layer on; rows: as interventions."""
+    """Change in loss, nats a token: PLE changed in one layer; PLE off from a layer on. rows: of ple.interventions."""
     left, right = _grid(10, 4.2, 1, 2)[1][0]
     single = {"off in layer": "no PLE", "lookup pruned in layer": "no lookup"}
     single |= {"lookup in 2 bits in layer": "lookup in 2 bits"}
@@ -422,7 +429,7 @@ def ablation_bars(rows):
 
 
 def intervention_bars(rows):
-    """Change in loss under what is done to PLE in every layer at once; rows: as retention.interventions gives."""
+    """Change in loss, nats a token, by interventions on PLE in all layers at once. rows: of ple.interventions."""
     chosen = [row for row in rows if row["at"] is None and row["kind"] != "plain"]
     axes = _axes(8, 1 + 0.45 * len(chosen))
     changes, errors = zip(*(row["change"] for row in chosen), strict=True)
@@ -437,7 +444,7 @@ def intervention_bars(rows):
 
 
 def quantisation_lines(rows):
-    """Change in loss against the bits of the looked-up PLE rows; rows: as retention.interventions gives."""
+    """Change in loss, nats a token, over the bits of the looked-up PLE rows. rows: of ple.interventions."""
     axes = _axes(6, 3.8)
     for per, (colour, style) in zip(("row", "slice"), LINES, strict=False):
         bits, changes, errors = _changes(rows, f"lookup quantised per {per}, bits:")
@@ -454,7 +461,7 @@ def quantisation_lines(rows):
 
 
 def _changes(rows, kind):
-    """Where, change and error of the rows of a kind, as arrays."""
+    """Layer or bits, change in loss and its error of the rows of a kind, as three arrays."""
     chosen = [(row["at"], *row["change"]) for row in rows if row["kind"] == kind]
     return np.array(chosen, float).T
 
@@ -472,7 +479,7 @@ def _name(result):
 def _grid(width, height, down, across):
     """A figure of width x height inches and its axes [down, across].
 
-    It is closed at once: a notebook then shows it where it is returned, and once.
+    It is closed at once, so that a notebook shows it only where a cell returns it.
     """
     figure, grid = plt.subplots(down, across, figsize=(width, height), squeeze=False)
     plt.close(figure)
@@ -486,7 +493,7 @@ def _axes(width, height):
 
 @plt.rc_context(STYLE)
 def _finish(axes, across="", up="", grid=False, legend=None):
-    """What the two axes show, and in which units; a legend as axes.legend takes it -> the figure."""
+    """Label the axes, draw grid and legend (the arguments of axes.legend), return the figure."""
     axes.set(xlabel=across, ylabel=up)
     if grid:
         axes.grid(visible=True)
@@ -496,7 +503,7 @@ def _finish(axes, across="", up="", grid=False, legend=None):
 
 
 def _log_tokens(axes):
-    """A horizontal axis of tokens, logarithmic, with 4k for 4,096."""
+    """A logarithmic horizontal axis of tokens, with 4k for 4,096."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
 
@@ -506,7 +513,7 @@ def _arrow(colour):
 
 
 def _stacks(bars, unit):
-    """Bars of {part: size} as stacks: (part, its sizes, what lies under it), [bars] each, in units of `unit`."""
+    """Bars of {part: size} as stacks: (part, sizes, sum of the parts below it), [bars] each, in multiples of `unit`."""
     under = np.zeros(len(bars))
     for part in PART_COLOURS:
         sizes = np.array([parts.get(part, 0) for parts in bars]) / unit
