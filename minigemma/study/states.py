@@ -44,33 +44,33 @@ def gather(model, docs, names, positions, advance, taps=None, with_writes=False)
     """
     room = STATE_BYTES // (4 * model.config.hidden_size * len(names))
     each = max(1, min(positions, room) // len(docs))
-    parts, losses, written = [], [], []
     writing = [tap for tap in WRITES if fits(tap, names_of(model.config))] if with_writes else []
+    states, labels, losses, written = {name: [] for name in names}, [], [], []
     for number, doc in enumerate(docs):
         trace = Trace([*names, *writing])
         logits, _ = model(doc.ids, tap=chain(taps[number], trace) if taps else trace)
         losses.append(token_losses(logits, doc.ids).mean())
         inner = np.arange(1, len(doc.ids) - 1)  # positions with a token before and after
-        drawn = np.random.default_rng(number).permutation(inner)[:each]
-        rows = np.union1d(drawn, [p for p in doc.senses if 0 < p < len(doc.ids) - 1]).astype(int)
-        labels = [doc.senses.get(p, ("", "")) for p in rows]
-        states = {name: trace[name][rows].astype(np.float32) for name in names}
-        parts.append((states, rows, np.isin(rows, drawn), labels))
+        chosen = np.random.default_rng(number).permutation(inner)[:each]
+        rows = np.union1d(chosen, [p for p in doc.senses if 0 < p < len(doc.ids) - 1]).astype(int)
+        drawn, pairs = np.isin(rows, chosen), [doc.senses.get(p, ("", "")) for p in rows]
+        labels.append({
+            "tokens": doc.ids[rows],
+            "previous": doc.ids[rows - 1],
+            "following": doc.ids[rows + 1],
+            "texts": np.full(len(rows), number),
+            "drawn": drawn,
+            "words": [word for word, _ in pairs],
+            "senses": [sense for _, sense in pairs],
+        })  # fmt: skip
+        for name in names:
+            states[name].append(trace[name][rows].astype(np.float32))
         if with_writes:
-            written.append(writes(trace, model.weights, model.config, rows[np.isin(rows, drawn)]))
+            written.append(writes(trace, model.weights, model.config, rows[drawn]))
         advance(1)
-    ids = [doc.ids for doc in docs]
-    place = list(zip(ids, (rows for _, rows, *_ in parts), strict=True))
-    labels = [label for *_, labels in parts for label in labels]
     return Sample(
-        states={name: np.concatenate([states.pop(name) for states, *_ in parts]) for name in names},
-        tokens=np.concatenate([ids[rows] for ids, rows in place]),
-        previous=np.concatenate([ids[rows - 1] for ids, rows in place]),
-        following=np.concatenate([ids[rows + 1] for ids, rows in place]),
-        texts=np.repeat(np.arange(len(docs)), [len(rows) for _, rows in place]),
-        drawn=np.concatenate([drawn for _, _, drawn, _ in parts]),
-        words=np.array([word for word, _ in labels]),
-        senses=np.array([sense for _, sense in labels]),
+        states={name: np.concatenate(states.pop(name)) for name in names},
+        **{name: np.concatenate([columns[name] for columns in labels]) for name in labels[0]},
         losses=np.array(losses),
         counts=np.array([len(doc.ids) - 1 for doc in docs]),
         writes={name: np.concatenate([w[name] for w in written], axis=-1) for name in (written[0] if written else ())},
