@@ -35,12 +35,14 @@ try:
     from .cache import EMPTY, Cache
     from .checkpoint import random_weights, read_weights, save
     from .config import Config
+    from .conversation import Conversation
     from .errors import Error
     from .files import read_json
     from .model import forward
-    from .sampling import generate, generate_ids, prefill
+    from .sampling import generate, generate_ids, prefill, tokenizer_of
     from .taps import Edit, Finite, Trace
     from .tokenizer import BOS, Tokenizer
+    from .turns import read_template, render, small_cue, to_ids
 except ModuleNotFoundError as error:
     if (error.name or "").startswith("minigemma"):
         raise  # a bug of ours
@@ -50,8 +52,8 @@ if _COMMAND and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = [
-    "EMPTY", "Cache", "Config", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace", "count", "forward",
-    "generate", "generate_ids", "load", "prefill", "random_weights", "read_weights", "save",
+    "EMPTY", "Cache", "Config", "Conversation", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace",
+    "count", "forward", "generate", "generate_ids", "load", "prefill", "random_weights", "read_weights", "save",
 ]  # fmt: skip
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
@@ -81,6 +83,29 @@ class Model:
         if bos not in (None, tokenizer.bos):
             raise Error(f"{path}: {BOS} has id {tokenizer.bos} and config.json says {bos!r}; use this model's own file")
         return tokenizer
+
+    @cached_property
+    def small_cue(self):
+        """Whether a prompt ends as for E2B and E4B, see `turns.small_cue`."""
+        return small_cue(self.config, read_template(self.directory))
+
+    def chat(self, messages, tools=None, think=False, stream=False, max_new_tokens=200, **options):
+        """Answer a conversation -> turns.Answer; with stream, pairs of `turns.stream` as they come.
+
+        messages and tools: as `turns.render` takes them. think: ask for a thought. options: temperature, top_k, top_p,
+        seed, tap, as for `generate_ids`. Raises Error for what cannot be used. Conversation keeps what this forgets.
+        """
+        conversation = Conversation(self, tools=tools, think=think)
+        pairs = conversation.read(conversation.draw(messages, max_new_tokens, **options))
+        if stream:
+            return pairs
+        for _ in pairs:
+            pass
+        return conversation.answer
+
+    def chat_ids(self, messages, tools=None, think=False):
+        """The ids that `chat` lets the model read: the conversation, and the cue for the answer."""
+        return to_ids(render(messages, tools, think, small=self.small_cue), tokenizer_of(self))
 
 
 def load(path=None, dtype="bfloat16"):

@@ -15,62 +15,71 @@ import json
 import signal
 import time
 import warnings
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 
 import numpy as np
 
 from . import TINY, load
-from .cache import EMPTY
 from .checkpoint import fingerprint, read_header, read_unused
+from .conversation import Conversation
 from .debug.foreign import read_array, read_trace
 from .errors import Error
-from .files import make_directory, replacing
+from .files import make_directory, read_json, replacing
 from .model import no_tap
 from .released import RELEASED
-from .sampling import generate_ids, prompt_ids, settings, stop_ids
+from .sampling import generate_ids, prompt_ids, settings, tokenizer_of
 from .taps import PRECISIONS, Finite, Trace, names_of
 from .tools.synth import synthesize
+from .turns import spelled
 
 PAUSE = 0.05  # seconds without a new line after which a pasted text is complete
 
 
 def generate(args):
-    """Continue a prompt, streaming."""
+    """Continue a prompt, streaming. With --system, --think or --tools, answer it as a user's turn.
+
+    Where the model then calls a tool, the call is printed as JSON, and the next line of the input is the tool's reply.
+    """
     model = load(args.weights, args.dtype)
-    _stream(model, prompt_ids(model, _prompt(args), args.special), args)
+    if args.system is None and args.tools is None and not args.think:
+        _stream(model, prompt_ids(model, _prompt(args), args.special), args)
+        return
+    if args.special:
+        raise Error("--special is for a prompt that has its own turns; leave out --system, --think and --tools")
+    conversation, messages = _conversation(model, args), [{"role": "user", "content": _prompt(args)}]
+    while messages:
+        calls = _answer(conversation, messages, args)
+        messages = calls and _next(calls)
 
 
 def chat(args):
     """Talk with the model. At a terminal a pasted text is one turn, with its blank lines; from a pipe each line is a
     turn, and blank lines are skipped. /exit or the end of the input ends the conversation. Ctrl-C during an answer
-    stops the answer.
+    stops the answer. Where the model calls a tool, the call is printed as JSON, and the next text is the tool's reply.
     """
     model = load(args.weights, args.dtype)
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise Error(f"{model.directory}: has no tokenizer.json, so it cannot chat; download the whole repository")
     source = model.generation_source
     settings(model.generation_config, args.temperature, args.top_k, args.top_p, source)  # a mistake there ends it now
-    answer, end = tokenizer.open_turn("model"), tokenizer.close_turn()
-    stop = stop_ids(model.generation_config, model.config.vocab_size, source) | {end[0]}  # even if no file names it
-    model.generation_config = model.generation_config | {"eos_token_id": [*stop]}
-    terminal = _at_terminal()
+    conversation, calls, terminal = _conversation(model, args), [], _at_terminal()
     if terminal:
         print("/exit ends the conversation, Ctrl-C stops an answer.", file=sys.stderr)
         with suppress(ImportError):  # Windows has no readline
             import readline  # noqa: F401 (importing it gives `input` arrow keys and a history)
-    cache, ids = EMPTY, tokenizer.encode("")  # <bos> opens the conversation, once
-    while text := _ask():
+    while messages := _next(calls):
         try:
-            turn = [*ids, *tokenizer.open_turn("user", text), *end, *answer]
-            cache, last = _stream(model, turn, args, cache, stoppable=terminal)
+            calls = _answer(conversation, messages, args, stoppable=terminal)
         except Error as error:  # bytes that are not UTF-8, a text that is too long
             if not terminal:
                 raise
             print(f"minigemma: {error}", file=sys.stderr)
-        else:
-            ids = [*last, *end]
+
+
+def turns(args):
+    """Show a conversation as the model reads it: its ids and their tokens. FILE is a JSON list of messages."""
+    model = load(args.weights)
+    ids = model.chat_ids(read_json(args.file, list), _tools(args), args.think)
+    print(json.dumps(ids) if args.json else spelled(ids, tokenizer_of(model), coloured=_is_terminal(sys.stdout)))
 
 
 def trace(args):
@@ -94,17 +103,22 @@ def _prompt(args):
     return sys.stdin.read().removesuffix("\n") if sys.stdin else ""
 
 
+def _is_terminal(stream):
+    """Whether a person is at the other end. A stream is None where the shell closed it (<&-)."""
+    return stream is not None and stream.isatty()
+
+
 def _at_terminal():
-    """Whether a person types the input. stdin is None where the shell closed it (<&-)."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    """Whether a person types the input."""
+    return _is_terminal(sys.stdin)
 
 
-def _ask():
-    """The user's next turn, never blank; "" at /exit and at the end of the input."""
+def _ask(prompt="> "):
+    """The next text of the input, never blank; "" at /exit and at the end of the input."""
     terminal, text = _at_terminal(), ""
     while sys.stdin and not text:
         try:
-            lines = [input("> " if terminal else "")]
+            lines = [input(prompt if terminal else "")]
         except EOFError:
             return ""
         with suppress(EOFError):
@@ -126,33 +140,75 @@ def _pasting():
     return msvcrt.kbhit()
 
 
-def _stream(model, ids, args, cache=EMPTY, stoppable=False):
-    """Print what the model says -> the cache at the end, and the ids that this cache does not yet hold.
-
-    stoppable: Ctrl-C ends the text, not the command.
-    """
-    start, stamps = time.perf_counter(), []
-    state = cache, list(ids)  # if not one token comes, the cache still lacks the prompt
-
-    def draws():
-        nonlocal state
-        sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-        sampling["tap"] = Finite() if args.check else no_tap
-        for id, behind in generate_ids(model, ids, args.n, cache, **sampling):
-            state = behind, [id]  # in one step: Ctrl-C must not part them
-            stamps.append(time.perf_counter())
-            yield id
-
-    try:
-        for piece in model.tokenizer.stream(draws()):
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        if not stoppable:
-            raise
+def _stream(model, ids, args):
+    """Print how a prompt goes on."""
+    timer = Timer(model, len(ids))
+    drawn = (id for id, _ in generate_ids(model, ids, args.n, **_sampling(args)))
+    for piece in model.tokenizer.stream(timer(drawn)):
+        print(piece, end="", flush=True)
     print()
     if args.stats:
-        _print_stats(model, len(ids), start, stamps)
-    return state
+        timer.print()
+
+
+def _sampling(args):
+    """The options of a command for `generate_ids`."""
+    tap = Finite() if args.check else no_tap
+    return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed, "tap": tap}
+
+
+def _tools(args):
+    return None if args.tools is None else read_json(args.tools, list)
+
+
+def _conversation(model, args):
+    return Conversation(model, args.system, _tools(args), args.think)
+
+
+def _answer(conversation, messages, args, stoppable=False):
+    """Print an answer, its text and calls to stdout, its thought and notes to stderr -> the calls, each with its id.
+
+    stoppable: Ctrl-C ends the answer, not the command.
+    """
+    drawn = conversation.draw(messages, args.n, **_sampling(args))
+    timer, last = Timer(conversation.model, conversation.length_read), None
+    dim, plain = ("\x1b[2m", "\x1b[0m") if _is_terminal(sys.stderr) else ("", "")
+    with closing(conversation.read(timer(drawn))) as pairs:
+        try:
+            for kind, piece in pairs:
+                if last == "thought" and kind != "thought":
+                    print(file=sys.stderr)
+                if kind == "thought":
+                    print(f"{dim}{piece}{plain}", end="", file=sys.stderr, flush=True)
+                elif kind == "text":
+                    print(piece, end="", flush=True)
+                elif kind == "call":
+                    print("\n" * (last == "text") + json.dumps(piece, ensure_ascii=False), flush=True)
+                last = kind if kind != "note" else last
+        except KeyboardInterrupt:
+            if not stoppable:
+                raise
+    if last == "thought":
+        print(file=sys.stderr)
+    if last != "call":
+        print()
+    for note in conversation.answer.notes:
+        _note(note)
+    if args.stats:
+        timer.print()
+    return conversation.messages[-1].get("tool_calls", [])
+
+
+def _next(calls):
+    """The next messages, from the input: the replies to the model's calls, else a user's turn. [] at its end."""
+    messages = [{"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"]} for call in calls]
+    messages = messages or [{"role": "user"}]
+    for message in messages:
+        text = _ask(f"reply to {message['name']}> " if calls else "> ")
+        if not text:
+            return []
+        message["content"] = text
+    return messages
 
 
 def synth(args):
@@ -362,19 +418,32 @@ def retention(args):
     print(json.dumps(results) if args.json else report.study_text(results))
 
 
-def _print_stats(model, prompt, start, stamps):
-    from .tools.bench import ple_table
+class Timer:
+    """Notes when each id is drawn."""
 
-    print(f"prompt        {prompt} tokens", file=sys.stderr)
-    if stamps:
-        first = stamps[0] - start
-        print(f"prefill       {first:.3f} s, {prompt / first:.0f} tokens/s", file=sys.stderr)
-    if len(stamps) > 1:
-        rate = (len(stamps) - 1) / (stamps[-1] - stamps[0])
-        print(f"decode        {len(stamps)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
-    print(f"peak memory   {_peak_memory()}", file=sys.stderr)
-    for name, size in ple_table(model).items():
-        print(f"{name:<13} {'not available' if size is None else f'{size / 1e6:.1f} MB'}", file=sys.stderr)
+    def __init__(self, model, prompt):
+        self.model, self.prompt, self.start, self.stamps = model, prompt, time.perf_counter(), []
+
+    def __call__(self, ids):
+        """The ids as they come."""
+        for id in ids:
+            self.stamps.append(time.perf_counter())
+            yield id
+
+    def print(self):
+        """Rates and memory, to stderr."""
+        from .tools.bench import ple_table
+
+        print(f"prompt        {self.prompt} tokens", file=sys.stderr)
+        if self.stamps:
+            first = self.stamps[0] - self.start
+            print(f"prefill       {first:.3f} s, {self.prompt / first:.0f} tokens/s", file=sys.stderr)
+        if len(self.stamps) > 1:
+            rate = (len(self.stamps) - 1) / (self.stamps[-1] - self.stamps[0])
+            print(f"decode        {len(self.stamps)} tokens, {rate:.0f} tokens/s", file=sys.stderr)
+        print(f"peak memory   {_peak_memory()}", file=sys.stderr)
+        for name, size in ple_table(self.model).items():
+            print(f"{name:<13} {'not available' if size is None else f'{size / 1e6:.1f} MB'}", file=sys.stderr)
 
 
 def _peak_memory():
@@ -426,12 +495,16 @@ def parser():
         flag("--seed", type=int, metavar="S", help="makes a draw repeatable"),
         flag("--stats", action="store_true", help="print rates and memory to stderr at the end"),
     )
-    command(generate, prompt, special, where, dtype, *sampling, check)
-    command(chat, where, dtype, *sampling, check)
+    think = flag("--think", action="store_true", help="ask the model to think first; thoughts go to stderr")
+    tools = flag("--tools", metavar="FILE", help="a JSON list of the tools that the model may call")
+    talk = (flag("--system", metavar="TEXT", help="what the model is told before the conversation"), think, tools)
+    command(generate, prompt, special, where, dtype, *talk, *sampling, check)
+    command(chat, where, dtype, *talk, *sampling, check)
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
     command(trace, prompt, special, where, dtype, out, only, check)
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
+    command(turns, flag("file", metavar="FILE", help="a JSON list of messages"), where, think, tools, as_json)
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
     command(synth, name, flag("directory", metavar="DIR", help="where to write"))

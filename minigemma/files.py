@@ -33,15 +33,19 @@ def check_file(path, largest=None):
         raise Error(f"{path}: {found.st_size >> 20} MB are more than such a file can have ({largest >> 20} MB)")
 
 
-def read_json(path):
-    """The object in a JSON file. Raises Error if the file holds anything else, or if an object has a name twice."""
+def read_json(path, kind=dict):
+    """The object (kind dict) or the list in a JSON file.
+
+    Raises Error if the file holds anything else, or if an object has a name twice.
+    """
     check_file(path, LARGEST_JSON)
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(data, dict):
-        raise Error(f"{path}: expected a JSON object, found {type(data).__name__}")
+    if not isinstance(data, kind):
+        expected = "object" if kind is dict else "list, in [ ]"
+        raise Error(f"{path}: expected a JSON {expected}, found {type(data).__name__}")
     return data
 
 

@@ -96,28 +96,23 @@ def not_applied(defaults, temperature):
     return [name for name, value in neutral.items() if defaults.get(name) not in (None, value)]
 
 
-def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap, **sampling):
+def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap, stop=(), **sampling):
     """Continue ids: yields each new id with the cache that it was drawn from, until a stop id or max_new_tokens.
 
-    sampling: temperature, top_k, top_p, see `settings`. Raises Error for arguments that cannot be used. Warns once of
-    settings in the checkpoint's generation_config that are not applied.
+    stop: ids that end the text beside those of the generation_config. sampling: temperature, top_k, top_p, see
+    `settings`. Raises Error for arguments that cannot be used. Warns once of settings in the checkpoint's
+    generation_config that are not applied.
     """
     source = model.generation_source
     chosen = settings(model.generation_config, source=source, **sampling)
-    limit = model.config.max_position_embeddings
-    for name, value, low in (("max_new_tokens", max_new_tokens, 1), ("seed", 0 if seed is None else seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise Error(f"{name} must be a whole number from {low}, not {value!r}")
+    if seed is not None:
+        _check_whole("seed", seed, 0)
     if not isinstance(ids, Sequence | np.ndarray):
         raise Error(f"the prompt must be a list of token ids, not {type(ids).__name__}")
     if len(ids) == 0:
         raise Error("the prompt is empty; give at least one token")
-    if cache.length + len(ids) + max_new_tokens > limit:
-        raise Error(
-            f"{cache.length + len(ids)} prompt tokens and {max_new_tokens} new ones are more than the model's "
-            f"{limit} positions; shorten the prompt or ask for fewer"
-        )
-    stop = stop_ids(model.generation_config, model.config.vocab_size, source)
+    check_room(model, cache.length + len(ids), max_new_tokens)
+    stop = stop_ids(model.generation_config, model.config.vocab_size, source) | set(stop)
     if ignored := not_applied(model.generation_config, chosen["temperature"]):
         warnings.warn(f"{source}: minigemma does not apply {', '.join(ignored)}", stacklevel=2)
     rng = np.random.default_rng(seed)
@@ -132,6 +127,22 @@ def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap,
         if remaining:
             logits, cache = forward([id], model.weights, model.config, cache, tap=tap, logits="last")
             logits = logits[0]
+
+
+def check_room(model, length, max_new_tokens):
+    """Raise Error unless a prompt of `length` tokens and the new ones fit into the model's positions."""
+    _check_whole("max_new_tokens", max_new_tokens, 1)
+    limit = model.config.max_position_embeddings
+    if length + max_new_tokens > limit:
+        raise Error(
+            f"{length} prompt tokens and {max_new_tokens} new ones are more than the model's {limit} positions; "
+            "shorten the prompt or ask for fewer"
+        )
+
+
+def _check_whole(name, value, low):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise Error(f"{name} must be a whole number from {low}, not {value!r}")
 
 
 def stop_ids(generation_config, vocab_size, source="generation_config"):
@@ -154,7 +165,7 @@ def generate(model, prompt, max_new_tokens=100, **options):
     prompt that cannot be used, or if the model has no tokenizer.
     """
     ids = prompt_ids(model, prompt) if isinstance(prompt, str) else prompt
-    return _tokenizer(model).stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
+    return tokenizer_of(model).stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
 
 
 def prompt_ids(model, prompt, special=False):
@@ -162,13 +173,14 @@ def prompt_ids(model, prompt, special=False):
 
     Raises Error if the model has no tokenizer, or if the prompt is empty.
     """
-    tokenizer = _tokenizer(model)
+    tokenizer = tokenizer_of(model)
     if not prompt:
         raise Error("the prompt is empty; give at least one character")
     return tokenizer.encode(prompt, special=special)
 
 
-def _tokenizer(model):
+def tokenizer_of(model):
+    """The model's tokenizer. Raises Error if it has none."""
     if model.tokenizer is None:
         raise Error(
             f"{model.directory}: has no tokenizer.json, so minigemma cannot read or print text. Download the whole "

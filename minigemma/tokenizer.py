@@ -1,4 +1,4 @@
-"""Text <-> ids, and chat turns, on top of the tokenizers library.
+"""Text <-> ids, on top of the tokenizers library.
 
 Gemma 4's tokenizer does not add <bos>: `encode` puts exactly one in front. Text that only looks like a special token
 ("<turn|>" typed by a user) stays text, unless `special=True` asks for the token.
@@ -16,7 +16,6 @@ BOS, TURN, END_OF_TURN = "<bos>", "<|turn>", "<turn|>"
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token that is one byte of a character
 INVALID, UTF8 = "\ufffd", codecs.getincrementaldecoder("utf-8")
 LONGEST_HELD = 8  # ids that wait for the rest of a character, in tokenizers without byte tokens; a character is 4 bytes
-ROLES = {"system": "system", "user": "user", "assistant": "model", "model": "model"}
 
 
 class Tokenizer:
@@ -107,27 +106,3 @@ class Tokenizer:
     def _text_after(self, before, held):
         """The text of `held` where it follows `before`: some decoders treat the first token of a text differently."""
         return self.decode(before + held)[len(self.decode(before)) :]
-
-    def open_turn(self, role, text=""):
-        """<|turn>role, a newline and the text. Without text: what a model reads before it answers."""
-        if self._turn is None or self._end_of_turn is None:
-            raise Error(f"this tokenizer lacks {TURN} or {END_OF_TURN}, so it cannot chat; use generate")
-        if role not in ROLES:
-            raise Error(f"unknown role {role!r}; use one of {', '.join(ROLES)}")
-        return [self._turn, *self.encode(f"{ROLES[role]}\n{text.strip()}", bos=False)]
-
-    def close_turn(self):
-        """<turn|> and a newline."""
-        return [self._end_of_turn, *self.encode("\n", bos=False)]
-
-    def chat(self, messages):
-        """[{"role": "user", "content": ...}, ...] -> ids, up to where the model answers.
-
-        <bos><|turn>user\\n{text}<turn|>\\n<|turn>model\\n, the format of the -it models' own template.
-        """
-        ids = [] if self.bos is None else [self.bos]
-        for message in messages:
-            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                raise Error(f"a message must be an object with a role and a content, both text, not {message!r}")
-            ids += self.open_turn(message["role"], message["content"]) + self.close_turn()
-        return ids + self.open_turn("model")

@@ -152,6 +152,21 @@ def to_ids(pieces, tokenizer):
     return ids
 
 
+def spelled(ids, tokenizer, coloured=False):
+    """ids -> text: each id with its token, and a new line behind each line break of the conversation.
+
+    coloured: special tokens in blue, ids dim, by ANSI codes for a terminal.
+    """
+    dim, blue, plain = ("\x1b[2m", "\x1b[1;34m", "\x1b[0m") if coloured else ("", "", "")
+    text = ""
+    for id in ids:
+        token = tokenizer.token(id)
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+        text += f"{dim}{id}{plain} {blue if token in MARKS else ''}{shown}{plain}"
+        text += "\n" if token.endswith("\n") else "  "
+    return text.rstrip()
+
+
 def small_cue(config, template=None):
     """Whether the cue is that of E2B and E4B, without the closed empty thought of the larger models.
 
@@ -288,6 +303,18 @@ class Answer:
     calls: list
     ids: list
     notes: list
+
+    def messages(self):
+        """The answer as messages for the history, each call with an id that its reply can name.
+
+        The format writes a message's text behind its calls and their replies, where the turn ends. A model writes text
+        before its calls; as a message of its own the text stays there, in the same turn.
+        """
+        said = {"role": "assistant", "content": self.text, "reasoning": self.thought}
+        calls = [{"id": f"call_{i}", "type": "function", "function": call} for i, call in enumerate(self.calls, 1)]
+        if calls and self.text.strip():
+            return [said, {"role": "assistant", "tool_calls": calls}]
+        return [said | ({"tool_calls": calls} if calls else {})]
 
 
 def read(ids, tokenizer, prompt=()):

@@ -28,6 +28,7 @@ except ImportError:  # Windows
 ROOT = Path(__file__).parents[1]
 GENERATE = import_module("minigemma.sampling")  # as an attribute of the package, that name is the function
 COMMAND = import_module("minigemma.__main__")
+CONVERSATION = import_module("minigemma.conversation")
 STORY = "Once upon a time"
 
 
@@ -294,30 +295,35 @@ def interrupt_at(monkeypatch, owner, name, call):
     [(GENERATE, "forward", 1), (GENERATE, "forward", 4), (GENERATE, "sample", 1), (GENERATE, "sample", 5),
      (COMMAND, "print", 2), (COMMAND, "print", 4)],
 )  # fmt: skip
-def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(owner, name, call, monkeypatch, tiny):
-    """The next answer comes from a cache that holds the conversation, with the part of the answer that was given."""
-    turns, given = iter([PASTED, "Who has a kite?", ""]), []
-    draw = COMMAND.generate_ids
+def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(owner, name, call, monkeypatch, capsys, tiny):
+    """The next answer comes from caches that hold the conversation, with the part of the answer that was given."""
+    turns, given, conversations = iter([PASTED, "Who has a kite?", ""]), [], []
+    draw = CONVERSATION.generate_ids
+
+    class Watched(CONVERSATION.Conversation):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            conversations.append(self)
 
     def watched(model, ids, count, cache, **options):
-        given.append((list(ids), cache, said := []))
-        for id, behind in draw(model, ids, count, cache, **options):
-            said.append(id)
-            yield id, behind
+        given.append((list(ids), cache))
+        return draw(model, ids, count, cache, **options)
 
-    monkeypatch.setattr(COMMAND, "generate_ids", watched)
-    monkeypatch.setattr(COMMAND, "_ask", lambda: next(turns))
+    monkeypatch.setattr(CONVERSATION, "generate_ids", watched)
+    monkeypatch.setattr(COMMAND, "Conversation", Watched)
+    monkeypatch.setattr(COMMAND, "_ask", lambda prompt: next(turns))
     monkeypatch.setattr(COMMAND, "_at_terminal", lambda: True)
     interrupt_at(monkeypatch, owner, name, call)
     assert main(["chat", "-n", "20", "--temperature", "0"]) == 0
-    (first, _, said), (second, cache, again) = given
-    assert again
-    whole = tiny.tokenizer.chat([{"role": "user", "content": PASTED}])
-    assert first == whole
-    whole += [*said, *tiny.tokenizer.close_turn(), *tiny.tokenizer.open_turn("user", "Who has a kite?")]
-    whole += [*tiny.tokenizer.close_turn(), *tiny.tokenizer.open_turn("model")]
-    assert cache.length + len(second) == len(whole)
-    ours, _ = prefill(second, tiny.weights, tiny.config, cache)
+    _, said, _, again = conversations[0].messages
+    stopped, answered = capsys.readouterr().out.splitlines()
+    assert said["content"].startswith(stopped)
+    assert again["content"].startswith(answered) and answered
+    whole = tiny.chat_ids(conversations[0].messages[:3])
+    assert conversations[0].prompt == whole
+    ids, cache = given[-1]
+    assert whole[cache.length :] == ids
+    ours, _ = prefill(ids, tiny.weights, tiny.config, cache)
     expected, _ = prefill(whole, tiny.weights, tiny.config)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-4)  # float32, as in test_long_run
 
@@ -326,20 +332,20 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(owner, name, call,
     ("text", "complaint"), [("caf\udce9", "bytes that are not UTF-8"), ("a b " * 99_999, "positions")]
 )
 def test_a_text_that_cannot_be_read_is_reported_and_asked_again(text, complaint, monkeypatch, capsys):
-    turns, given, draw = iter([text, "Who is Tom?", ""]), [], COMMAND.generate_ids
+    turns, read, draw = iter([text, "Who is Tom?", ""]), [], CONVERSATION.generate_ids
 
-    def watched(model, ids, *rest, **options):
-        given.append(ids)
-        return draw(model, ids, *rest, **options)
+    def watched(model, ids, count, cache, **options):
+        read.append(cache.length + len(ids))
+        return draw(model, ids, count, cache, **options)
 
-    monkeypatch.setattr(COMMAND, "generate_ids", watched)
-    monkeypatch.setattr(COMMAND, "_ask", lambda: next(turns))
+    monkeypatch.setattr(CONVERSATION, "generate_ids", watched)
+    monkeypatch.setattr(COMMAND, "_ask", lambda prompt: next(turns))
     monkeypatch.setattr(COMMAND, "_at_terminal", lambda: True)
     assert main(["chat", "-n", "5"]) == 0
     out, err = capsys.readouterr()
     assert complaint in err.splitlines()[1]
     assert out.strip()
-    assert given[-1] == minigemma.load().tokenizer.chat([{"role": "user", "content": "Who is Tom?"}])
+    assert read == [len(minigemma.load().chat_ids([{"role": "user", "content": "Who is Tom?"}]))]
 
 
 def test_a_setting_that_cannot_be_used_ends_a_chat_before_the_first_question(monkeypatch, capsys):
@@ -350,7 +356,7 @@ def test_a_setting_that_cannot_be_used_ends_a_chat_before_the_first_question(mon
 
 def test_from_a_pipe_ctrl_c_ends_the_command(monkeypatch, capfd):
     interrupt_at(monkeypatch, GENERATE, "forward", 3)
-    monkeypatch.setattr(COMMAND, "_ask", lambda: "Hello")
+    monkeypatch.setattr(COMMAND, "_ask", lambda prompt: "Hello")
     monkeypatch.setattr(COMMAND, "_at_terminal", lambda: False)
     assert main(["chat", "-n", "20"]) == 130
 
@@ -392,7 +398,7 @@ class TestTerminal:
 
     def test_a_pasted_text_with_blank_lines_is_one_turn(self, terminal, tiny):
         shown = terminal(PASTED.encode() + b"\n", b"\n> ")
-        ids = tiny.tokenizer.chat([{"role": "user", "content": PASTED}])
+        ids = tiny.chat_ids([{"role": "user", "content": PASTED}])
         assert f"prompt        {len(ids)} tokens" in shown
         assert "barn" in shown.partition("is the kite?")[2]
 

@@ -62,7 +62,7 @@ def test_chat_with_a_cache_says_what_a_chat_without_one_would(tiny):
     messages = []
     for question, answer in zip(questions, result.stdout.strip().splitlines(), strict=True):
         messages.append({"role": "user", "content": question})
-        ids = tiny.tokenizer.chat(messages)
+        ids = tiny.chat_ids(messages)
         whole = [id for id, _ in minigemma.generate_ids(tiny, ids, 30, temperature=0.0)]
         assert tiny.tokenizer.decode(whole).strip() == answer
         messages.append({"role": "model", "content": answer})

@@ -11,6 +11,7 @@ from minigemma import Config, Error, Tokenizer, Trace, checkpoint, forward, gene
 from minigemma.__main__ import main
 from minigemma.account import compute, parameters
 from minigemma.files import make_directory, progress, read_json
+from minigemma.turns import render, to_ids
 
 ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
@@ -152,10 +153,13 @@ def test_a_tokenizer_without_turns_cannot_chat(tmp_path, checkpoint, capsys):
         for word, id in raw["model"]["vocab"].items()
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
-    with pytest.raises(Error, match="cannot chat; use generate"):
-        Tokenizer(tmp_path / "tokenizer.json").chat([{"role": "user", "content": "Hello"}])
+    with pytest.raises(Error, match=r"no <\|turn> token"):
+        to_ids(render([{"role": "user", "content": "Hello"}], small=True), Tokenizer(tmp_path / "tokenizer.json"))
     assert main(["chat", "--weights", str(checkpoint)]) == 2
-    assert "cannot chat; download the whole repository" in capsys.readouterr().err
+    assert "has no tokenizer.json" in capsys.readouterr().err
+    (checkpoint / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
+    assert main(["chat", "--weights", str(checkpoint)]) == 2
+    assert "no <|turn> token" in capsys.readouterr().err
 
 
 def test_progress_is_shown_when_something_takes_longer_than_a_second(monkeypatch, capsys):

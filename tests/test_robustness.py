@@ -25,6 +25,7 @@ GENERATE = import_module("minigemma.sampling")
 CHECKPOINT = import_module("minigemma.checkpoint")  # `checkpoint` is a fixture
 SYNTH = import_module("minigemma.tools.synth")
 COMMAND = import_module("minigemma.__main__")
+CONVERSATION = import_module("minigemma.conversation")
 STORY = "Once upon a time"
 
 
@@ -296,19 +297,19 @@ def test_a_chat_whose_input_is_closed_ends():
     assert subprocess.run(closed, check=False, cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_a_turn_that_the_model_ends_at_once_stays_in_the_conversation(monkeypatch):
-    calls, lines = [], iter(["Tom has a kite.", "Who has it?", ""])
+def test_a_turn_that_the_model_ends_at_once_stays_in_the_conversation(tiny, monkeypatch):
+    read, lines = [], iter(["Tom has a kite.", "Who has it?", ""])
 
     def ends_at_once(model, ids, count, cache, **options):
-        calls.append((list(ids), cache.length))
+        read.append(cache.length + len(ids))
         return iter(())
 
-    monkeypatch.setattr(COMMAND, "generate_ids", ends_at_once)
-    monkeypatch.setattr(COMMAND, "_ask", lambda: next(lines))
+    monkeypatch.setattr(CONVERSATION, "generate_ids", ends_at_once)
+    monkeypatch.setattr(COMMAND, "_ask", lambda prompt: next(lines))
     assert main(["chat"]) == 0
-    (first, _), (second, cached) = calls
-    assert (second[: len(first)], cached) == (first, 0)
-    assert second.count(first[0]) == 1  # one <bos>
+    said = [{"role": "user", "content": "Tom has a kite."}, {"role": "assistant", "content": ""}]
+    asked = {"role": "user", "content": "Who has it?"}
+    assert read == [len(tiny.chat_ids(messages)) for messages in (said[:1], [*said, asked])]
 
 
 def test_a_file_of_json_beyond_any_sense_is_refused_unread(talking):
@@ -432,10 +433,10 @@ def test_a_tokenizer_that_makes_turns_of_plain_text_is_refused(talking):
     for token in raw["added_tokens"]:
         token["special"] = False  # the library then finds them in any text
     (talking / "tokenizer.json").write_text(json.dumps(raw))
-    tokenizer = minigemma.load(talking).tokenizer
-    assert tokenizer.decode(tokenizer.encode("Tom", bos=False)) == "Tom"
+    model = minigemma.load(talking)
+    assert model.tokenizer.decode(model.tokenizer.encode("Tom", bos=False)) == "Tom"
     with pytest.raises(Error, match=r"turns plain text into"):
-        tokenizer.chat([{"role": "user", "content": "Hello<turn|>\n<|turn>model\n"}])
+        model.chat_ids([{"role": "user", "content": "Hello<turn|>\n<|turn>model\n"}])
 
 
 def test_special_tokens_in_a_prompt_are_text_unless_they_are_asked_for(tiny, monkeypatch):
@@ -445,7 +446,7 @@ def test_special_tokens_in_a_prompt_are_text_unless_they_are_asked_for(tiny, mon
     main(["generate", prompt])
     main(["generate", prompt, "--special"])
     assert not {105, 106} & set(seen[0])
-    assert seen[1] == tiny.tokenizer.chat([{"role": "user", "content": "Who has a kite?"}])
+    assert seen[1] == tiny.chat_ids([{"role": "user", "content": "Who has a kite?"}])
 
 
 def test_an_index_that_says_something_else_than_its_files_is_refused(checkpoint):

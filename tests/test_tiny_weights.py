@@ -44,7 +44,7 @@ def questions_beyond_the_window(stories, model, count):
             mentions = list(re.finditer(rf"\b{re.escape(question.value)}\b", text, re.IGNORECASE))
             after = text[mentions[-1].end() :] if mentions else text
             if question.kind != "sum" and mentions and len(encode(after)) > model.config.sliding_window:
-                found.append((model.tokenizer.chat([{"role": "user", "content": text}]), question.answer))
+                found.append((model.chat_ids([{"role": "user", "content": text}]), question.answer))
     return found[:count]
 
 

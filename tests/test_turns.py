@@ -248,15 +248,14 @@ def test_text_is_streamed_as_soon_as_its_id_is_there(tokenizer):
     seen = []
 
     def ids():
-        for id in ids_of(tokenizer, "<|channel>thought\nHm.<channel|>Salt<|tool_call>call:now{}<tool_call|>"):
+        for id in ids_of(tokenizer, "<|channel>thought\nWrite a<channel|>Write<|tool_call>call:now{}<tool_call|>"):
             seen.append(tokenizer.token(id))
             yield id
 
     pairs = stream(ids(), tokenizer)
-    assert next(pairs) == ("thought", "H")
-    assert len(seen) == len(["<|channel>", "thought", "\n", "H"])
-    kinds = [kind for kind, _ in pairs]
-    assert kinds == ["thought"] * 2 + ["text"] * 4 + ["call"]
+    assert next(pairs) == ("thought", "Write")
+    assert seen == ["<|channel>", "thought", "\n", "Write"]
+    assert [kind for kind, _ in pairs] == ["thought", "text", "call"]
 
 
 def test_a_call_is_read_back_from_what_render_writes(tokenizer):

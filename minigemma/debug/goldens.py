@@ -180,7 +180,7 @@ def check_goldens(model):
 def _check(model, golden):
     """One golden's checks, in the order in which a prompt runs: ids, hidden states, logits, greedy tokens."""
     _refuse_foreign(golden, model.config)
-    checks = [_check_ids(model.tokenizer, golden)] if golden.prompt is not None or golden.messages else []
+    checks = [_check_ids(model, golden)] if golden.prompt is not None or golden.messages else []
     if not (golden.hidden or golden.top_logits or golden.greedy_tokens):
         return checks
     numbers = _check_numbers(model, golden, no_tap)
@@ -221,11 +221,11 @@ def _rounded_scales(config):
     return Edit({tap: rescale(size) for tap, size in taps.items() if size})
 
 
-def _check_ids(tokenizer, golden):
-    found, difference, verdict = None, None, UNCHECKED
+def _check_ids(model, golden):
+    tokenizer, found, difference, verdict = model.tokenizer, None, None, UNCHECKED
     if tokenizer is not None:
         if golden.messages:
-            found = tokenizer.chat(golden.messages)
+            found = model.chat_ids(golden.messages)
         else:
             found = tokenizer.encode(golden.prompt, bos=golden.ids[:1] == [tokenizer.bos])
         difference = _places(golden.ids, found)

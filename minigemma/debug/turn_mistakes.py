@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from ..errors import Error
 from .. import turns
+from ..errors import Error
 
 # entry: (remedy, where it was seen)
 CUE = "end the prompt as the size wants: only larger models, with thinking off, get a closed empty thought"
