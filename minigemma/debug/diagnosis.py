@@ -6,7 +6,7 @@ excess is the sum over taps of log10(error / allowed error): large and small err
 that a wrong candidate makes worse.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import combinations
@@ -14,11 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
-from ..taps import layer_of, shape_key, time_axis
+from ..taps import layer_of, shape_key
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import MARGIN, ROUNDING, compare_traces, healthy
-from .replay import Replay, by_position
+from .diff import MARGIN, ROUNDING, Run, compare_traces, healthy
+from .foreign import read_soft
+from .port import Port
+from .replay import Replay
+from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 
 NAMED = 0.8  # of the excess explained: enough to name a fault
 SHAPE_EXCESS = 6  # what a wrong shape counts, in decades
@@ -47,6 +51,12 @@ class Diagnosis:
     next_probe: str | None = None
     comparison: object = None
     notes: list = field(default_factory=list)
+    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+
+    @property
+    def clean(self):
+        """Whether everything in the trace was judged and nothing in it is wrong."""
+        return self.verdict == "rounding" and not self.unread
 
     def to_dict(self):
         return {
@@ -86,7 +96,7 @@ class Search:
             self.prefill = start  # decoding, if it was that, began there; RoPE's mistakes spare position 0 by nature
         self.excess = self._excess(self.before)
         arrays, replay = {}, Replay(run.theirs, run.config)
-        run.port().run(lambda name, array: replay(name, arrays.setdefault(name, array)))
+        run.through(lambda name, array: replay(name, arrays.setdefault(name, array)))
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
 
     def allows(self, name):
@@ -113,12 +123,13 @@ class Search:
 
     def errors(self, candidates):
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ."""
-        port = self.run.port(self.suspect)
+        run = self.run
+        port = Port(run.config, run.weights, run.tokens, run.soft_tokens, self.suspect, run.unused)
         cached = any("cached" in candidate.fault.needs for candidate in candidates)
         try:
             for candidate in candidates:
                 candidate.change(port)
-            replay = Replay(self.run.theirs, port.config, {} if cached else self.known)
+            replay = Replay(run.theirs, port.config, {} if cached else self.known)
             with np.errstate(all="ignore"):
                 port.run(replay, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):
@@ -166,19 +177,22 @@ def diagnose(theirs, run, precision=None, prefill=None):
     T = len(run.tokens)
     if prefill is not None and not 1 <= prefill <= T:
         raise Error(f"their first call must have had from 1 to the prompt's {T} tokens, not {prefill} (--prefill)")
-    other = _other_length(theirs, run)
-    if other:
-        return other
+    lengths = lengths_of(theirs, run)
+    if not (T in lengths or lengths <= {1}):
+        if found := _other_bos(lengths, run):
+            return found
+        raise Error(
+            f"the trace has {', '.join(map(str, sorted(lengths)))} positions and the prompt {T} ids; give the ids that "
+            "their run had, with --ids"
+        )
     comparison = compare_traces(theirs, run, precision)
     if comparison.identity:
         return Diagnosis(comparison.identity, comparison.sentence, comparison.first_broken, comparison=comparison)
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
         return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
-    if T > 1 and _lengths(theirs, run) == {1}:
-        other = _other_bos(theirs, run, T - 1) or _other_bos(theirs, run, T + 1)  # the last position tells no length
-        if other:
-            return other
+    if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # the last position tells no length
+        return found
     search = Search(run, comparison, prefill)
     singles = sorted(((search.explains([c]), c) for c in search.candidates()), key=_rank)
     (share, _, errors), best = singles[0]
@@ -194,46 +208,15 @@ def diagnose(theirs, run, precision=None, prefill=None):
         found = sorted(zip(faults, shares, [errors] * 2, strict=True), key=lambda item: -item[1])
         return _finding(comparison, search, found, singles, [], total)
     if share >= NAMED or (share > 0.3 and errors.get(first, np.inf) <= search.allows(first)):
-        left = next((n for n in run.order if errors.get(n, 0) > search.allows(n)), None)
+        left = next((n for n in run.shapes if errors.get(n, 0) > search.allows(n)), None)
         found = _finding(comparison, search, [(best, share, errors)], singles, [], share)
         found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
         return found
-    other = _unrelated(comparison, run)
-    if other:
+    if other := unrelated(comparison, run):
         return Diagnosis(*other, first, comparison=comparison)
     sentence = f"not in the catalogue: {comparison.sentence}"
     near = [search.named(c.fault, s[0], s[2]) for s, c in singles[:3] if s[0] > 0.1]
     return Diagnosis("unknown", sentence, first, [], near, _capture(comparison, run), comparison)
-
-
-@np.errstate(invalid="ignore")
-def _unrelated(comparison, run):
-    """(verdict, sentence) where no mistake explains a trace because it is of another prompt or of other weights.
-
-    Asked last, and for traces without `embed`, which tells at once: their first tap then has nothing to do with ours.
-    """
-    judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
-    layers = [row for row in judged if layer_of(row.name) is not None]
-    if len(layers) < 3 or judged[0].name == "embed":
-        return None
-    name = judged[0].name
-    a, b = by_position(name, run.ours[name]), by_position(name, run.theirs[name])  # [T, n] each
-    if a.shape != b.shape or judged[0].verdict != "BROKEN":
-        return None
-    cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-30)  # [T]
-    wrong = judged[0].own.errors > judged[0].allowed  # [T]
-    start = int(wrong.argmax())
-    if start and np.median(cosines[wrong]) < 0.6:
-        return "other-input", (
-            f"another prompt, it seems: positions 0 to {start - 1} are right, and from {start} on {name} has "
-            "nothing to do with ours; compare the ids of the two runs"
-        )
-    if np.mean([row.verdict == "BROKEN" for row in layers]) > 0.8 and np.median(cosines) < 0.6:
-        return "other-weights", (
-            "other weights or another prompt, it seems: every layer is wrong on its own inputs, and no known mistake "
-            "explains it; compare the checkpoints, then the ids"
-        )
-    return None
 
 
 def _rank(item):
@@ -270,7 +253,7 @@ def _finding(comparison, search, found, singles, rivals, total):
 
 def _capture(comparison, run):
     """What to capture next, where the first broken op stands among ops that were not captured."""
-    order, rows = list(run.order), {row.name: row for row in comparison.rows}
+    order, rows = list(run.shapes), {row.name: row for row in comparison.rows}
     first = order.index(comparison.first_broken)
     start = next((i for i in range(first - 1, -1, -1) if rows[order[i]].verdict != "MISSING"), -1)
     between = order[start + 1 : first]
@@ -291,35 +274,32 @@ def _next_rung(run, prefill):
     return f"next, try {PROBES['soft']}" if run.soft_tokens is None else None
 
 
-def _other_length(theirs, run):
-    """A trace of one token more or less than the prompt: <bos> missing, or twice. Other lengths are an Error."""
-    lengths, T = _lengths(theirs, run), len(run.tokens)
-    if not lengths or lengths <= {1, T} or T in lengths:
-        return None
-    for length in (T - 1, T + 1):
-        if lengths <= {1, length} and (other := _other_bos(theirs, run, length)):
-            return other
-    raise Error(
-        f"the trace has {', '.join(map(str, sorted(lengths)))} positions and the prompt {T} ids; give the ids that "
-        "their run had, with --ids"
-    )
+def _other_bos(lengths, run):
+    """The Diagnosis of a trace that fits the prompt without its <bos>, or with two. Else None."""
+    for id, tokens in with_other_bos(run.tokens).items():
+        if not len(tokens) or not lengths <= {1, len(tokens)}:
+            continue
+        comparison = compare_traces(run.theirs, replace(run, tokens=tokens))
+        if comparison.first_broken is None:
+            fault = FAULTS[id]
+            evidence = f"their {len(tokens)} positions agree with the prompt's {len(run.tokens)} ids, {fault.title}"
+            named = Named(fault.id, fault.title, 1.0, evidence, fault.remedy)
+            return Diagnosis("fault", f"{fault.id}, {fault.title}", "embed", [named], comparison=comparison)
+    return None
 
 
-def _lengths(theirs, run):
-    """How many positions their arrays have, those of another number of axes than ours left out."""
-    return {np.shape(a)[time_axis(n)] for n, a in theirs.items() if np.ndim(a) == len(run.order.get(n, ()))}
+def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None):
+    """What `diagnose` finds in a file of somebody's intermediates -> Diagnosis, its notes on the file included.
 
-
-def _other_bos(theirs, run, length):
-    """The Diagnosis of a trace that fits the prompt without its <bos>, or with two: `length` tokens. Else None."""
-    if not length:
-        return None
-    T = len(run.tokens)
-    port, fault = run.port(), FAULTS["J1" if length < T else "J2"]
-    fault.changes[0](port)
-    comparison = compare_traces(theirs, run.with_tokens(port.tokens))
-    if comparison.first_broken is not None:
-        return None
-    evidence = f"their {length} positions agree with the prompt's {T} ids, {fault.title}"
-    named = Named(fault.id, fault.title, 1.0, evidence, fault.remedy)
-    return Diagnosis("fault", f"{fault.id}, {fault.title}", "embed", [named], comparison=comparison)
+    Arguments and errors as in diff.diff_file; prefill as in `diagnose`.
+    """
+    theirs, tokens = read_theirs(path, model, ids, mapping)
+    if other := stated(theirs, tokens, fingerprint(model.weights)):
+        found = Diagnosis(*other, None)
+    else:
+        unused = read_unused(model.directory, model.config)
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused)
+        found = diagnose(theirs.arrays, run, precision, prefill)
+    found.notes += notes_of(theirs)
+    found.unread = theirs.unread
+    return found

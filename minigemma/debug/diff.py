@@ -6,17 +6,19 @@ healthy port shows is not guessed but measured: our pass is run once with the ro
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 
 import numpy as np
 
+from ..checkpoint import fingerprint
 from ..errors import Error
 from ..files import json_number
-from ..ops import linear, rope
+from ..model import forward
+from ..ops import rope
 from ..packed import narrow, widen
 from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, shape_key, time_axis
-from .port import Port
-from .replay import MASKED, Replay, by_position, compare, hidden_keys, unmasked, wrong_masks
+from .foreign import read_soft
+from .replay import MASKED, Replay, compare, hidden_keys, unmasked, wrong_masks
+from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
 # What is added to a pass to see what rounding does: one unit in the last place, and for 32 and 64 bits more, because
 # there the order of a sum of thousands outweighs its roundings.
@@ -93,6 +95,12 @@ class Comparison:
     hint: str | None = None
     identity: str | None = None  # "other-input" or "other-weights" where it is not this run at all
     notes: list = field(default_factory=list)
+    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+
+    @property
+    def clean(self):
+        """Whether everything in the trace was judged and nothing in it is broken."""
+        return not (self.first_broken or self.identity or self.unread)
 
     def to_dict(self):
         def one(row):
@@ -113,36 +121,38 @@ class Comparison:
         }  # fmt: skip
 
 
+@dataclass(eq=False)
 class Run:
-    """What our side of a comparison needs: a model, a prompt, and the names that were captured."""
+    """What our side of a comparison needs: a model, a prompt, and the names that were captured.
 
-    def __init__(self, model, tokens, theirs, soft_tokens=None, unused=None):
-        self.model, self.config, self.weights, self.tokens = model, model.config, model.weights, np.asarray(tokens)
-        self.theirs, self.soft_tokens, self.unused = theirs, soft_tokens, unused
-        self.ours = Trace(list(theirs))
+    soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold. Raises
+    Error where our own pass is not finite.
+    """
+
+    model: object
+    tokens: np.ndarray  # [T]
+    theirs: dict  # tap -> array
+    soft_tokens: tuple | None = None
+    unused: dict | None = None
+
+    def __post_init__(self):
+        self.config, self.weights, self.tokens = self.model.config, self.model.weights, np.asarray(self.tokens)
+        self.ours = Trace(list(self.theirs))
+        self.shapes = {}  # of every tap, in the order of execution
         self.healthy = {}  # size of rounding -> what `healthy` found
-        self.order = Trace()  # every tap's name in the order of execution, its array not kept
+
+        def first(name, array):
+            self.shapes[name] = array.shape
+            return self.ours(name, array)
+
         try:
-            self.port().run(Finite(self._first))
+            self.through(Finite(first))
         except Error as error:
             raise Error(f"our own pass cannot judge theirs: {error}") from None
 
-    def _first(self, name, array):
-        self.order.arrays[name] = array.shape
-        return self.ours(name, array)
-
-    def port(self, suspect=None):
-        return Port(self.config, self.weights, self.tokens, self.soft_tokens, suspect, self.unused)
-
-    def with_tokens(self, tokens):
-        return Run(self.model, tokens, self.theirs, self.soft_tokens, self.unused)
-
-    @cached_property
-    def keys(self):
-        """K after RoPE of the layers that write it: layer -> [S, K, H]."""
-        keys = Trace("layers.*.attn.rot_k")
-        self.port().run(keys)
-        return {layer_of(name): array for name, array in keys.items()}
+    def through(self, tap):
+        """Our pass with a tap."""
+        forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
 
     def away(self, theirs):
         """Their arrays against ours, both from the beginning -> tap: Difference."""
@@ -180,13 +190,10 @@ def healthy(run, size):
         return run.healthy[size]
     away, own = {}, {}
     for seed in range(1 if size < ROUNDING["float16"] else 3):
-        port = run.port()
-        for name, source in (("attn.rot_q", "attn.q"), ("attn.rot_k", "attn.k")):
-            port.edit(name, partial(_turned_in_float32, source))
-        rounded, noise = Trace(list(run.theirs)), Noise(size, seed)
-        port.run(lambda name, array, rounded=rounded, noise=noise: rounded(name, noise(name, array)))
+        rounded = Trace(list(run.theirs))
+        run.through(_rounding(run.config, Noise(size, seed), rounded))
         replay = Replay(rounded)
-        run.port().run(replay)
+        run.through(replay)
         for found, worst in ((run.away(rounded), away), (replay.found, own)):
             for name, difference in found.items():
                 worst[name] = max(worst.get(name, 0.0), difference.error)
@@ -194,11 +201,26 @@ def healthy(run, size):
     return run.healthy[size]
 
 
-def _turned_in_float32(source, at, x):
-    """An edit: RoPE on the tap `source` with its angles in float32."""
-    positions = at.positions[-len(x) :, None, None].astype(np.float32)  # [T, 1, 1]
-    angles = positions * at.layer.inv_freq.astype(np.float32)  # [T, 1, H/2]
-    return rope(at[source], np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
+def _rounding(config, noise, tap):
+    """A tap that rounds, the angles of RoPE to float32 as well, and hands on to another tap."""
+    before = {}  # q and k of the present layer, before RoPE
+
+    def rounding(name, x):
+        part = name.rpartition(".")[2]
+        if part in ("rot_q", "rot_k"):
+            x = _turned_in_float32(before[part[-1]], config.layers[layer_of(name)].inv_freq)
+        x = tap(name, noise(name, x))
+        if part in ("q", "k"):
+            before[part] = x
+        return x
+
+    return rounding
+
+
+def _turned_in_float32(x, inv_freq):
+    """RoPE on x [T, N, H] from position 0 on, with its angles in float32."""
+    angles = np.arange(len(x), dtype=np.float32)[:, None, None] * inv_freq.astype(np.float32)  # [T, 1, H/2]
+    return rope(x, np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
 
 
 def _at_least_typical(errors):
@@ -212,9 +234,6 @@ def _at_least_typical(errors):
         if name.endswith("router.experts"):  # measured in probability, so as exact as the probabilities
             result[name] = max(error, result.get(name.replace("experts", "probs"), 0))
     return result
-
-
-LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 
 
 def infer_precision(theirs, own, run):
@@ -237,31 +256,19 @@ def infer_precision(theirs, own, run):
 def compare_traces(theirs, run, precision=None):
     """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
     replay = Replay(theirs, run.config)
-    run.port().run(replay)
+    run.through(replay)
     own, away = replay.found, run.away(theirs)
     precision = precision or infer_precision(theirs, own, run)
     may_away, may_own = healthy(run, ROUNDING[precision])
-    rows = []
-    for name in run.order:
-        if name not in theirs:
-            rows.append(Row(name, None, "MISSING"))
-            continue
-        shape = tuple(np.shape(theirs[name]))
-        if name in replay.misshapen or name not in own:
-            rows.append(Row(name, shape, "SHAPE"))
-            continue
-        allowed = MARGIN * may_own[name]
-        if not own[name].error <= allowed:
-            verdict = "BROKEN"
-        elif name in away and not away[name].error <= MARGIN * may_away[name]:
-            verdict = "DRIFT"
-        else:
-            verdict = "OK"
-        rows.append(Row(name, shape, verdict, away.get(name), own[name], allowed))
+    judged = {}
+    for name, found in own.items():
+        allowed, drifted = MARGIN * may_own[name], name in away and not away[name].error <= MARGIN * may_away[name]
+        verdict = "BROKEN" if not found.error <= allowed else "DRIFT" if drifted else "OK"
+        judged[name] = verdict, away.get(name), found, allowed
+    rows = [_row(name, theirs, judged) for name in run.shapes]
     bad = next((row for row in rows if row.verdict in ("BROKEN", "SHAPE")), None)
-    identity = identify(rows, theirs, run)
-    if identity:
-        return Comparison(rows, precision, identity[1], bad and bad.name, None, identity[0])
+    if identity := identify(rows, theirs, run):
+        return Comparison(rows, precision, identity[1], bad and bad.name, identity=identity[0])
     if bad is None:
         return Comparison(rows, precision, _no_break(rows, precision), None)
     hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
@@ -270,22 +277,50 @@ def compare_traces(theirs, run, precision=None):
 
 def diff_captures(theirs, ours, config, precision):
     """Two captured traces, without weights -> Comparison: no op can be judged by itself, only where they part."""
-    rows, allowed = [], 64 * ROUNDING[precision]
-    for name in names_of(config):
-        if name not in theirs or name not in ours:
-            rows.append(Row(name, None, "MISSING"))
-        elif theirs[name].shape != ours[name].shape:
-            rows.append(Row(name, theirs[name].shape, "SHAPE"))
-        else:
-            away = compare(name, *_comparable(name, ours[name], theirs[name], config))
-            verdict = "OK" if away.error <= allowed else "DRIFT"
-            rows.append(Row(name, theirs[name].shape, verdict, away, away, allowed))
+    judged, allowed = {}, 64 * ROUNDING[precision]
+    both = {name: array for name, array in theirs.items() if name in ours}
+    for name, array in both.items():
+        if array.shape == ours[name].shape:
+            away = compare(name, *_comparable(name, ours[name], array, config))
+            judged[name] = "OK" if away.error <= allowed else "DRIFT", away, away, allowed
+    rows = [_row(name, both, judged) for name in names_of(config)]
     first = next((row.name for row in rows if row.verdict in ("DRIFT", "SHAPE")), None)
-    captured = sum(row.verdict != "MISSING" for row in rows)
-    sentence = f"all {captured} taps that both hold agree within {precision} rounding"
+    sentence = f"all {len(both)} taps that both hold agree within {precision} rounding"
     if first:
         sentence = f"the two part at {first}; give --weights in place of --against to judge each op by itself"
     return Comparison(rows, precision, sentence, first)
+
+
+def _row(name, theirs, judged):
+    """The Row of a tap. judged: tap -> verdict, away, own, allowed, of those whose shapes are right."""
+    if name not in theirs:
+        return Row(name, None, "MISSING")
+    return Row(name, tuple(np.shape(theirs[name])), *judged.get(name, ("SHAPE",)))
+
+
+def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, against=None):
+    """What `diff` finds in a file of somebody's intermediates -> Comparison, its notes on the file included.
+
+    model: a Model. ids: the prompt's, where the file does not hold them. mapping: a file that translates names, see
+    foreign.read_trace. soft: a file of soft tokens. against: a second trace of the same weights; no op is then judged
+    by itself. Raises Error for files that cannot be read or are of two prompts.
+    """
+    theirs, tokens = read_theirs(path, model, ids, mapping)
+    ours = read_second(against, model.config, mapping) if against else None
+    if ours and ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
+        raise Error(f"{against}: is of another prompt than {path}")
+    weights = ours.metadata.get("fingerprint") if ours else fingerprint(model.weights)
+    if other := stated(theirs, tokens, weights):
+        found = Comparison([], "", other[1], None, identity=other[0])
+    elif ours:
+        found = diff_captures(theirs.arrays, ours.arrays, model.config, precision or "float32")
+        found.notes += [f"{against}: ignored {line}" for line in ours.ignored]
+    else:
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft))
+        found = compare_traces(theirs.arrays, run, precision)
+    found.notes += notes_of(theirs)
+    found.unread = theirs.unread
+    return found
 
 
 def _comparable(name, a, b, config):
@@ -337,67 +372,6 @@ def _broken(bad, rows, precision, misshapen):
     return f"{what}: {size}"
 
 
-# ------------------------------------------------------------------------------------------ the same model and input?
-WEIGHTLESS = (
-    "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "resid_mid", "resid_ffn", "mlp.act",
-)  # fmt: skip
-
-
-def identify(rows, theirs, run):
-    """("other-input" | "other-weights", sentence) where the trace is of another prompt or another model, else None."""
-    judged = {row.name: row for row in rows if row.own is not None}
-    embed = judged.get("embed")
-    if embed and embed.verdict == "BROKEN":
-        found = _other_tokens(embed, theirs["embed"], run)
-        if found:
-            return found
-    ours = [row for name, row in judged.items() if name.split(".", 2)[-1] in WEIGHTLESS]
-    learned = [row for name, row in judged.items() if name.split(".", 2)[-1] in LINEAR]
-    broken = [row for row in learned if row.verdict == "BROKEN"]
-    if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
-        sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
-        if sound > 0.9:
-            return "other-weights", (
-                f"this looks like other weights: {len(broken)} of {len(learned)} matrix products are wrong on their "
-                "own inputs, while the ops without weights are right; compare checkpoint names and revisions"
-            )
-    return None
-
-
-def _other_tokens(embed, theirs, run):
-    """Whose rows of the token table are their embeddings, where those are not our tokens'?"""
-    if len(theirs) != len(run.tokens):
-        return None
-    wrong = np.flatnonzero(embed.own.errors > embed.allowed)  # positions
-    rows = by_position("embed", theirs)[wrong]  # [M, D]
-    cosines = by_position("embed", run.ours["embed"])[wrong]  # [M, D]
-    cosines = (cosines * rows).sum(-1) / (np.linalg.norm(cosines, axis=-1) * np.linalg.norm(rows, axis=-1) + 1e-30)
-    turned = cosines < 0.9  # a factor leaves the direction
-    if not turned.any():
-        return None
-    table, rows = run.weights.embed_tokens, rows[turned].astype(np.float32)
-    sizes = np.concatenate([np.linalg.norm(np.asarray(table[i : i + 8192]), axis=-1)
-                            for i in range(0, table.shape[0], 8192)])  # [V]  # fmt: skip
-    match = linear(rows, table) / (sizes * np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-30)  # [M, V]
-    best, rowlike = match.argmax(-1), match.max(-1) > 0.98  # [M] each
-    close = rowlike & (best != run.tokens[wrong][turned])  # our token's row stands there where an image's belongs
-    if close.mean() > 0.5:
-        shown = [
-            f"position {p}: {run.tokens[p]}, theirs {t}"
-            for p, t, c in zip(wrong[turned], best, close, strict=True)
-            if c
-        ]
-        return "other-input", (
-            f"another prompt: {int(close.sum())} of {len(run.tokens)} embeddings are those of other tokens "
-            f"({'; '.join(shown[:3])}{'; ...' if len(shown) > 3 else ''})"
-        )
-    if turned.mean() > 0.5 and rowlike.mean() <= 0.5:
-        return "other-weights", (
-            "other weights, or a damaged token table: their embeddings are no rows of ours, whatever the token"
-        )
-    return None
-
-
 # ---------------------------------------------------------------------------------- what the wrong array looks like
 def find_hint(bad, run):
     """What relates their array to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
@@ -409,7 +383,7 @@ def find_hint(bad, run):
             taken["ours"] = array
         return replay(name, keep(name, array))
 
-    run.port().run(tap)
+    run.through(tap)
     ours, theirs = np.asarray(taken["ours"], np.float64), np.asarray(run.theirs[bad.name], np.float64)
     if ours.shape != theirs.shape:  # the last position only
         return None
@@ -515,13 +489,15 @@ def _elsewhere(name, keep, fits):
     return None
 
 
-def _donor(name, run, keep, fits):
+def _donor(bad, run, keep, fits):
     """Scores of a KV-sharing layer that fit the K of another layer."""
-    i = layer_of(name)
-    if i is None or not name.endswith("attn.scores"):
+    i = layer_of(bad)
+    if i is None or not bad.endswith("attn.scores"):
         return None
-    q = np.asarray(keep[f"layers.{i}.attn.rot_q"], np.float64)  # [T, N, H]
-    for j, k in run.keys.items():
+    q, keys = np.asarray(keep[f"layers.{i}.attn.rot_q"], np.float64), Trace("layers.*.attn.rot_k")  # [T, N, H]
+    run.through(keys)
+    for name, k in keys.items():  # [S, K, H]
+        j = layer_of(name)
         comparable = k.shape[-1] == q.shape[-1] and q.shape[1] % k.shape[1] == 0
         if j == run.config.layers[i].kv_from or not comparable:
             continue
@@ -537,7 +513,7 @@ def _positions(bad, run):
     if len(wrong) in (0, len(errors)):
         return None
     window, asked = run.config.sliding_window, ""
-    if bad.name == next(name for name in run.order if name in run.theirs):  # nothing before it tells another token
+    if bad.name == next(name for name in run.shapes if name in run.theirs):  # nothing before it tells another token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked

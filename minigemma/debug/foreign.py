@@ -426,6 +426,15 @@ def read_array(stored):
     return _values(np.asarray(np.memmap(stored.path, np.uint8, "r")), stored).reshape(stored.shape)
 
 
+def read_soft(path):
+    """Soft tokens in a safetensors file -> their positions [M] and rows [M, D]. Raises Error where it lacks either."""
+    header = read_header(path)
+    if not {"positions", "rows"} <= set(header):
+        held = ", ".join(sorted(header)) or "none"
+        raise Error(f"{path}: must hold `positions` [M] and `rows` [M, D]; it holds {held}")
+    return read_array(header["positions"]), read_array(header["rows"]).astype(np.float32)
+
+
 def _convert(item, values, config, T):
     """The tap it is, and the array in our axes. Raises Refused for experts that there are not."""
     sizes, theirs = _sizes(item.tap, config, T, item.rows), _letters(item.layouts[0])
