@@ -45,12 +45,12 @@ class Golden:
     source: str
     compute: str  # what the source says of its precision
     ids: list[int]
-    prompt: str | None  # the text of the ids, <bos> left out
-    messages: list[dict] | None  # or the chat
     top_logits: dict[int, float]  # id -> logit at the last position, after the softcap
     greedy_tokens: list[int]
     hidden: list[dict]  # {"taps": [names], "l2_norm": ..., "first_8": [...]} of the last position
     within: dict  # {"logits": absolute, "hidden": relative, "why": ...}
+    prompt: str | None = None  # the text of the ids, <bos> left out
+    messages: list[dict] | None = None  # or the chat
 
 
 def read_goldens(path):
@@ -62,49 +62,45 @@ def read_goldens(path):
     return [_golden(data, entry, f"{path}: golden {number}") for number, entry in enumerate(entries)]
 
 
+FORM = {  # an entry of a goldens file, but for its ids
+    "name": str, "model": str, "source": str, "compute": str, "prompt": str,
+    "messages": [{"role": str, "content": str}],
+    "top_logits": {"indices": [int], "values": [float]},
+    "greedy_tokens": [int],
+    "hidden": [{"taps": [str], "l2_norm": float, "first_8": [float]}],
+}  # fmt: skip
+LEFT_OUT = {
+    "prompt": None, "messages": None, "top_logits": {"indices": [], "values": []}, "greedy_tokens": [], "hidden": [],
+}  # fmt: skip
+WITHIN = {"logits": float, "hidden": float, "why": str}
+
+
 def _golden(data, entry, where):
     try:
-        within = data["tolerances"][entry["tolerance"]]
-        top = entry.get("top_logits", {"indices": [], "values": []})
-        states = [
-            {
-                "taps": [_text(tap) for tap in state["taps"]],
-                "l2_norm": _real(state["l2_norm"]),
-                "first_8": [_real(value) for value in state["first_8"]],
-            }
-            for state in entry.get("hidden", [])
-        ]
-        if not all(state["taps"] and state["l2_norm"] > 0 for state in states):
-            raise ValueError("a hidden state needs a tap and an l2_norm above 0")
-        messages = entry.get("messages")
-        return Golden(
-            name=_text(entry["name"]),
-            model=_text(entry["model"]),
-            source=_text(entry["source"]),
-            compute=_text(entry["compute"]),
-            ids=_ids(entry["ids"]),
-            prompt=None if entry.get("prompt") is None else _text(entry["prompt"]),
-            messages=messages and [{key: _text(message[key]) for key in ("role", "content")} for message in messages],
-            top_logits=dict(zip(map(index, top["indices"]), map(_real, top["values"]), strict=True)),
-            greedy_tokens=[index(id) for id in entry.get("greedy_tokens", [])],
-            hidden=states,
-            within={"logits": _real(within["logits"]), "hidden": _real(within["hidden"]), "why": _text(within["why"])},
-        )
+        whole = LEFT_OUT | {key: value for key, value in entry.items() if value is not None}
+        found = {key: _expect(form, whole[key]) for key, form in FORM.items() if whole[key] is not None}
+        for state in found["hidden"]:
+            if not state["taps"] or state["l2_norm"] <= 0:
+                raise ValueError("a hidden state needs a tap and an l2_norm above 0")
+        top = found["top_logits"]
+        found["top_logits"] = dict(zip(top["indices"], top["values"], strict=True))
+        return Golden(ids=_ids(entry["ids"]), within=_expect(WITHIN, data["tolerances"][entry["tolerance"]]), **found)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         example = "weights/tiny/goldens.json shows the form"
         raise Error(f"{where} cannot be read ({type(error).__name__}: {error}); {example}") from None
 
 
-def _text(value):
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} should be text")
-    return value
-
-
-def _real(value):
-    if isinstance(value, str) or not math.isfinite(value):
-        raise ValueError(f"{value!r} should be a finite number")
-    return float(value)
+def _expect(form, value):
+    """A value of JSON in the form str, float, int, [form] or {key: form}. Raises one of several errors."""
+    if isinstance(form, dict):
+        return {key: _expect(part, value[key]) for key, part in form.items()}
+    if isinstance(form, list):
+        return [_expect(form[0], item) for item in value]
+    if form is int:
+        return index(value)
+    if isinstance(value, str) != (form is str) or (form is float and not math.isfinite(value)):
+        raise ValueError(f"{value!r} should be {'text' if form is str else 'a finite number'}")
+    return form(value)
 
 
 def _ids(ids):
