@@ -29,7 +29,7 @@ SHAPE_EXCESS = 6  # what a wrong shape counts, in decades
 
 
 @dataclass
-class Named:
+class Finding:
     """A fault of the catalogue and what it explains of a deviation."""
 
     id: str
@@ -74,27 +74,41 @@ class Candidate(NamedTuple):
     change: object
 
 
+class Trial(NamedTuple):
+    """What some candidates together explain of a deviation."""
+
+    candidates: tuple
+    explained: float  # the fraction of the excess that they remove
+    left: float  # a finer measure of what they leave
+    errors: dict  # tap -> own error with them in our pass
+
+    @property
+    def fault(self):
+        return self.candidates[0].fault
+
+    def rank(self):
+        """The best is the least."""
+        return -round(self.explained, 2), self.left
+
+
 class Search:
     """Runs candidates against one trace and keeps what each leaves unexplained."""
 
     def __init__(self, run, comparison, prefill):
-        self.run, self.prefill = run, prefill
-        own = healthy(run, ROUNDING[comparison.precision])[1]
-        kinds = {shape_key(name): MARGIN * error for name, error in own.items()}
+        self.run, self.comparison, self.prefill = run, comparison, prefill
         # a tap that a mistake adds, such as K of a layer that should read another's, may round as in the other layers
+        kinds = {shape_key(name): error for name, error in comparison.allowed.items()}
         self.allowed = {name: kinds[shape_key(name)] for name in run.theirs if shape_key(name) in kinds}
-        self.allowed |= {name: MARGIN * error for name, error in own.items()}
+        self.allowed |= comparison.allowed
         judged = [row for row in comparison.rows if row.own is not None]
-        broken = [row.name for row in judged if row.verdict == "BROKEN"]
+        broken = [row for row in judged if row.verdict == "BROKEN"]
         shapes = [row.name for row in comparison.rows if row.verdict == "SHAPE"]
-        self.suspect = next((layer_of(row.name) for row in comparison.rows if row.name in broken + shapes), None)
-        self.before = {row.name: row.own.error for row in judged} | dict.fromkeys(shapes, np.inf)
-        self.broken = broken + shapes
-        wrong = [np.flatnonzero(row.own.errors > row.allowed)[0] for row in judged if row.verdict == "BROKEN"]
-        start = int(min(wrong, default=0))
+        self.own_error = {row.name: row.own.error for row in judged} | dict.fromkeys(shapes, np.inf)
+        self.broken = [*(row.name for row in broken), *shapes]
+        self.suspect = layer_of(comparison.first_broken or "")
+        start = int(min((np.flatnonzero(row.own.errors > row.allowed)[0] for row in broken), default=0))
         if prefill is None and 1 < start < len(run.tokens):
             self.prefill = start  # decoding, if it was that, began there; RoPE's mistakes spare position 0 by nature
-        self.excess = self._excess(self.before)
         arrays, replay = {}, Replay(run.theirs, run.config)
         run.through(lambda name, array: replay(name, arrays.setdefault(name, array)))
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
@@ -138,35 +152,37 @@ class Search:
             return None  # two changes that cannot stand together, such as two other windows
         return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
 
-    def explains(self, candidates):
-        """(share of the excess explained, what is left as a finer measure, errors) of some mistakes together.
+    def trial(self, *candidates):
+        """What these mistakes together explain -> Trial.
 
         A tap whose shape stays wrong says nothing for or against a candidate; it only breaks a tie.
         """
         errors = self.errors(candidates)
         if errors is None:
-            return -1.0, np.inf, {}
-        errors = {name: self.before[name] for name in self.before if name not in errors} | errors
+            return Trial(candidates, -1.0, np.inf, {})
+        errors = self.own_error | errors
         judged = {name: error for name, error in errors.items() if np.isfinite(error)}
         for pattern in filter(None, (candidate.fault.rounds for candidate in candidates)):
             for name in filter(lambda name: fnmatchcase(name, pattern), judged):
                 if judged[name] <= MARGIN * self.coarse[name]:
                     errors[name] = judged[name] = self.allows(name)
-        before = self._excess({name: self.before.get(name, 0) for name in judged})
-        fine = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
-        return (1 - self._excess(judged) / before if before else 0.0), fine, errors
+        before = self._excess({name: self.own_error.get(name, 0) for name in judged})
+        left = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
+        return Trial(candidates, 1 - self._excess(judged) / before if before else 0.0, left, errors)
 
-    def named(self, fault, share, errors):
+    def finding(self, fault, explained, errors):
+        """The Finding of a fault that explains this fraction of the excess. errors: of its Trial."""
         mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allows(n)]
-        worst = max(self.broken, key=lambda name: self.before[name])
-        return Named(
-            fault.id,
-            fault.title,
-            round(float(share), 3),
+        worst = max(self.broken, key=lambda name: self.own_error[name])
+        evidence = (
             f"with it in our pass {len(mended)} of {len(self.broken)} broken taps agree; the error at {worst} goes "
-            f"from {self.before[worst]:.1e} to {errors.get(worst, np.inf):.1e}",
-            fault.remedy,
+            f"from {self.own_error[worst]:.1e} to {errors.get(worst, np.inf):.1e}"
         )
+        return Finding(fault.id, fault.title, round(float(explained), 3), evidence, fault.remedy)
+
+    def findings(self, trials):
+        """The Findings of the single mistakes among these that explain something."""
+        return [self.finding(t.fault, t.explained, t.errors) for t in trials if t.explained > 0.1]
 
 
 def diagnose(theirs, run, precision=None, prefill=None):
@@ -194,60 +210,55 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # the last position tells no length
         return found
     search = Search(run, comparison, prefill)
-    singles = sorted(((search.explains([c]), c) for c in search.candidates()), key=_rank)
-    (share, _, errors), best = singles[0]
-    first = comparison.first_broken
-    whole = all(error <= search.allows(name) for name, error in errors.items())
-    if share >= NAMED and whole:
-        rivals = [(s, c) for s, c in singles[1:4] if s[0] > share - 0.02 and c.fault is not best.fault]
-        return _finding(comparison, search, [(best, share, errors)], singles, rivals, share)
+    singles = sorted(map(search.trial, search.candidates()), key=Trial.rank)
+    best, first = singles[0], comparison.first_broken
+    named = [(best.fault, best.explained)]
+    if best.explained >= NAMED and all(error <= search.allows(name) for name, error in best.errors.items()):
+        rivals = [t for t in singles[1:4] if t.explained > best.explained - 0.02 and t.fault is not best.fault]
+        return _faulty(search, named, best, singles, rivals)
     pair = _best_pair(search, singles)
-    if pair and pair[0][0] >= max(NAMED, share + 0.02):
-        (total, _, errors), faults = pair
-        shares = [total - search.explains([other])[0] for other in reversed(faults)]
-        found = sorted(zip(faults, shares, [errors] * 2, strict=True), key=lambda item: -item[1])
-        return _finding(comparison, search, found, singles, [], total)
-    if share >= NAMED or (share > 0.3 and errors.get(first, np.inf) <= search.allows(first)):
-        left = next((n for n in run.shapes if errors.get(n, 0) > search.allows(n)), None)
-        found = _finding(comparison, search, [(best, share, errors)], singles, [], share)
+    if pair and pair.explained >= max(NAMED, best.explained + 0.02):
+        adds = [pair.explained - search.trial(other).explained for other in reversed(pair.candidates)]
+        named = zip((candidate.fault for candidate in pair.candidates), adds, strict=True)
+        return _faulty(search, sorted(named, key=lambda item: -item[1]), pair, singles)
+    if best.explained >= NAMED or (best.explained > 0.3 and best.errors.get(first, np.inf) <= search.allows(first)):
+        left = next((n for n in run.shapes if best.errors.get(n, 0) > search.allows(n)), None)
+        found = _faulty(search, named, best, singles)
         found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
         return found
     if other := unrelated(comparison, run):
         return Diagnosis(*other, first, comparison=comparison)
     sentence = f"not in the catalogue: {comparison.sentence}"
-    near = [search.named(c.fault, s[0], s[2]) for s, c in singles[:3] if s[0] > 0.1]
+    near = search.findings(singles[:3])
     return Diagnosis("unknown", sentence, first, [], near, _capture(comparison, run), comparison)
 
 
-def _rank(item):
-    (share, left, _), _ = item
-    return -round(share, 2), left
-
-
 def _best_pair(search, singles):
-    """The two faults that together explain most, one of them among those that explain most alone."""
-    useful = [c for (share, _, _), c in singles if share > -0.5 and not c.fault.benign]
+    """The Trial of the two faults that together explain most, one of them among those that explain most alone."""
+    useful = [t.candidates[0] for t in singles if t.explained > -0.5 and not t.fault.benign]
     pairs = {frozenset((a, b)): (a, b) for a in useful[:2] for b in useful[:40]}
     pairs |= {frozenset((a, b)): (a, b) for a, b in combinations(useful[:8], 2)}
-    tried = [(search.explains(pair), pair) for pair in pairs.values() if pair[0].fault is not pair[1].fault]
-    return min(tried, key=_rank, default=None)
+    tried = [search.trial(*pair) for pair in pairs.values() if pair[0].fault is not pair[1].fault]
+    return min(tried, key=Trial.rank, default=None)
 
 
-def _finding(comparison, search, found, singles, rivals, total):
-    faults = [search.named(c.fault, share, errors) for c, share, errors in found]
+def _faulty(search, named, trial, singles, rivals=()):
+    """The Diagnosis that names faults. named: of (fault, the fraction it explains); trial: of all of them together."""
+    faults = [search.finding(fault, explained, trial.errors) for fault, explained in named]
     titles = " and ".join(f"{f.id}, {f.title}" for f in faults)
-    sentence = f"{titles}: explains {100 * max(total, 0):.0f}% of the deviation"
-    benign = [c.fault.benign for c, _, _ in found if c.fault.benign]
+    sentence = f"{titles}: explains {100 * max(trial.explained, 0):.0f}% of the deviation"
+    benign = [fault.benign for fault, _ in named if fault.benign]
     if benign:
         sentence += f"; harmless: {benign[0]}"
     ids = {f.id for f in faults}
-    runners = [search.named(c.fault, s[0], s[2]) for s, c in singles[:5] if c.fault.id not in ids and s[0] > 0.1]
+    runners = search.findings(t for t in singles[:5] if t.fault.id not in ids)
     probe = None
     if rivals:
-        names = list(dict.fromkeys([found[0][0].fault, *(c.fault for _, c in rivals)]))
-        taps = list(dict.fromkeys(f.first for f in names))
-        means = f"capture {', '.join(taps)}" if len(taps) > 1 else f"run {PROBES[names[1].probe]}"
-        probe = f"to tell {', '.join(f.id for f in names)} apart, {means}"
+        alike = list(dict.fromkeys([named[0][0], *(t.fault for t in rivals)]))
+        taps = list(dict.fromkeys(f.first for f in alike))
+        means = f"capture {', '.join(taps)}" if len(taps) > 1 else f"run {PROBES[alike[1].probe]}"
+        probe = f"to tell {', '.join(f.id for f in alike)} apart, {means}"
+    comparison = search.comparison
     return Diagnosis("fault", sentence, comparison.first_broken, faults, runners, probe, comparison)
 
 
@@ -283,8 +294,8 @@ def _other_bos(lengths, run):
         if comparison.first_broken is None:
             fault = FAULTS[id]
             evidence = f"their {len(tokens)} positions agree with the prompt's {len(run.tokens)} ids, {fault.title}"
-            named = Named(fault.id, fault.title, 1.0, evidence, fault.remedy)
-            return Diagnosis("fault", f"{fault.id}, {fault.title}", "embed", [named], comparison=comparison)
+            finding = Finding(fault.id, fault.title, 1.0, evidence, fault.remedy)
+            return Diagnosis("fault", f"{fault.id}, {fault.title}", "embed", [finding], comparison=comparison)
     return None
 
 

@@ -15,9 +15,9 @@ from ..files import json_number
 from ..model import forward
 from ..ops import rope
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, shape_key, time_axis
+from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, shape_key
 from .foreign import read_soft
-from .replay import MASKED, Replay, compare, hidden_keys, unmasked, wrong_masks
+from .replay import MASKED, Replay, compare, differences, hidden_keys, wrong_masks
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
 # What is added to a pass to see what rounding does: one unit in the last place, and for 32 and 64 bits more, because
@@ -95,6 +95,7 @@ class Comparison:
     hint: str | None = None
     identity: str | None = None  # "other-input" or "other-weights" where it is not this run at all
     notes: list = field(default_factory=list)
+    allowed: dict = field(default_factory=dict)  # tap -> own error that is still rounding
     unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
 
     @property
@@ -154,18 +155,6 @@ class Run:
         """Our pass with a tap."""
         forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
 
-    def away(self, theirs):
-        """Their arrays against ours, both from the beginning -> tap: Difference."""
-        found = {}
-        for name, array in self.ours.items():
-            ours, axis = array, time_axis(name)
-            if name in theirs and theirs[name].ndim == ours.ndim and theirs[name].shape[axis] == 1:
-                ours = np.take(ours, [-1], axis=axis)  # they kept the last position only
-            if name in theirs and theirs[name].shape == ours.shape and not name.endswith("router.experts"):
-                settled = unmasked(name, theirs[name], ours, self.config, len(self.tokens))
-                found[name] = compare(name, ours, settled)
-        return found
-
 
 class Noise:
     """A tap that rounds: it multiplies each number by 1 and a random part up to `size`, the same for one seed."""
@@ -194,7 +183,7 @@ def healthy(run, size):
         run.through(_rounding(run.config, Noise(size, seed), rounded))
         replay = Replay(rounded)
         run.through(replay)
-        for found, worst in ((run.away(rounded), away), (replay.found, own)):
+        for found, worst in ((differences(run.ours, rounded, run.config), away), (replay.found, own)):
             for name, difference in found.items():
                 worst[name] = max(worst.get(name, 0.0), difference.error)
     run.healthy[size] = _at_least_typical(away), _at_least_typical(own)
@@ -257,22 +246,25 @@ def compare_traces(theirs, run, precision=None):
     """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
     replay = Replay(theirs, run.config)
     run.through(replay)
-    own, away = replay.found, run.away(theirs)
+    own, away = replay.found, differences(run.ours, theirs, run.config)
     precision = precision or infer_precision(theirs, own, run)
-    may_away, may_own = healthy(run, ROUNDING[precision])
+    may_away, may_own = ({n: MARGIN * e for n, e in errors.items()} for errors in healthy(run, ROUNDING[precision]))
     judged = {}
     for name, found in own.items():
-        allowed, drifted = MARGIN * may_own[name], name in away and not away[name].error <= MARGIN * may_away[name]
-        verdict = "BROKEN" if not found.error <= allowed else "DRIFT" if drifted else "OK"
-        judged[name] = verdict, away.get(name), found, allowed
+        drifted = name in away and not away[name].error <= may_away[name]
+        verdict = "BROKEN" if not found.error <= may_own[name] else "DRIFT" if drifted else "OK"
+        judged[name] = verdict, away.get(name), found, may_own[name]
     rows = [_row(name, theirs, judged) for name in run.shapes]
     bad = next((row for row in rows if row.verdict in ("BROKEN", "SHAPE")), None)
-    if identity := identify(rows, theirs, run):
-        return Comparison(rows, precision, identity[1], bad and bad.name, identity=identity[0])
-    if bad is None:
-        return Comparison(rows, precision, _no_break(rows, precision), None)
-    hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
-    return Comparison(rows, precision, _broken(bad, rows, precision, replay.misshapen), bad.name, hint)
+    found = Comparison(rows, precision, "", bad and bad.name, allowed=may_own)
+    if other := identify(rows, theirs, run):
+        found.identity, found.sentence = other
+    elif bad is None:
+        found.sentence = _no_break(rows, precision)
+    else:
+        found.sentence = _broken(bad, rows, precision, replay.misshapen)
+        found.hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
+    return found
 
 
 def diff_captures(theirs, ours, config, precision):
