@@ -376,6 +376,7 @@ def test_impossible_ids_in_the_metadata_are_refused(text, tmp_path):
         ("layers.99.resid_pre", lambda x: x, "their model has more layers than the 10 of this config"),
         ("model.layers.10", lambda x: x, "their model has more layers"),
         ("hidden_states.11", lambda x: x, "their model has more layers"),
+        ("layers.10.input.1", lambda x: x, "their model has more layers"),
         ("layers.9.self_attn.k_proj", lambda x: x, "no K and V of its own; it reads those of layer 4"),
         ("layers.0.router.output.1", lambda x: x, "this model has no experts"),
         ("layers.0.per_layer_input_gate", lambda x: x, "no tap holds what this module makes"),

@@ -117,76 +117,117 @@ def read_trace(path, config, mapping=None, ids=None):
     one). ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or metadata. Metadata `axes`,
     "T N H" or "N T H", decides where as many tokens as heads leave it open. Raises Error where nothing is understood.
     """
-    header, metadata = read_header(path), _metadata(path)
-    file = np.asarray(np.memmap(path, np.uint8, "r"))
-    tokens = _tokens(path, header, metadata, file, config, ids)
-    notes, ignored, unread, arrays, sources, counts = [], [], [], {}, {}, Counter()
-    rules = _rules(path, mapping, header, notes)
+    return Reader(path, config, mapping, ids).read()
 
-    def each(step, items):
+
+class Reader:
+    """One file on its way to a Foreign, `trace`."""
+
+    def __init__(self, path, config, mapping, ids):
+        self.path, self.config, self.names = path, config, names_of(config)
+        self.header, self.file = read_header(path), np.asarray(np.memmap(path, np.uint8, "r"))
+        metadata = _metadata(path)
+        tokens = _tokens(path, self.header, metadata, self.file, config, ids)
+        self.trace = Foreign({}, tokens, metadata, [], [], [], 0 if tokens is None else len(tokens))
+        self.rules = _rules(path, mapping, self.header, self.trace.notes)
+        self.sources, self.converted = {}, Counter()  # tap -> its Item; what was converted -> of how many arrays
+
+    def read(self):
+        """All arrays of the file, each through the same steps -> Foreign."""
+        trace = self.trace
+        items = [Item(key, stored) for key, stored in sorted(self.header.items()) if key not in TOKENS]
+        found = sorted(self.each(_usable, self.each(self.find, items)), key=lambda item: item.indirect)
+        if trace.tokens is None:
+            trace.length = _positions(found, self.config)
+        items = self.each(self.fit, found)
+        orders = _orders(items, self.config)
+        self.each(self.keep, self.each(lambda item: _decide(item, orders, trace.metadata.get("axes")), items))
+        self.join_ple()
+        if not trace.arrays:
+            raise Error(f"{self.path}: {self.why_nothing(found)}")
+        trace.arrays = {name: trace.arrays[name] for name in self.names if name in trace.arrays}
+        counts = self.converted.items()
+        trace.notes += [f"{count} {'array' if count == 1 else 'arrays'} had {what}" for what, count in counts]
+        return trace
+
+    def each(self, step, items):
         """What the step makes of each item, without those that it refuses."""
         results = []
         for item in items:
             try:
                 results.append(step(item))
             except Refused as reason:
-                ignored.append(f"{_short(item.key)}: {reason}")
-                unread.extend([_short(item.key)] if item.tap else [])
+                self.trace.ignored.append(f"{_short(item.key)}: {reason}")
+                self.trace.unread += [_short(item.key)] if item.tap else []
         return results
 
-    def keep(item):
-        tap, array = _convert(item, _values(file, item.stored), config, T)
-        if tap in arrays:
-            _expect_same(tap, item, array, sources[tap], arrays[tap])
+    def find(self, item):
+        """The item with its tap. Raises Refused where there is none."""
+        for pattern, tap, axes in self.rules:
+            if match := pattern.fullmatch(item.key):
+                item = item._replace(tap=_ours(tap.replace("{i}", match[1] if match.groups() else "")), axes=axes)
+                break
         else:
-            arrays[tap], sources[tap] = array, item
-            counts.update(_converted(item, T))
+            tap, indirect = _named(item.key, self.config)
+            item = item._replace(tap=tap, indirect=indirect)
+        if reason := _absent(item.tap, self.config, self.names):
+            raise Refused(reason)
+        return item
 
-    items = [Item(key, stored) for key, stored in sorted(header.items()) if key not in TOKENS]
-    items = each(_usable, each(lambda item: _find(item, config, rules), items))
-    items.sort(key=lambda item: item.indirect)
-    T = _positions(items, config) if tokens is None else len(tokens)
-    unfit, items = items, each(lambda item: _shape(item, config, T), items)
-    orders = _orders(items, config)
-    each(keep, each(lambda item: _decide(item, orders, metadata.get("axes")), items))
-    _join_ple(arrays, sources, config, ignored)
-    if not arrays and len(unread) == len(ignored) and (other := _positions(unfit, config)) not in (1, T):
-        raise Error(
-            f"{path}: holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
-        )
-    if not arrays:
-        raise Error(
-            f"{path}: no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
+    def fit(self, item):
+        """The item with its rows, T or 1 for the last position only, and the layouts its shape fits. Raises Refused."""
+        shape, T = item.stored.shape, self.trace.length
+
+        def layouts(shape, length, rows):
+            return _layouts(item, shape, _sizes(item.tap, self.config, length, rows))
+
+        for rows in (T, 1):
+            if fitting := layouts(shape, T, rows):
+                return item._replace(rows=rows, layouts=fitting)
+        if shape and shape[0] > 1 and layouts(shape[1:], T, T):
+            raise Refused(f"holds a batch of {shape[0]}; capture one sequence")
+        for other in sorted({*shape} - {1}):
+            if layouts(shape, other, other):
+                raise Refused(f"holds {other} positions, and the prompt has {T}")
+        axes = item.axes or AXES[shape_key(item.tap)]
+        expected = _lengths(axes, _sizes(item.tap, self.config, T, T))
+        raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
+
+    def keep(self, item):
+        """Take the item's array; a second record of one tap must agree with the first."""
+        arrays, T = self.trace.arrays, self.trace.length
+        tap, array = _convert(item, _values(self.file, item.stored), self.config, T)
+        if tap in arrays:
+            _expect_same(tap, item, array, self.sources[tap], arrays[tap])
+        else:
+            arrays[tap], self.sources[tap] = array, item
+            self.converted.update(_converted(item, T))
+
+    def join_ple(self):
+        """Each layer's second input is its part of `ple`: all of them together are the whole."""
+        arrays, names = self.trace.arrays, [f"layers.{layer.index}.ple" for layer in self.config.layers]
+        parts = {name: arrays.pop(name) for name in names if name in arrays}
+        if not parts or "ple" in arrays:
+            return
+        if len(parts) == len(names) and len({part.shape for part in parts.values()}) == 1:
+            arrays["ple"] = np.stack(list(parts.values()), axis=1)  # [T, L, P]
+            return
+        keys = [_short(self.sources[name].key) for name in parts]
+        self.trace.ignored += [f"{key}: ple takes this of all layers, at all positions" for key in keys]
+
+    def why_nothing(self, found):
+        """Why no array is understood, and what to do. found: the items that have a tap."""
+        ignored, T = self.trace.ignored, self.trace.length
+        if len(self.trace.unread) == len(ignored) and (other := _positions(found, self.config)) not in (1, T):
+            return f"holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
+        return (
+            f"no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
             "transformers' module paths, or translated by a mapping file, JSON such as "
             '{"blk.{i}.q_norm": "layers.{i}.attn.q"}'
         )
-    notes += [f"{count} {'array' if count == 1 else 'arrays'} had {what}" for what, count in counts.items()]
-    return Foreign(
-        arrays={name: arrays[name] for name in names_of(config) if name in arrays},
-        tokens=tokens,
-        metadata=metadata,
-        notes=notes,
-        ignored=ignored,
-        unread=unread,
-        length=T,
-    )
 
 
 # Names
-
-
-def _find(item, config, rules):
-    """The item with its tap. Raises Refused where there is none."""
-    for pattern, tap, axes in rules:
-        if match := pattern.fullmatch(item.key):
-            item = item._replace(tap=_ours(tap.replace("{i}", match[1] if match.groups() else "")), axes=axes)
-            break
-    else:
-        tap, indirect = _named(item.key, config)
-        item = item._replace(tap=tap, indirect=indirect)
-    if reason := _absent(item.tap, config):
-        raise Refused(reason)
-    return item
 
 
 def _usable(item):
@@ -232,18 +273,18 @@ def _named(key, config):
     return at + tap.replace("{last}", str(last)), given or tap == "uncapped"
 
 
-def _absent(tap, config):
-    """Why this model has no such tap; None where it has."""
-    layer, part = layer_of(tap), shape_key(tap).removeprefix("layers.*.")
+def _absent(tap, config, names):
+    """Why this model has no such tap; None where it has. names: of the taps that it has."""
+    layer, kind = layer_of(tap), shape_key(tap)
     if layer is not None and layer >= config.num_hidden_layers:
         return f"their model has more layers than the {config.num_hidden_layers} of this config"
-    if part.startswith("ple") and not config.hidden_size_per_layer_input:
+    if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each is made into
+        return None
+    if kind.removeprefix("layers.*.").startswith("ple"):
         return "this model has no per-layer embeddings"
-    if part.startswith(("router.", "mlp.dense", "mlp.moe")) and not config.enable_moe_block:
-        return "this model has no experts"
-    if re.fullmatch(r"attn\.(k|v|k_raw|v_raw|rot_k)", part) and config.layers[layer].shares_kv:
+    if kind.startswith("layers.*.attn."):
         return f"this layer has no K and V of its own; it reads those of layer {config.layers[layer].kv_from}"
-    return None
+    return "this model has no experts"
 
 
 def _rules(path, mapping, header, notes):
@@ -364,22 +405,6 @@ def _positions(items, config):
     return max(votes, key=votes.get, default=1)
 
 
-def _shape(item, config, T):
-    """The item with its rows (T, or 1 for the last position only) and the layouts its shape fits. Raises Refused."""
-    shape = item.stored.shape
-    for rows in (T, 1):
-        if layouts := _layouts(item, shape, _sizes(item.tap, config, T, rows)):
-            return item._replace(rows=rows, layouts=layouts)
-    if shape and shape[0] > 1 and _layouts(item, shape[1:], _sizes(item.tap, config, T, T)):
-        raise Refused(f"holds a batch of {shape[0]}; capture one sequence")
-    for other in sorted({*shape} - {1}):
-        if _layouts(item, shape, _sizes(item.tap, config, other, other)):
-            raise Refused(f"holds {other} positions, and the prompt has {T}")
-    axes = item.axes or AXES[shape_key(item.tap)]
-    expected = _lengths(axes, _sizes(item.tap, config, T, T))
-    raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
-
-
 def _group(tap):
     """Arrays that an engine holds in one layout: q, k and v at the same step."""
     return re.sub(r"(attn\.(rot_)?)[qkv](_raw)?$", r"\1\3", shape_key(tap))
@@ -483,16 +508,3 @@ def _converted(item, T):
         yield f"16 bits a value ({item.stored.dtype})"
     if item.tap == "uncapped":
         yield "no softcap, as lm_head has none: it was applied"
-
-
-def _join_ple(arrays, sources, config, ignored):
-    """Each layer's second input is its part of `ple`: all of them together are the whole."""
-    names = [f"layers.{layer.index}.ple" for layer in config.layers]
-    parts = {name: arrays.pop(name) for name in names if name in arrays}
-    if not parts or "ple" in arrays:
-        return
-    if len(parts) < len(names) or len({part.shape for part in parts.values()}) > 1:
-        ignored += [f"{_short(sources[name].key)}: ple takes this of all layers, at all positions" for name in parts]
-        return
-    arrays["ple"] = np.stack(list(parts.values()), axis=1)  # [T, L, P]
-    sources["ple"] = sources[names[0]]
