@@ -16,7 +16,7 @@ from minigemma.debug.catalogue import FAULTS, PROBES, applicable
 from minigemma.debug.diagnosis import Search, diagnose
 from minigemma.debug.diff import Run, compare_traces
 from minigemma.debug.port import Port
-from minigemma.taps import SHAPES
+from minigemma.taps import SHAPES, time_axis
 from minigemma.tensors import text_tensors
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
@@ -133,15 +133,22 @@ def test_what_is_not_in_the_catalogue_is_located_and_not_named():
     assert (found.verdict, found.first_broken, found.faults) == ("unknown", "layers.3.attn.o", [])
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_a_missing_and_a_second_bos_are_named_from_the_last_position_too(last):
+@pytest.mark.parametrize("kept", ["all", "last logits", "last of all"])
+def test_a_missing_and_a_second_bos_are_named_from_the_last_position_too(kept):
     model = model_of("E2B")
     for id, tokens in (("J1", TOKENS[1:]), ("J2", np.concatenate([TOKENS[:1], TOKENS]))):
-        trace = Trace(["logits"] if last else None)
+        trace = Trace(["logits"] if kept == "last logits" else None)
         forward(tokens, model.weights, model.config, tap=trace)
-        theirs = {"logits": trace["logits"][-1:]} if last else dict(trace)
-        found = diagnose(theirs, Run(model, TOKENS, theirs))
-        assert [fault.id for fault in found.faults] == [id]
+        rows = [-1] if kept != "all" else range(len(tokens))
+        theirs = {name: array.take(rows, axis=time_axis(name)) for name, array in trace.items()}
+        assert [fault.id for fault in diagnose(theirs, Run(model, TOKENS, theirs)).faults] == [id]
+
+
+def test_a_mistake_is_named_from_the_last_position_of_all_taps():
+    model, trace = model_of("E2B"), Trace()
+    port_with(model, "E1").run(trace)
+    theirs = {name: array.take([-1], axis=time_axis(name)) for name, array in trace.items()}
+    assert diagnose(theirs, Run(model, TOKENS, theirs)).faults[0].id == "E1"
 
 
 def test_soft_tokens_reach_a_port_that_decodes():

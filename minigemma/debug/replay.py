@@ -136,8 +136,9 @@ class Replay:
         theirs, axis = np.asarray(self.theirs[name]), time_axis(name)
         length = theirs.shape[axis] if theirs.ndim > axis else 0
         if length == 1 and array.shape[axis] > 1:  # the last position only
+            last = np.take(array, [-1], axis=axis)
             before = np.take(array, range(array.shape[axis] - 1), axis=axis)
-            return np.concatenate([before, theirs], axis=axis) if before[..., :1].ndim == theirs.ndim else theirs
+            return np.concatenate([before, theirs], axis=axis) if last.shape == theirs.shape else theirs
         whole = self.start == 0 and length == array.shape[axis]
         if whole or length < self.end:
             return theirs
