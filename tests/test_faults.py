@@ -162,7 +162,7 @@ def test_soft_tokens_reach_a_port_that_decodes():
 @pytest.mark.parametrize("prefill", [0, -3, len(TOKENS) + 1])
 def test_a_first_call_of_no_tokens_or_of_more_than_the_prompt_is_refused(prefill):
     model, theirs = model_of("E2B"), dict(Trace().arrays)
-    with pytest.raises(Error, match="their first call must have had from 1 to"):
+    with pytest.raises(Error, match="--prefill is the number of tokens in their first call, from 1 to"):
         diagnose(theirs, Run(model, TOKENS, theirs), prefill=prefill)
 
 
@@ -197,7 +197,7 @@ def test_what_one_known_mistake_leaves_is_said():
     port_with(model, "D1").run(lambda n, x: trace(n, x * sign if n == "layers.7.mlp.down" else x))
     found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
     assert (found.verdict, found.faults[0].id) == ("fault", "D1")
-    assert found.sentence.endswith("what it leaves is not in the catalogue: it begins at layers.7.mlp.down")
+    assert found.sentence.endswith("the rest is not in the catalogue: it begins at layers.7.mlp.down")
 
 
 @pytest.mark.parametrize("only", ["layers.*.resid_post", "layers.*.resid_mid"])

@@ -1,9 +1,9 @@
-"""Which known mistake a port has made: every candidate of the catalogue is tried, the one that explains most is named.
+"""Which known mistake a port makes: every candidate of the catalogue is tried, and the one that explains most is named.
 
-A candidate is put into our pass, and the pass is compared with theirs op by op on their own inputs (trace.Replay). The
-true one leaves rounding and nothing else. What a candidate explains is the share of the excess that it removes, where
-excess is the sum over taps of log10(error / allowed error): large and small errors both count, and so does every tap
-that a wrong candidate makes worse.
+A candidate is put into our pass, and each op of that pass is compared with theirs on their inputs (replay.Replay). The
+right candidate leaves only rounding. A candidate explains the fraction of the excess that it removes. The excess is the
+sum over taps of log10(error / allowed error): large and small errors both count, and a wrong candidate pays for every
+tap that it makes worse.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,13 +24,13 @@ from .port import Port
 from .replay import Replay
 from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 
-NAMED = 0.8  # of the excess explained: enough to name a fault
-SHAPE_EXCESS = 6  # what a wrong shape counts, in decades
+NAMED = 0.8  # the fraction of the excess that a named fault must explain
+SHAPE_EXCESS = 6  # the excess of a wrong shape, and the largest of one tap, in decades
 
 
 @dataclass
 class Finding:
-    """A fault of the catalogue and what it explains of a deviation."""
+    """A fault of the catalogue, and how much of the excess it explains."""
 
     id: str
     title: str
@@ -41,13 +41,13 @@ class Finding:
 
 @dataclass
 class Diagnosis:
-    """What is wrong with a port, as far as its trace tells."""
+    """What is wrong with a port, as far as its trace shows."""
 
     verdict: str  # fault, rounding, unknown, other-input, other-weights
     sentence: str
     first_broken: str | None
     faults: list = field(default_factory=list)  # the best first
-    rivals: list = field(default_factory=list)  # what explains nearly as much
+    rivals: list = field(default_factory=list)  # those that explain less
     next_probe: str | None = None
     comparison: object = None
     notes: list = field(default_factory=list)
@@ -75,7 +75,7 @@ class Candidate(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What some candidates together explain of a deviation."""
+    """How much of the excess some candidates explain together."""
 
     candidates: tuple
     explained: float  # the fraction of the excess that they remove
@@ -87,16 +87,16 @@ class Trial(NamedTuple):
         return self.candidates[0].fault
 
     def rank(self):
-        """The best is the least."""
+        """A sort key: the best trial has the smallest."""
         return -round(self.explained, 2), self.left
 
 
 class Search:
-    """Runs candidates against one trace and keeps what each leaves unexplained."""
+    """Tries candidates on one trace."""
 
     def __init__(self, run, comparison, prefill):
         self.run, self.comparison, self.prefill = run, comparison, prefill
-        # a tap that a mistake adds, such as K of a layer that should read another's, may round as in the other layers
+        # a mistake may add a tap, such as the K of a layer that should read another's: allow it what other layers have
         kinds = {shape_key(name): error for name, error in comparison.allowed.items()}
         self.allowed = {name: kinds[shape_key(name)] for name in run.theirs if shape_key(name) in kinds}
         self.allowed |= comparison.allowed
@@ -108,13 +108,13 @@ class Search:
         self.suspect = layer_of(comparison.first_broken or "")
         start = int(min((np.flatnonzero(row.own.errors > row.allowed)[0] for row in broken), default=0))
         if prefill is None and 1 < start < len(run.tokens):
-            self.prefill = start  # decoding, if it was that, began there; RoPE's mistakes spare position 0 by nature
+            self.prefill = start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
         arrays, replay = {}, Replay(run.theirs, run.config)
         run.through(lambda name, array: replay(name, arrays.setdefault(name, array)))
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
 
     def allows(self, name):
-        """The error of one op that is still rounding."""
+        """The largest error of one op that rounding explains."""
         return self.allowed.get(name, 1e-6)
 
     def _excess(self, errors):
@@ -126,11 +126,11 @@ class Search:
 
     @cached_property
     def coarse(self):
-        """Own errors of a port that works in float16."""
+        """Own errors of a healthy port that computes in float16."""
         return healthy(self.run, ROUNDING["float16"])[1]
 
     def candidates(self):
-        """The entries of the catalogue that this model and this run could show, the benign ones too."""
+        """The entries of the catalogue that this model and this run can show, harmless ones included."""
         facts = {"cached": self.prefill is not None, "soft": self.run.soft_tokens is not None}
         entries = [f for f in FAULTS.values() if applicable(f, self.run.config, unused=bool(self.run.unused), **facts)]
         return [Candidate(f, change) for f in entries for change in f.changes if f.id not in ("J1", "J2")]
@@ -149,13 +149,13 @@ class Search:
         except (ValueError, LookupError, AttributeError, TypeError):
             if len(candidates) == 1:
                 raise
-            return None  # two changes that cannot stand together, such as two other windows
+            return None  # two changes that exclude each other, such as two windows
         return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
 
     def trial(self, *candidates):
-        """What these mistakes together explain -> Trial.
+        """Put these mistakes together into our pass -> Trial.
 
-        A tap whose shape stays wrong says nothing for or against a candidate; it only breaks a tie.
+        A tap whose shape stays wrong counts neither for nor against a candidate; it only breaks a tie.
         """
         errors = self.errors(candidates)
         if errors is None:
@@ -171,7 +171,7 @@ class Search:
         return Trial(candidates, 1 - self._excess(judged) / before if before else 0.0, left, errors)
 
     def finding(self, fault, explained, errors):
-        """The Finding of a fault that explains this fraction of the excess. errors: of its Trial."""
+        """The Finding of a fault that explains this fraction of the excess; errors are those of its Trial."""
         mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allows(n)]
         worst = max(self.broken, key=lambda name: self.own_error[name])
         evidence = (
@@ -181,18 +181,18 @@ class Search:
         return Finding(fault.id, fault.title, round(float(explained), 3), evidence, fault.remedy)
 
     def findings(self, trials):
-        """The Findings of the single mistakes among these that explain something."""
+        """The Findings of those among these trials of one mistake that explain more than a tenth."""
         return [self.finding(t.fault, t.explained, t.errors) for t in trials if t.explained > 0.1]
 
 
 def diagnose(theirs, run, precision=None, prefill=None):
     """Name the mistake behind a trace. theirs: tap name -> array; run: a diff.Run of the model and the ids.
 
-    prefill: how many tokens their first call had, where the others were decoded one by one with a cache.
+    prefill: the number of tokens in their first call, if they decoded the others one by one with a cache.
     """
     T = len(run.tokens)
     if prefill is not None and not 1 <= prefill <= T:
-        raise Error(f"their first call must have had from 1 to the prompt's {T} tokens, not {prefill} (--prefill)")
+        raise Error(f"--prefill is the number of tokens in their first call, from 1 to the prompt's {T}, not {prefill}")
     lengths = lengths_of(theirs, run)
     if not (T in lengths or lengths <= {1}):
         if found := _other_bos(lengths, run):
@@ -207,7 +207,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
         return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
-    if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # the last position tells no length
+    if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # one position does not show the length
         return found
     search = Search(run, comparison, prefill)
     singles = sorted(map(search.trial, search.candidates()), key=Trial.rank)
@@ -224,7 +224,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if best.explained >= NAMED or (best.explained > 0.3 and best.errors.get(first, np.inf) <= search.allows(first)):
         left = next((n for n in run.shapes if best.errors.get(n, 0) > search.allows(n)), None)
         found = _faulty(search, named, best, singles)
-        found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
+        found.sentence += f"; the rest is not in the catalogue: it begins at {left}"
         return found
     if other := unrelated(comparison, run):
         return Diagnosis(*other, first, comparison=comparison)
@@ -234,7 +234,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
 
 
 def _best_pair(search, singles):
-    """The Trial of the two faults that together explain most, one of them among those that explain most alone."""
+    """The best Trial of two faults, at least one of which explains much alone."""
     useful = [t.candidates[0] for t in singles if t.explained > -0.5 and not t.fault.benign]
     pairs = {frozenset((a, b)): (a, b) for a in useful[:2] for b in useful[:40]}
     pairs |= {frozenset((a, b)): (a, b) for a, b in combinations(useful[:8], 2)}
@@ -243,7 +243,7 @@ def _best_pair(search, singles):
 
 
 def _faulty(search, named, trial, singles, rivals=()):
-    """The Diagnosis that names faults. named: of (fault, the fraction it explains); trial: of all of them together."""
+    """The Diagnosis of named faults: pairs (fault, the fraction it explains), and their common Trial."""
     faults = [search.finding(fault, explained, trial.errors) for fault, explained in named]
     titles = " and ".join(f"{f.id}, {f.title}" for f in faults)
     sentence = f"{titles}: explains {100 * max(trial.explained, 0):.0f}% of the deviation"
@@ -263,7 +263,7 @@ def _faulty(search, named, trial, singles, rivals=()):
 
 
 def _capture(comparison, run):
-    """What to capture next, where the first broken op stands among ops that were not captured."""
+    """What to capture next: the taps just before the first broken op, if they are missing. Else None."""
     order, rows = list(run.shapes), {row.name: row for row in comparison.rows}
     first = order.index(comparison.first_broken)
     start = next((i for i in range(first - 1, -1, -1) if rows[order[i]].verdict != "MISSING"), -1)
@@ -272,7 +272,7 @@ def _capture(comparison, run):
 
 
 def _next_rung(run, prefill):
-    """The first rung of the probe ladder that this prompt did not reach."""
+    """The first probe of the ladder that this prompt does not cover, as advice. None after the last."""
     T, window = len(run.tokens), run.config.sliding_window
     if T < 9:
         return f"next, try {PROBES['nine']}"
@@ -286,7 +286,7 @@ def _next_rung(run, prefill):
 
 
 def _other_bos(lengths, run):
-    """The Diagnosis of a trace that fits the prompt without its <bos>, or with two. Else None."""
+    """The Diagnosis of a trace that agrees with the prompt without <bos>, or with two. Else None."""
     for id, tokens in with_other_bos(run.tokens).items():
         if not len(tokens) or not lengths <= {1, len(tokens)}:
             continue
@@ -300,7 +300,7 @@ def _other_bos(lengths, run):
 
 
 def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None):
-    """What `diagnose` finds in a file of somebody's intermediates -> Diagnosis, its notes on the file included.
+    """Name the mistake in a file of another engine's intermediates -> Diagnosis, with notes about the file.
 
     Arguments and errors as in diff.diff_file; prefill as in `diagnose`.
     """

@@ -1,8 +1,8 @@
-"""Somebody else's trace against our pass: which taps agree, which only drifted, and which op is the first broken one.
+"""Another engine's trace against our pass: which taps agree, which only drift, and which op is the first broken one.
 
-Two numbers stand behind each verdict. *Away* is the distance between their array and ours, both from the beginning.
-*Own* is the distance when the op is given their inputs (trace.Replay): what the op itself adds. How much of either a
-healthy port shows is not guessed but measured: our pass is run once with the rounding of their number format in it.
+Each verdict rests on two numbers. *Away* is the difference between their array and ours when each engine ran its own
+pass. *Own* is the difference when our op gets their inputs (replay.Replay): the error of the op itself. How large both
+are in a healthy port is measured: our pass runs once more with the rounding of their number format in it.
 """
 
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ from .foreign import read_soft
 from .replay import MASKED, Replay, compare, differences, hidden_keys, wrong_masks
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
-# What is added to a pass to see what rounding does: one unit in the last place, and for 32 and 64 bits more, because
-# there the order of a sum of thousands outweighs its roundings.
+# Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
+# order of a sum of thousands of terms matters more than the rounding of each term.
 ROUNDING = dict(zip(PRECISIONS, (2.0**-44, 2.0**-22, 2.0**-11, 2.0**-8), strict=True))
-MARGIN = 8  # times that is still healthy: runs of transformers reach 5.4, where an expert rounds often before its tap
-BLIND = 0.5  # an op that rounding alone may put off by so much cannot be told from another op
-# Ops that round more often than others before their tap: norm, product, activation, product, weight, norm of an expert.
+MARGIN = 8  # times the measured error is still healthy: transformers reaches 5.4, at experts, which round often
+BLIND = 0.5  # above this error rounding alone could explain the difference, so the op cannot be judged
+# Ops that round several times before their tap; an expert: norm, product, activation, product, weight, norm.
 STEPS = {"layers.*.mlp.moe_out": 4, "layers.*.router.probs": 3, "layers.*.ple.gate": 2, "ple.context": 2}
 
 # What makes each tap, in words for the first broken op.
@@ -81,21 +81,21 @@ class Row:
     verdict: str  # OK, DRIFT, BROKEN, SHAPE or MISSING
     away: object = None  # Difference of the two runs
     own: object = None  # Difference when the op is given their inputs
-    allowed: float = 0.0  # of `own`
+    allowed: float = 0.0  # the largest own error that rounding explains
 
 
 @dataclass
 class Comparison:
-    """Their trace beside ours."""
+    """The result of comparing two traces."""
 
     rows: list
     precision: str
     sentence: str  # the finding in one sentence
     first_broken: str | None
     hint: str | None = None
-    identity: str | None = None  # "other-input" or "other-weights" where it is not this run at all
+    identity: str | None = None  # "other-input" or "other-weights": the trace is not of this run
     notes: list = field(default_factory=list)
-    allowed: dict = field(default_factory=dict)  # tap -> own error that is still rounding
+    allowed: dict = field(default_factory=dict)  # tap -> the largest own error that rounding explains
     unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
 
     @property
@@ -124,7 +124,7 @@ class Comparison:
 
 @dataclass(eq=False)
 class Run:
-    """What our side of a comparison needs: a model, a prompt, and the names that were captured.
+    """Our side of a comparison: a model, a prompt, and the names of the captured taps.
 
     soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold. Raises
     Error where our own pass is not finite.
@@ -152,12 +152,12 @@ class Run:
             raise Error(f"our own pass cannot judge theirs: {error}") from None
 
     def through(self, tap):
-        """Our pass with a tap."""
+        """Run our pass with this tap."""
         forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
 
 
 class Noise:
-    """A tap that rounds: it multiplies each number by 1 and a random part up to `size`, the same for one seed."""
+    """A tap that imitates rounding: it multiplies each number by 1 plus a random part of at most `size`."""
 
     def __init__(self, size, seed):
         self.size, self.rng = size, np.random.default_rng(seed)
@@ -170,10 +170,10 @@ class Noise:
 
 
 def healthy(run, size):
-    """What a port that only rounds would show -> two dicts, tap: error from the beginning, and of the op alone.
+    """The errors of a port that only rounds -> two dicts, tap: error of the whole pass, and of the op alone.
 
-    RoPE's angles are float32 there, as most engines have them: 6e-5 off at position 1,000. In 16 bits a rounding can
-    turn a choice of experts or a close softmax, so the worst of several draws counts.
+    Its RoPE angles are float32, as in most engines: off by 6e-5 at position 1,000. In 16 bits rounding can change a
+    choice of experts or a close softmax, so the largest error of several draws counts.
     """
     if size in run.healthy:
         return run.healthy[size]
@@ -191,8 +191,8 @@ def healthy(run, size):
 
 
 def _rounding(config, noise, tap):
-    """A tap that rounds, the angles of RoPE to float32 as well, and hands on to another tap."""
-    before = {}  # q and k of the present layer, before RoPE
+    """A tap that adds noise, computes RoPE's angles in float32, and then calls another tap."""
+    before = {}  # q and k of the current layer, before RoPE
 
     def rounding(name, x):
         part = name.rpartition(".")[2]
@@ -207,26 +207,26 @@ def _rounding(config, noise, tap):
 
 
 def _turned_in_float32(x, inv_freq):
-    """RoPE on x [T, N, H] from position 0 on, with its angles in float32."""
+    """RoPE on x [T, N, H], positions 0 to T - 1, with its angles in float32."""
     angles = np.arange(len(x), dtype=np.float32)[:, None, None] * inv_freq.astype(np.float32)  # [T, 1, H/2]
     return rope(x, np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
 
 
 def _at_least_typical(errors):
-    """One random draw says little of one tap: take no less than the median over the layers that have that tap."""
+    """One random draw says little about one tap: take at least the median of that tap over the layers."""
     kinds = {}
     for name, error in errors.items():
         kinds.setdefault(shape_key(name), []).append(error)
     typical = {kind: float(np.median(values)) for kind, values in kinds.items()}
     result = {name: max(error, typical[shape_key(name)], 1e-12) for name, error in errors.items()}
     for name, error in result.items():
-        if name.endswith("router.experts"):  # measured in probability, so as exact as the probabilities
+        if name.endswith("router.experts"):  # compared by probability, so as exact as the probabilities
             result[name] = max(error, result.get(name.replace("experts", "probs"), 0))
     return result
 
 
 def infer_precision(theirs, own, run):
-    """The number format of their engine: from values that 16 bits can hold, else from the error of its products."""
+    """Their engine's number format: from the values, if 16 bits hold them exactly, else from its products' errors."""
     for precision, rounded in (("bfloat16", lambda x: widen(narrow(x))), ("float16", lambda x: x.astype(np.float16))):
         with np.errstate(over="ignore"):
             short = [np.array_equal(rounded(x), x) for x in theirs.values() if x.dtype == np.float32]
@@ -268,7 +268,7 @@ def compare_traces(theirs, run, precision=None):
 
 
 def diff_captures(theirs, ours, config, precision):
-    """Two captured traces, without weights -> Comparison: no op can be judged by itself, only where they part."""
+    """Two captured traces, without weights -> Comparison. It shows where they part; no op can be judged by itself."""
     judged, allowed = {}, 64 * ROUNDING[precision]
     both = {name: array for name, array in theirs.items() if name in ours}
     for name, array in both.items():
@@ -284,18 +284,18 @@ def diff_captures(theirs, ours, config, precision):
 
 
 def _row(name, theirs, judged):
-    """The Row of a tap. judged: tap -> verdict, away, own, allowed, of those whose shapes are right."""
+    """The Row of a tap. judged: tap -> (verdict, away, own, allowed), for taps of the right shape."""
     if name not in theirs:
         return Row(name, None, "MISSING")
     return Row(name, tuple(np.shape(theirs[name])), *judged.get(name, ("SHAPE",)))
 
 
 def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, against=None):
-    """What `diff` finds in a file of somebody's intermediates -> Comparison, its notes on the file included.
+    """Compare a file of another engine's intermediates with our pass -> Comparison, with notes about the file.
 
-    model: a Model. ids: the prompt's, where the file does not hold them. mapping: a file that translates names, see
-    foreign.read_trace. soft: a file of soft tokens. against: a second trace of the same weights; no op is then judged
-    by itself. Raises Error for files that cannot be read or are of two prompts.
+    model: a Model. ids: the prompt's, needed if the file does not hold them. mapping: a file that translates names, see
+    foreign.read_trace. soft: a file of soft tokens, see foreign.read_soft. against: a second trace to compare with, in
+    place of our pass. Raises Error for files that cannot be read, and for two traces of different prompts.
     """
     theirs, tokens = read_theirs(path, model, ids, mapping)
     ours = read_second(against, model.config, mapping) if against else None
@@ -316,7 +316,7 @@ def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, ag
 
 
 def _comparable(name, a, b, config):
-    """Two captures of one tap without what is not finite in both, and without masked keys where one has masked them."""
+    """Two captures of one tap, with non-finite values that agree, and masked scores, set to 0."""
     alike = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
     if name.endswith("attn.scores") and min(a.min(), b.min()) <= MASKED:
         alike |= hidden_keys(config, name, a.shape, a.shape[-1])
@@ -330,14 +330,14 @@ def _no_break(rows, precision):
     if drifted:
         worst = max(drifted, key=lambda row: row.away.error)
         sentence = (
-            f"no op is broken: each of {captured} taps is right within {precision} rounding on its own inputs; small "
+            f"no op is broken: on its own inputs each of {captured} taps is right within {precision} rounding; small "
             f"errors add up to {worst.away.error:.1e} at {worst.name}"
         )
     blind = [row.name for row in rows if row.allowed > BLIND]
     if blind:
         more = f" and {len(blind) - 1} more" if len(blind) > 1 else ""
         sentence += (
-            f"; but {blind[0]}{more} cannot be judged so: rounding alone can turn what comes before, such as a choice "
+            f"; but {blind[0]}{more} cannot be judged: rounding alone can change what comes before, such as a choice "
             "of experts; capture every tap before it"
         )
     return sentence
@@ -352,7 +352,7 @@ def _broken(bad, rows, precision, misshapen):
     what = f"the first broken op is {bad.name} ({OPS[shape_key(bad.name)]})"
     if bad.verdict == "SHAPE":
         ours, theirs = misshapen.get(bad.name, (None, bad.shape))
-        should = f" and should be {list(ours)}" if ours else ", which this prompt does not give"
+        should = f" and should be {list(ours)}" if ours else ", which does not fit this prompt"
         return f"{what}: its shape is {list(theirs)}{should}"
     size = f"on their own inputs it is off by {bad.own.error:.1e}, where {precision} rounding allows {bad.allowed:.1e}"
     if between:
@@ -366,7 +366,7 @@ def _broken(bad, rows, precision, misshapen):
 
 # ---------------------------------------------------------------------------------- what the wrong array looks like
 def find_hint(bad, run):
-    """What relates their array to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
+    """How their array relates to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
     taken, keep = {}, Trace([bad.name, f"layers.{layer_of(bad.name)}.*", f"layers.*.{bad.name.split('.', 2)[-1]}"])
     replay = Replay(run.theirs, run.config)
 
@@ -379,7 +379,7 @@ def find_hint(bad, run):
     ours, theirs = np.asarray(taken["ours"], np.float64), np.asarray(run.theirs[bad.name], np.float64)
     if ours.shape != theirs.shape:  # the last position only
         return None
-    unknown = np.False_
+    unknown = np.False_  # values that say nothing: masked scores
     if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():
         unknown = theirs <= MASKED  # [N, T, S]
         if words := _mask(unknown, hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens))):
@@ -389,7 +389,7 @@ def find_hint(bad, run):
         count = (~np.isfinite(theirs)).sum()
         return f"{count} of its {theirs.size} numbers are not finite: an overflow, or a division by 0"
     if not theirs.any():
-        return "it is all zeros: the op's result is not used, or the buffer is never written"
+        return "it is all zeros: the op's result is not used, or its buffer is never written"
     good = max(bad.allowed, 1e-5)
 
     def fits(candidate):
@@ -455,7 +455,7 @@ def _rearranged(name, ours, theirs, fits):
         for shift in (1, -1) if letter in axes and ours.shape[axes.index(letter)] > 2 else ():
             moved, axis = np.roll(ours, shift, axes.index(letter)), axes.index(letter)
             edge = tuple(slice(None) if i != axis else 0 if shift == 1 else -1 for i in range(len(axes)))
-            moved[edge] = theirs[edge]  # nobody knows what came in at the edge
+            moved[edge] = theirs[edge]  # what came in at the edge is unknown
             tries[f"its {words} are shifted by {shift}"] = moved
     if axes[-1] == "H":
         T, N, H = ours.shape
@@ -474,7 +474,7 @@ def _rearranged(name, ours, theirs, fits):
 
 
 def _elsewhere(name, keep, fits):
-    """Their array is another of our taps: the op was left out, or another layer's was taken."""
+    """Their array equals another of our taps: the op was left out, or the array is another layer's."""
     for other, array in keep.items():
         if other != name and array.dtype.kind == "f" and fits(np.asarray(array, np.float64)):
             return f"it equals {other}"
@@ -482,7 +482,7 @@ def _elsewhere(name, keep, fits):
 
 
 def _donor(bad, run, keep, fits):
-    """Scores of a KV-sharing layer that fit the K of another layer."""
+    """Their scores of a KV-sharing layer come from the K of a wrong layer."""
     i = layer_of(bad)
     if i is None or not bad.endswith("attn.scores"):
         return None
@@ -499,13 +499,13 @@ def _donor(bad, run, keep, fits):
 
 
 def _positions(bad, run):
-    """Which tokens are wrong, where not all are."""
+    """Which positions are wrong, if some are right."""
     errors = bad.own.errors
     wrong = np.flatnonzero(errors > bad.allowed)
     if len(wrong) in (0, len(errors)):
         return None
     window, asked = run.config.sliding_window, ""
-    if bad.name == next(name for name in run.shapes if name in run.theirs):  # nothing before it tells another token
+    if bad.name == next(name for name in run.shapes if name in run.theirs):  # no tap before it shows a wrong token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked

@@ -1,9 +1,9 @@
 """This machine's numbers against goldens: ids, top logits, greedy tokens and hidden states that a reference computed.
 
 For a user with real weights this is the first command to run. Goldens come from `goldens.json` beside the weights
-(weights/make_goldens.py makes one with transformers) or, where there is none, from `published_goldens.json` here: what
-others published from Google's weights. No released weights can be had where minigemma is built, so the published ones
-have never been run here; their tolerances are estimates, and each says where it comes from.
+(weights/make_goldens.py makes one with transformers) or, without it, from `published_goldens.json` here: what
+others published from Google's weights. minigemma's authors have no released weights, so the published goldens have
+never been run; their tolerances are estimates, and each says where it comes from.
 
 Released weights are bfloat16 numbers. minigemma and a reference "in float32" both compute with them in float32 and
 differ by the order of their sums alone, with one exception: transformers multiplies the embeddings by sqrt(D) in the
@@ -54,7 +54,7 @@ class Golden:
 
 
 def read_goldens(path):
-    """A goldens file -> [Golden]. Raises Error where it is not one."""
+    """A goldens file -> [Golden]. Raises Error if it is not one."""
     data = read_json(path)
     entries = data.get("goldens")
     if not isinstance(entries, list) or not entries:
@@ -91,7 +91,7 @@ def _golden(data, entry, where):
 
 
 def _expect(form, value):
-    """A value of JSON in the form str, float, int, [form] or {key: form}. Raises one of several errors."""
+    """A JSON value as str, float, int, [form] or {key: form}. Raises TypeError, ValueError or KeyError."""
     if isinstance(form, dict):
         return {key: _expect(part, value[key]) for key, part in form.items()}
     if isinstance(form, list):
@@ -197,7 +197,7 @@ def _refuse_foreign(golden, config):
     for state in golden.hidden:
         if any(SHAPES.get(shape_key(tap)) != "T D" for tap in state["taps"]):
             raise Error(
-                f"golden {golden.name!r}: {state['taps']} are no hidden states; see the T D of minigemma/trace.py"
+                f"golden {golden.name!r}: {state['taps']} are not hidden states; see the T D of minigemma/taps.py"
             )
         if len(state["first_8"]) > config.hidden_size:
             raise Error(
@@ -240,7 +240,7 @@ def _check_numbers(model, golden, edit):
         logits, cache = prefill(golden.ids, model.weights, model.config)  # [V]
     for tap in taps:
         if tap not in trace:
-            raise Error(f"golden {golden.name!r}: {tap!r} is no tap of this model; names are in minigemma/trace.py")
+            raise Error(f"golden {golden.name!r}: {tap!r} is not a tap of this model; names are in minigemma/taps.py")
     checks = [_check_hidden(state, trace, golden.within["hidden"]) for state in golden.hidden]
     if golden.top_logits:
         checks.append(_check_logits(logits, golden))

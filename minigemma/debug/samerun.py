@@ -1,8 +1,8 @@
-"""Is it the same run? What tells that a trace is of another prompt, other weights, or a prompt with another <bos>.
+"""Is it the same run? How a trace of another prompt, of other weights, or without <bos> is recognised.
 
-In the order in which it is asked: the file's own ids and fingerprint (`stated`), how many positions its arrays have
-(`lengths_of`), the embeddings and the matrix products (`identify`), and last, where no known mistake explains the
-trace, its first tap (`unrelated`). A verdict is a pair: "other-input" or "other-weights", and a sentence.
+The checks, in this order: the ids and the fingerprint in the file (`stated`), the number of positions (`lengths_of`),
+the embeddings and the matrix products (`identify`), and, if no known mistake explains the trace, its first tap
+(`unrelated`). A verdict is a pair: "other-input" or "other-weights", and a sentence.
 """
 
 import numpy as np
@@ -23,32 +23,32 @@ WEIGHTLESS = (
 def read_theirs(path, model, ids=None, mapping=None):
     """A trace and its prompt -> foreign.Foreign, and the ids [T]: the given ones, else the file's.
 
-    Where the file holds no ids, the given ones with or without <bos> may fit its length better.
-    Raises Error where there are no ids at all.
+    A file without ids is also read if the given ids fit its length only without <bos>, or with two.
+    Raises Error if neither the caller nor the file has ids.
     """
     theirs = read_trace(path, model.config, mapping)
     if theirs.tokens is None:
         if ids is None:
             raise Error(f"{path}: holds no ids; give those of the prompt by --ids 2,818,... or --prompt TEXT")
-        # <bos> may be missing there, or twice; of a last position alone the length is not known
+        # the port may have no <bos>, or two; a trace of the last position alone does not show its length
         other = {len(near): near for near in with_other_bos(ids).values()} if theirs.length > 1 else {}
         theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids))
     return theirs, theirs.tokens if ids is None else np.asarray(ids)
 
 
 def read_second(path, config, mapping=None):
-    """A second trace, of our weights too -> foreign.Foreign; a mapping translates its names unless they are ours."""
+    """The second trace of a comparison -> foreign.Foreign. A mapping translates its names unless they are ours."""
     own = set(names_of(config)) & set(read_header(path))
     return read_trace(path, config, None if own else mapping)
 
 
 def with_other_bos(ids):
-    """The catalogue's mistake -> what a port reads that makes it: no <bos>, or two."""
+    """The catalogue's id of the mistake -> the ids that a port with it reads: no <bos>, or two."""
     return {"J1": np.asarray(ids[1:]), "J2": np.asarray([*ids[:1], *ids])}
 
 
 def notes_of(theirs):
-    """What was recognised in a trace, what was left out, and what so goes unjudged."""
+    """Lines about a trace: what was converted, what was ignored, and how many arrays are not judged."""
     notes = [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
     if theirs.unread:
         count = len(theirs.unread) + len(theirs.arrays)
@@ -57,11 +57,11 @@ def notes_of(theirs):
 
 
 def stated(theirs, tokens, fingerprint):
-    """The verdict where the file itself says that it is of another prompt, or of weights with another fingerprint.
+    """The verdict if the file's own ids or fingerprint are those of another run, else None.
 
-    fingerprint: of our weights, None where it is not known. None where the file does not say so.
+    fingerprint: of our weights, None if it is not known.
     """
-    alike = (tokens, *with_other_bos(tokens).values())  # which mistake that is, the comparison finds
+    alike = (tokens, *with_other_bos(tokens).values())  # a wrong <bos> is a mistake that the comparison names
     if not any(np.array_equal(theirs.tokens, ids) for ids in alike):
         places = np.flatnonzero(theirs.tokens[: len(tokens)] != tokens[: len(theirs.tokens)])
         place = int(places[0]) if len(places) else min(len(theirs.tokens), len(tokens))
@@ -74,12 +74,12 @@ def stated(theirs, tokens, fingerprint):
 
 
 def lengths_of(theirs, run):
-    """How many positions their arrays have, those of another number of axes than ours left out."""
+    """The numbers of positions that their arrays have; arrays with a wrong number of axes are left out."""
     return {np.shape(a)[time_axis(n)] for n, a in theirs.items() if np.ndim(a) == len(run.shapes.get(n, ()))}
 
 
 def identify(rows, theirs, run):
-    """("other-input" | "other-weights", sentence) where the trace is of another prompt or another model, else None."""
+    """The verdict if the embeddings or the matrix products are those of another run, else None."""
     judged = {row.name: row for row in rows if row.own is not None}
     embed = judged.get("embed")
     if embed and embed.verdict == "BROKEN":
@@ -100,14 +100,14 @@ def identify(rows, theirs, run):
 
 
 def _other_tokens(embed, theirs, run):
-    """Whose rows of the token table are their embeddings, where those are not our tokens'?"""
+    """The verdict from embeddings that are wrong: whose rows of the token table are they?"""
     if len(theirs) != len(run.tokens):
         return None
     wrong = np.flatnonzero(embed.own.errors > embed.allowed)  # positions
     rows = by_position("embed", theirs)[wrong]  # [M, D]
     cosines = by_position("embed", run.ours["embed"])[wrong]  # [M, D]
     cosines = (cosines * rows).sum(-1) / (np.linalg.norm(cosines, axis=-1) * np.linalg.norm(rows, axis=-1) + 1e-30)
-    turned = cosines < 0.9  # a factor leaves the direction
+    turned = cosines < 0.9  # a wrong scale keeps the direction
     if not turned.any():
         return None
     table, rows = run.weights.embed_tokens, rows[turned].astype(np.float32)
@@ -115,7 +115,7 @@ def _other_tokens(embed, theirs, run):
                             for i in range(0, table.shape[0], 8192)])  # [V]  # fmt: skip
     match = linear(rows, table) / (sizes * np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-30)  # [M, V]
     best, rowlike = match.argmax(-1), match.max(-1) > 0.98  # [M] each
-    close = rowlike & (best != run.tokens[wrong][turned])  # our token's row stands there where an image's belongs
+    close = rowlike & (best != run.tokens[wrong][turned])  # our own token's row: a soft token is missing
     if close.mean() > 0.5:
         shown = [
             f"position {p}: {run.tokens[p]}, theirs {t}"
@@ -128,16 +128,16 @@ def _other_tokens(embed, theirs, run):
         )
     if turned.mean() > 0.5 and rowlike.mean() <= 0.5:
         return "other-weights", (
-            "other weights, or a damaged token table: their embeddings are no rows of ours, whatever the token"
+            "other weights, or a damaged token table: their embeddings are not rows of our token table"
         )
     return None
 
 
 @np.errstate(invalid="ignore")
 def unrelated(comparison, run):
-    """(verdict, sentence) where no mistake explains a trace because it is of another prompt or of other weights.
+    """The verdict if the first tap of a trace is unrelated to ours, else None.
 
-    Asked last, and for traces without `embed`, which tells at once: their first tap then has nothing to do with ours.
+    For traces that no known mistake explains, and that lack `embed`, from which `identify` already knows.
     """
     judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
     layers = [row for row in judged if layer_of(row.name) is not None]
@@ -152,12 +152,12 @@ def unrelated(comparison, run):
     start = int(wrong.argmax())
     if start and np.median(cosines[wrong]) < 0.6:
         return "other-input", (
-            f"another prompt, it seems: positions 0 to {start - 1} are right, and from {start} on {name} has "
-            "nothing to do with ours; compare the ids of the two runs"
+            f"probably another prompt: positions 0 to {start - 1} are right, and from {start} on {name} is unrelated "
+            "to ours; compare the ids of the two runs"
         )
     if np.mean([row.verdict == "BROKEN" for row in layers]) > 0.8 and np.median(cosines) < 0.6:
         return "other-weights", (
-            "other weights or another prompt, it seems: every layer is wrong on its own inputs, and no known mistake "
-            "explains it; compare the checkpoints, then the ids"
+            "probably other weights, or another prompt: nearly every layer is wrong on its own inputs, and no known "
+            "mistake explains it; compare the checkpoints, then the ids"
         )
     return None
