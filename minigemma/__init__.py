@@ -1,26 +1,53 @@
-"""minigemma: Gemma 4 in plain NumPy, to be read, taught from and debugged with. Start at model.py."""
+"""minigemma: Gemma 4 in plain NumPy, to read, to teach from and to debug with. Start at model.py."""
 
 import os
+import signal
 import sys
-from dataclasses import dataclass, field
-from functools import cached_property
-from importlib import import_module
-from pathlib import Path
-from types import SimpleNamespace
 
-# OpenBLAS's threads spin for 80 ms after each product, on the cores that this package's own threads need: with a short
-# wait instead, E2B decodes half as fast again. OpenBLAS reads this once, so it helps only if NumPy is imported later.
+_COMMAND = sys.argv[:1] == ["-m"]  # `python -m minigemma` imports the package before it knows the program's path
+if _COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports shows no traceback
+
+# OpenBLAS's threads spin for 80 ms after each product, on the cores that this package's own threads need. With a short
+# wait E2B decodes half as fast again. OpenBLAS reads this once, so it helps only if NumPy is imported later.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
-from .cache import EMPTY, Cache
-from .checkpoint import random_weights, read_weights, save
-from .config import Config
-from .errors import Error
-from .files import read_json
-from .model import forward
-from .sampling import generate, generate_ids, prefill
-from .taps import Edit, Finite, Trace
-from .tokenizer import BOS, Tokenizer
+
+def _stop(problem):
+    """End `python -m minigemma` with one line and status 2; anywhere else raise ImportError."""
+    if _COMMAND:
+        print(f"minigemma: {problem}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(problem) from None
+
+
+if sys.version_info < (3, 11):  # noqa: UP036 (older versions can read this file, so they say what is wrong)
+    _stop("this is Python {}.{}; minigemma needs 3.11 or newer".format(*sys.version_info[:2]))
+
+try:
+    from dataclasses import dataclass, field
+    from difflib import get_close_matches
+    from functools import cached_property
+    from importlib import import_module
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from .cache import EMPTY, Cache
+    from .checkpoint import random_weights, read_weights, save
+    from .config import Config
+    from .errors import Error
+    from .files import read_json
+    from .model import forward
+    from .sampling import generate, generate_ids, prefill
+    from .taps import Edit, Finite, Trace
+    from .tokenizer import BOS, Tokenizer
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("minigemma"):
+        raise  # a bug of ours
+    _stop(f"{error}; run: python -m pip install -r requirements.txt")
+
+if _COMMAND and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = [
     "EMPTY", "Cache", "Config", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace", "count", "forward",
@@ -28,29 +55,31 @@ __all__ = [
 ]  # fmt: skip
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+NAMES_SHOWN = 12  # of a directory's files, in a message
 
 
 @dataclass(eq=False)
 class Model:
-    """What a checkpoint directory holds. Calling it runs `forward`."""
+    """What a checkpoint directory holds. Calling a Model runs `forward`."""
 
     directory: Path
     config: Config
     weights: object = field(repr=False)
     generation_config: dict = field(repr=False)
+    generation_source: object = field(default="generation_config", repr=False)  # the file that it was read from
 
     def __call__(self, tokens, cache=EMPTY, **options):
         return forward(tokens, self.weights, self.config, cache, **options)
 
     @cached_property
     def tokenizer(self):
-        """The directory's tokenizer, None where it has no tokenizer.json. A real one takes a second: read when used."""
+        """The directory's tokenizer, None if it has no tokenizer.json. Read on first use: a real one takes a second."""
         path = self.directory / "tokenizer.json"
         if not path.exists():
             return None
         tokenizer, bos = Tokenizer(path), self.config.source.get("bos_token_id")
         if bos not in (None, tokenizer.bos):
-            raise Error(f"{path}: {BOS} has id {tokenizer.bos} and config.json says {bos!r}; it is another model's")
+            raise Error(f"{path}: {BOS} has id {tokenizer.bos} and config.json says {bos!r}; use this model's own file")
         return tokenizer
 
 
@@ -58,17 +87,19 @@ def load(path=None, dtype="bfloat16"):
     """A checkpoint directory, or a name such as "google/gemma-4-E2B-it" from the hub's local cache -> Model.
 
     Without a path: MINIGEMMA_WEIGHTS, else the tiny weights of this repository. dtype: "bfloat16" keeps the weights in
-    the mapped file, "float32" converts all but the PLE table for the fastest decode, "float64" is for exact tests.
+    the mapped file; "float32" converts all but the PLE table, for the fastest decoding; "float64" is for exact tests.
+    Raises Error if there is no such checkpoint, or if it cannot be read.
     """
     directory = _find((os.environ.get("MINIGEMMA_WEIGHTS") or TINY) if path is None else path)
     config = Config.from_json(directory)
-    defaults = directory / "generation_config.json"
-    if defaults.exists():
-        generation_config = read_json(defaults)
-    else:  # transformers then stops where config.json says
-        both = config.source | read_json(directory / "config.json")
+    source = directory / "generation_config.json"
+    if source.exists():
+        generation_config = read_json(source)
+    else:  # transformers then takes the stop ids of config.json
+        source = directory / "config.json"
+        both = config.source | read_json(source)
         generation_config = {"eos_token_id": both.get("eos_token_id")}
-    return Model(directory, config, read_weights(directory, config, dtype), generation_config)
+    return Model(directory, config, read_weights(directory, config, dtype), generation_config, source)
 
 
 # Names from the rooms, loaded on first use: whoever only runs the model loads no room.
@@ -109,21 +140,64 @@ def __dir__():
 
 
 def _find(path):
-    """A directory as it is; a hub name by its snapshot in the local cache. Never reaches the network."""
+    """The directory of a checkpoint, given as a path or as a hub name in the local cache. Never uses the network."""
+    if not isinstance(path, str | os.PathLike):
+        raise Error(f"the path of the weights must be a str or a Path, not {type(path).__name__}")
     if not str(path):
         raise Error("the path of the weights is empty; give a directory or a model's name, or leave it out")
     directory = Path(os.path.expanduser(path))
-    if os.path.isdir(directory):  # false, where Path.is_dir raises, for a name that is too long
+    if os.path.isdir(directory):  # not Path.is_dir, which raises for a name that is too long
+        if not os.path.lexists(directory / "config.json"):
+            raise Error(f"{path}: has no config.json{_held(directory)}")
         return directory
-    if isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            config = try_to_load_from_cache(path, "config.json")
-        except HFValidationError:
-            config = None
-        if isinstance(config, str):
-            return Path(config).parent
+    if os.path.isfile(directory):
+        raise Error(f"{path}: is a file; give its directory, {directory.parent}")
+    hub_name = isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    snapshot = _cached(path) if hub_name else None
+    if snapshot:
+        return snapshot
+    near = _nearest(directory)
+    if near:
+        raise Error(f"{path}: no such directory; did you mean {near}?")
+    if hub_name and not os.path.isdir(directory.parent):
         raise Error(f"{path}: neither a directory nor a model in the hub's local cache; run: hf download {path}")
-    raise Error(f"{path}: no such directory; give the folder that holds config.json and model.safetensors")
+    raise Error(f"{path}: no such directory; give the directory that holds config.json and model.safetensors")
+
+
+def _cached(name):
+    """The directory of a model in the hub's local cache, None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _held(directory):
+    """For a message: the checkpoints below a directory that is not one itself, else the names of what is in it."""
+    try:
+        below = sorted(str(path.parent) for path in directory.glob("*/config.json"))
+        names = below or sorted(os.listdir(directory))
+    except OSError as error:
+        return f" ({error.strerror})"
+    listed = ", ".join(names[:NAMES_SHOWN]) + ", ..." * (len(names) > NAMES_SHOWN)
+    return f"; did you mean {listed}?" if below else f"; it holds {listed or 'nothing'}. Give a checkpoint's directory"
+
+
+def _nearest(directory):
+    """The checkpoint whose name is most like that of a directory that does not exist, None if there is none.
+
+    It looks beside the missing directory; then in this repository, for people who stand elsewhere, for the same name.
+    """
+    for place, cutoff in ((directory.parent, 0.5), (TINY.parent, 1.0)):
+        try:
+            beside = [path.parent.name for path in place.glob("*/config.json")]
+        except OSError:
+            continue
+        near = get_close_matches(directory.name, beside, 1, cutoff)
+        if near:
+            return place / near[0]
+    return None

@@ -1,11 +1,20 @@
 """The command line: one function a command. Results go to stdout, progress and errors to stderr."""
 
+import os
+import sys
+
+if not __package__:  # `python minigemma` or `python minigemma/__main__.py`: go on as `python -m minigemma`
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.argv[0] = "-m"  # what __init__.py then finds
+    import runpy
+
+    sys.exit(runpy.run_module("minigemma", run_name="__main__", alter_sys=True))
+
 import argparse
 import json
-import os
 import signal
-import sys
 import time
+import warnings
 from contextlib import suppress
 from functools import partial
 
@@ -18,38 +27,55 @@ from .errors import Error
 from .files import make_directory, replacing
 from .model import no_tap
 from .released import RELEASED
-from .sampling import generate_ids, prompt_ids, stop_ids
+from .sampling import generate_ids, prompt_ids, settings, stop_ids
 from .taps import PRECISIONS, Finite, Trace
 from .tools.synth import synthesize
+
+PAUSE = 0.05  # seconds without a new line after which a pasted text is complete
 
 
 def generate(args):
     """Continue a prompt, streaming."""
     model = load(args.weights, args.dtype)
-    _stream(model, prompt_ids(model, args.prompt, args.special), args)
+    _stream(model, prompt_ids(model, _prompt(args), args.special), args)
 
 
 def chat(args):
-    """Talk with the model; an empty line or end of file ends."""
+    """Talk with the model. At a terminal a pasted text is one turn, with its blank lines; from a pipe each line is a
+    turn, and blank lines are skipped. /exit or the end of the input ends the conversation. Ctrl-C during an answer
+    stops the answer.
+    """
     model = load(args.weights, args.dtype)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise Error(f"{model.directory}: has no tokenizer.json, so it cannot chat; download the whole repository")
+    source = model.generation_source
+    settings(model.generation_config, args.temperature, args.top_k, args.top_p, source)  # a mistake there ends it now
     answer, end = tokenizer.open_turn("model"), tokenizer.close_turn()
-    stop = stop_ids(model.generation_config, model.config.vocab_size) | {end[0]}  # whatever the checkpoint's files say
+    stop = stop_ids(model.generation_config, model.config.vocab_size, source) | {end[0]}  # even if no file names it
     model.generation_config = model.generation_config | {"eos_token_id": [*stop]}
+    terminal = _at_terminal()
+    if terminal:
+        print("/exit ends the conversation, Ctrl-C stops an answer.", file=sys.stderr)
+        with suppress(ImportError):  # Windows has no readline
+            import readline  # noqa: F401 (importing it gives `input` arrow keys and a history)
     cache, ids = EMPTY, tokenizer.encode("")  # <bos> opens the conversation, once
-    print("An empty line ends.", file=sys.stderr)
     while text := _ask():
-        ids = [*ids, *tokenizer.open_turn("user", text), *end, *answer]
-        cache, last = _stream(model, ids, args, cache)
-        ids = [*last, *end]
+        try:
+            turn = [*ids, *tokenizer.open_turn("user", text), *end, *answer]
+            cache, last = _stream(model, turn, args, cache, stoppable=terminal)
+        except Error as error:  # bytes that are not UTF-8, a text that is too long
+            if not terminal:
+                raise
+            print(f"minigemma: {error}", file=sys.stderr)
+        else:
+            ids = [*last, *end]
 
 
 def trace(args):
     """Record every intermediate of a prompt's pass."""
     model = load(args.weights, args.dtype)
-    ids = prompt_ids(model, args.prompt, args.special)
+    ids = prompt_ids(model, _prompt(args), args.special)
     record = Trace(args.only)
     model(ids, tap=Finite(record) if args.check else record)
     if not record:
@@ -62,35 +88,72 @@ def trace(args):
         print(f"minigemma: {len(odd)} of them hold NaN or infinity, {odd[0]} first", file=sys.stderr)
 
 
+def _prompt(args):
+    """The prompt: the argument, or for "-" all of stdin, without its last line break."""
+    if args.prompt != "-":
+        return args.prompt
+    return sys.stdin.read().removesuffix("\n") if sys.stdin else ""
+
+
+def _at_terminal():
+    """Whether a person types the input. stdin is None where the shell closed it (<&-)."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _ask():
-    if sys.stdin is None:  # closed by the shell, <&-
-        return ""
+    """The user's next turn, never blank; "" at /exit and at the end of the input."""
+    terminal, text = _at_terminal(), ""
+    while sys.stdin and not text:
+        try:
+            lines = [input("> " if terminal else "")]
+        except EOFError:
+            return ""
+        with suppress(EOFError):
+            while terminal and _pasting():
+                lines.append(input())
+        text = "\n".join(lines).strip()
+    return "" if text == "/exit" else text
+
+
+def _pasting():
+    """Whether more of a pasted text waits at the terminal: it arrives at once, faster than anybody types."""
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
-        return ""
+        import msvcrt  # Windows, where `select` cannot watch a terminal
+    except ImportError:
+        import select
+
+        return bool(select.select([sys.stdin], [], [], PAUSE)[0])
+    time.sleep(PAUSE)
+    return msvcrt.kbhit()
 
 
-def _stream(model, ids, args, cache=EMPTY):
-    """Print what the model says -> the cache it ends with, and the ids that this cache does not yet hold."""
-    drawn, start, stamps = [], time.perf_counter(), []
+def _stream(model, ids, args, cache=EMPTY, stoppable=False):
+    """Print what the model says -> the cache at the end, and the ids that this cache does not yet hold.
+
+    stoppable: Ctrl-C ends the text, not the command.
+    """
+    start, stamps = time.perf_counter(), []
+    state = cache, list(ids)  # if not one token comes, the cache still lacks the prompt
 
     def draws():
-        nonlocal cache
+        nonlocal state
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
         sampling["tap"] = Finite() if args.check else no_tap
         for id, behind in generate_ids(model, ids, args.n, cache, **sampling):
-            cache = behind
+            state = behind, [id]  # in one step: Ctrl-C must not part them
             stamps.append(time.perf_counter())
-            drawn.append(id)
             yield id
 
-    for piece in model.tokenizer.stream(draws()):
-        print(piece, end="", flush=True)
+    try:
+        for piece in model.tokenizer.stream(draws()):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        if not stoppable:
+            raise
     print()
     if args.stats:
         _print_stats(model, len(ids), start, stamps)
-    return cache, drawn[-1:] or list(ids)  # a turn that ends before its first token leaves the prompt to be read
+    return state
 
 
 def synth(args):
@@ -183,7 +246,7 @@ def _given_ids(args, model):
         if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
             raise Error(f"--ids must be whole numbers such as '2,818,5279', not {args.ids!r}")
         return [int(part) for part in parts]
-    return None if args.prompt is None else prompt_ids(model, args.prompt, args.special)
+    return None if args.prompt is None else prompt_ids(model, _prompt(args), args.special)
 
 
 def faults(args):
@@ -231,7 +294,7 @@ def _print_stats(model, prompt, start, stamps):
 
 
 def _peak_memory():
-    """The most memory the process has had, mapped pages of the checkpoint included."""
+    """The largest memory of this process so far, with the mapped pages of the checkpoint."""
     try:
         import resource
     except ImportError:
@@ -241,7 +304,7 @@ def _peak_memory():
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but what was typed wrong is quoted in one printable line."""
+    """argparse, with its messages in one printable line."""
 
     def error(self, message):
         super().error(str(Error(message)))
@@ -265,10 +328,10 @@ def parser():
         "--weights",
         metavar="W",
         help="a checkpoint directory, or a model name in the hub's local cache; "
-        f"default: MINIGEMMA_WEIGHTS, else {os.path.relpath(TINY)}",
+        "default: MINIGEMMA_WEIGHTS, else weights/tiny of this repository",
     )
     dtype = flag("--dtype", default="bfloat16", choices=("bfloat16", "float32", "float64"), help="default: bfloat16")
-    prompt = flag("prompt", help="the text to start from")
+    prompt = flag("prompt", help='the text to start from, in "double quotes"; - reads it from stdin')
     special = flag("--special", action="store_true", help="read <|turn> and the like in the prompt as special tokens")
     check = flag("--check", action="store_true", help="stop at the first NaN or infinity and name the array it is in")
     sampling = (
@@ -312,7 +375,7 @@ def parser():
         retention,
         several,
         dtype,
-        flag("--texts", default=texts, metavar="FILE", help=f"text or .jsonl; default: {os.path.relpath(texts)}"),
+        flag("--texts", default=texts, metavar="FILE", help="text or .jsonl; default: weights/texts.jsonl"),
         flag("--count", type=int, default=400, metavar="N", help="at most this many texts (default 400)"),
         flag("--length", type=int, default=256, metavar="N", help="tokens of each text that are read (default 256)"),
         flag("--positions", type=int, default=8000, metavar="N", help="hidden states of all texts (default 8000)"),
@@ -331,16 +394,28 @@ def parser():
 
 
 def main(argv=None):
+    """Run a command -> its exit status: 1 if a check fails, 2 for a mistake, 130 for Ctrl-C, 141 for a closed pipe."""
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if hasattr(stream, "reconfigure"):  # bytes that are no text are told as such; a terminal without a letter
-            stream.reconfigure(errors=errors)  # shows its number
-    args = parser().parse_args(argv)
+        if hasattr(stream, "reconfigure"):  # undecodable input is reported; characters the terminal lacks are printed
+            stream.reconfigure(errors=errors)  # as escapes
+    root = parser()
+    args, unknown = root.parse_known_args(argv)
+    if unknown:
+        unquoted = getattr(args, "prompt", None) is not None and not unknown[0].startswith("-")
+        advice = '; put the whole prompt in "double quotes"' if unquoted else ""
+        root.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
     try:
-        with np.errstate(all="ignore"):  # what is not finite is told once, by name or by the logits' check
-            status = args.run(args) or 0  # a command that checks something returns 1 where it does not hold
+        with warnings.catch_warnings(), np.errstate(all="ignore"):  # Finite or the logits' check report NaN, once
+            warnings.showwarning = _note
+            status = args.run(args) or 0  # a command that checks something returns 1 if the check fails
         print(end="", flush=True)
     except Error as error:
         print(f"minigemma: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if (error.name or "").startswith("minigemma"):
+            raise
+        print(f"minigemma: {Error(f'{error}; run: python -m pip install -r requirements.txt')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -355,12 +430,17 @@ def main(argv=None):
     return status
 
 
+def _note(message, *_):
+    """Show a warning as one line."""
+    print(f"minigemma: note: {Error(str(message))}", file=sys.stderr)
+
+
 def _drop_output():
-    """Send what is left of the output nowhere: writing it at exit would fail again, with a traceback."""
-    with suppress(OSError):  # an output that is no file, in a notebook or a test
+    """Throw away what is left of the output: Python would try to write it at exit, and end in a traceback."""
+    with suppress(OSError, AttributeError):  # an output that is not a file (a notebook, a test) or that is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: on the way out, half a file is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as after Ctrl-C, half-written files are removed
     sys.exit(main())

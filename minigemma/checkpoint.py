@@ -1,8 +1,8 @@
 """A safetensors directory -> Weights, and back; random weights for tests.
 
-Weights are data: the safetensors library checks a file's header before anything in it is believed, and nothing in a
-checkpoint is ever executed. Tensors are views of the memory-mapped file; nothing is copied at load unless it is asked
-for, except what is small (norms, and matrices that fit in a core's cache).
+Weights are data. The safetensors library checks a file's header before we use it, and nothing in a checkpoint is ever
+executed. Tensors are views of the memory-mapped file. Loading copies only small ones (norms, and matrices that fit in a
+core's cache), unless the caller asks for another dtype.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ DTYPES = ("bfloat16", "float32", "float64")
 FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
 
 
-SMALL = 256 * 1024  # bytes; below this a matrix is converted at load: mapping saves no memory worth a slower product
+SMALL = 256 * 1024  # bytes; a smaller matrix is converted at load: mapping would save little and slow the product
 
 
 def assemble(config, arrays):
-    """name -> array, as text_tensors names them, into Weights: `.embed_tokens`, `.layers[3].q_proj`, ..."""
+    """Arrays by name, as text_tensors names them -> Weights: `.embed_tokens`, `.layers[3].q_proj`, ..."""
     weights = SimpleNamespace(layers=[SimpleNamespace() for _ in config.layers])
     for tensor in text_tensors(config):
         owner = weights if tensor.layer is None else weights.layers[tensor.layer]
@@ -38,29 +38,29 @@ def assemble(config, arrays):
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies in a safetensors file."""
+    """The place of one tensor in a safetensors file."""
 
     path: Path
     dtype: str  # as safetensors names it: "BF16", "F16", "F32"
     shape: tuple[int, ...]
-    offset: int
+    offset: int  # bytes from the start of the file
 
     def map(self):
-        """A read-only view of the file, bfloat16 as its bits in uint16."""
+        """A read-only view of the file, bfloat16 as its bits in uint16. Raises Error for a dtype that is not read."""
         if self.dtype not in FILE_DTYPES:
             raise Error(f"{self.path}: holds {self.dtype} tensors; minigemma reads {', '.join(FILE_DTYPES)}")
         return np.memmap(self.path, FILE_DTYPES[self.dtype], "r", self.offset, self.shape)
 
 
 def read_weights(directory, config, dtype="bfloat16"):
-    """Weights of a checkpoint directory.
+    """The Weights in a checkpoint directory. Raises Error if its tensors do not fit `config`.
 
-    dtype "bfloat16" maps the file and converts while multiplying; "float32" converts all but the PLE table at load (the
-    token table too, because it is also the output head); "float64" converts everything, for exact tests.
+    dtype "bfloat16" maps the file and converts during each product. "float32" converts everything but the PLE table at
+    load; the token table too, because it is also the output head. "float64" converts everything, for exact tests.
     """
     if dtype not in DTYPES:
         raise Error(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    found = text_of(directory)
+    found = find_text_tensors(directory)
     _check(directory, config, found)
     table = text_tensors(config)
     with progress("converting the weights", sum(math.prod(tensor.shape) for tensor in table)) as advance:
@@ -71,8 +71,11 @@ def read_weights(directory, config, dtype="bfloat16"):
     return assemble(config, arrays)
 
 
-def text_of(directory):
-    """name without its prefix -> Stored of every tensor of the text model, whichever shard holds it."""
+def find_text_tensors(directory):
+    """Every tensor of the text model in all shards -> Stored by name, without the prefix. Towers are left out.
+
+    Raises Error if two tensors have one name.
+    """
     found = {}
     for path in shards(Path(directory)):
         for name, stored in read_header(path).items():
@@ -80,13 +83,13 @@ def text_of(directory):
                 continue
             short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
             if short in found:
-                raise Error(f"{path}: holds {short} twice, under two prefixes or in two shards")
+                raise Error(f"{path}: holds {short} twice, under two prefixes or in two shards; remove one")
             found[short] = stored
     return found
 
 
 def read_header(path):
-    """name -> Stored of every tensor in a safetensors file. Raises Error where it is not a whole one."""
+    """Every tensor in a safetensors file -> Stored by name. Raises Error if the file is not whole."""
     header, start = read_safetensors_header(path)
     return {
         name: Stored(Path(path), entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
@@ -96,7 +99,7 @@ def read_header(path):
 
 
 def shards(directory):
-    """The safetensors files of a checkpoint directory, checked against its index where it has one."""
+    """The safetensors files of a checkpoint directory -> list of paths. Raises Error if they differ from its index."""
     if not directory.is_dir():
         raise Error(f"{directory}: no such directory; give the folder that holds config.json and model.safetensors")
     index = directory / "model.safetensors.index.json"
@@ -104,13 +107,13 @@ def shards(directory):
         return [directory / "model.safetensors"]
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise Error(f"{index}: has no weight_map of tensor names to file names")
+        raise Error(f"{index}: has no weight_map from tensor names to file names; download it again")
     names = sorted(set(weight_map.values()))
     for name in names:
         if name != os.path.basename(name) or not name.endswith(".safetensors"):
-            raise Error(f"{index}: {name!r} is not the name of a safetensors file in its own directory")
+            raise Error(f"{index}: {name!r} must be the name of a .safetensors file in the same directory")
     if (directory / "model.safetensors").exists() and "model.safetensors" not in names:
-        raise Error(f"{directory}: holds model.safetensors and an index of other files; remove one of the two")
+        raise Error(f"{directory}: has model.safetensors and also an index of other files; remove one of the two")
     for name in names:
         held = read_header(directory / name)
         listed = {tensor for tensor, file in weight_map.items() if file == name}
@@ -122,7 +125,7 @@ def shards(directory):
 
 
 def _check(directory, config, found):
-    """Compare names and shapes with the table; one Error lists every kind of difference."""
+    """Compare names and shapes with the table. Raises one Error that lists every kind of difference."""
     table = {tensor.name: tensor.shape for tensor in text_tensors(config)}
     unused = {tensor.name: tensor.shape for tensor in unused_tensors(config)}
     problems = []
@@ -143,7 +146,7 @@ def _check(directory, config, found):
 
 
 def _convert(tensor, stored, dtype):
-    """A tensor of the file in the form that the pass multiplies."""
+    """A tensor of the file, in the form in which the pass multiplies it."""
     bits = stored.map()
     if dtype == "float64":
         return widen(bits).astype(np.float64)
@@ -156,16 +159,19 @@ def _convert(tensor, stored, dtype):
 
 
 def _expect_single_rows(mapped):
-    """Tell the system that few rows of this table are read, far apart: no reading ahead, no pages of 2 MB."""
+    """Tell the system that few rows of this table will be read, far apart: no read-ahead, no pages of 2 MB."""
     for advice in ("MADV_RANDOM", "MADV_NOHUGEPAGE"):
-        if hasattr(mmap, advice):  # not on every system
+        if hasattr(mmap, advice):  # some systems lack it
             mapped._mmap.madvise(getattr(mmap, advice))
 
 
 def save(directory, weights, config, dtype="bfloat16"):
-    """Write config.json and model.safetensors, text only, as transformers loads them; dtype bfloat16 or float32."""
+    """Write config.json and model.safetensors of the text model, as transformers loads them; dtype bfloat16 or float32.
+
+    Raises Error for another dtype. If it fails, the old files stay as they were.
+    """
     if dtype not in ("bfloat16", "float32"):
-        raise Error(f"dtype {dtype!r} cannot be saved; choose bfloat16 or float32")
+        raise Error(f"dtype {dtype!r} cannot be saved; use bfloat16 or float32")
     directory = make_directory(directory)
 
     def arrays():
@@ -180,13 +186,14 @@ def save(directory, weights, config, dtype="bfloat16"):
         path.write_text(json.dumps(config.to_dict() | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
 
 
-def write_safetensors(path, dtype, table, arrays):
-    """Write arrays, one at a time, as the (name, shape) of `table`; dtype as in FILE_DTYPES.
+def write_safetensors(path, dtype, table, arrays, notes=None):
+    """Write a safetensors file: one array after the other, under the names and shapes of `table`.
 
-    The safetensors library writes no bfloat16 from NumPy and wants all of a file in memory; the format is a length, a
-    JSON header and the data.
+    dtype: a key of FILE_DTYPES. notes: text by name, for the header's metadata. We do not use the library here, because
+    it cannot write bfloat16 from NumPy and needs the whole file in memory. The format is the header's length, the
+    header in JSON, and the data.
     """
-    header, end, item = {"__metadata__": {"format": "pt"}}, 0, FILE_DTYPES[dtype]
+    header, end, item = {"__metadata__": {"format": "pt"} | (notes or {})}, 0, FILE_DTYPES[dtype]
     for name, shape in table:
         start, end = end, end + math.prod(shape) * item.itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
@@ -199,11 +206,11 @@ def write_safetensors(path, dtype, table, arrays):
 
 
 def random_weights(config, seed=0, dtype=np.float32):
-    """Weights of any member at any size, for tests.
+    """Random Weights for any config, for tests.
 
-    Norm weights and layer_scalar are away from 1, so that leaving one out shows. q_norm keeps attention scores of order
-    1 and the post-norms keep what a layer writes below the residual: without that a deep random net amplifies rounding
-    so much that comparing two implementations says nothing.
+    Norm weights and layer_scalar are far from 1, so that a test notices if one is left out. q_norm keeps attention
+    scores near 1, and the post-norms keep a layer's output smaller than the residual. Otherwise a deep random net
+    amplifies rounding so much that two right implementations differ.
     """
     rng = np.random.default_rng(seed)
     arrays = {}
@@ -217,7 +224,7 @@ def random_weights(config, seed=0, dtype=np.float32):
 
 
 def random_vector(tensor, rng):
-    """A norm weight or a scalar."""
+    """Random values for a norm weight or a scalar."""
     attribute = tensor.attribute or ""
     low, high = (0.3, 0.9) if attribute == "layer_scalar" else (0.5, 1.5)
     scale = tensor.shape[0] ** -0.5 if attribute == "q_norm" else 0.25 if attribute.startswith("post_") else 1.0
@@ -225,22 +232,23 @@ def random_vector(tensor, rng):
 
 
 def read_unused(directory, config):
-    """k_proj, v_proj and k_norm of the KV-sharing layers, which Google's files hold and the pass never reads.
+    """k_proj, v_proj and k_norm of the KV-sharing layers -> float32 arrays by name.
 
-    -> name: float32 array; empty where the file was saved again without them. A port may use them by mistake.
+    Google's files and our tiny weights hold them, and the pass never reads them; a port may use them by mistake. The
+    result is empty if the file lacks them, as one saved again by transformers does.
     """
-    found = text_of(directory)
+    found = find_text_tensors(directory)
     return {tensor.name: widen(found[tensor.name].map()) for tensor in unused_tensors(config) if tensor.name in found}
 
 
 def fingerprint(weights):
-    """A short name for these values: two checkpoints of one shape differ in it, two number formats of one do not."""
+    """A short hash of the values. It differs between two checkpoints of one shape, but not between number formats."""
     digest = hashlib.sha256()
     for owner in (weights, *weights.layers):
         for name, value in sorted(vars(owner).items()):
             if name != "layers":
                 row = value
-                while len(row.shape) > 1:  # a matrix by its first row: the whole would take seconds
+                while len(row.shape) > 1:  # of a matrix, the first row only: all of it would take seconds
                     row = row[0]
                 row = np.asarray(row, np.float32)
                 digest.update(name.encode() + row.tobytes())

@@ -4,10 +4,10 @@ LONGEST = 1500  # characters of a message
 
 
 class Error(ValueError):
-    """A user's mistake: the message is one line that says what was wrong, where, and what to do.
+    """A user's mistake. The message is one line: what was wrong, where, and what to do.
 
-    The command line prints that line and exits with status 2; a traceback is a bug in minigemma. What a message quotes
-    may come from a stranger's file: control characters are shown escaped, and the middle of a long message is left out.
+    The command line prints that line and exits with status 2; a traceback is a bug in minigemma. A message may quote a
+    stranger's file, so control characters are escaped, and a long message loses its middle.
     """
 
     def __init__(self, message):

@@ -1,12 +1,12 @@
-"""Reading JSON with clear errors, and writing files so that a half-written one never bears the final name."""
+"""Read JSON with clear errors. Write files so that a half-written file never has the final name."""
 
 
 import json
 import math
 import os
+import secrets
 import stat
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +17,9 @@ LARGEST_JSON = 16 * 2**20  # bytes; parsed JSON takes many times its size, and t
 
 
 def check_file(path, largest=None):
-    """Raise Error unless `path` is a regular file, links followed, of at most `largest` bytes.
+    """Raise Error unless `path` is a regular file of at most `largest` bytes. Links are followed.
 
-    A pipe would block whoever reads it, a device never end, and a file of JSON is read whole.
+    Reading a pipe would wait, reading a device might never end, and a JSON file is read whole.
     """
     try:
         found = os.stat(path)
@@ -30,11 +30,11 @@ def check_file(path, largest=None):
     if not stat.S_ISREG(found.st_mode):
         raise Error(f"{path}: not a regular file")
     if largest is not None and found.st_size > largest:
-        raise Error(f"{path}: {found.st_size >> 20} MB are more than such a file has; the most is {largest >> 20}")
+        raise Error(f"{path}: {found.st_size >> 20} MB are more than such a file can have ({largest >> 20} MB)")
 
 
 def read_json(path):
-    """The object in a JSON file. Raises Error where there is none, and where an object has one name twice."""
+    """The object in a JSON file. Raises Error if the file holds anything else, or if an object has a name twice."""
     check_file(path, LARGEST_JSON)
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
@@ -46,9 +46,10 @@ def read_json(path):
 
 
 def read_safetensors_header(path):
-    """The header of a whole safetensors file -> its JSON object, and where the data starts. Raises Error for others.
+    """The header of a safetensors file -> its JSON object, and the byte where the data starts.
 
-    The library checks lengths, offsets, dtypes and shapes; it lets a name be there twice, and the last one count.
+    The library checks lengths, offsets, dtypes and shapes. It accepts a name that is there twice; we do not.
+    Raises Error if the file is not whole.
     """
     import safetensors
 
@@ -66,7 +67,7 @@ def read_safetensors_header(path):
 
 
 def _without_repeats(pairs):
-    """A JSON object as a dict. A name given twice means two things, and which one counts depends on the reader."""
+    """A JSON object as a dict. Refuses a name that is there twice: readers do not agree on which value counts."""
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [name for name, _ in pairs]
@@ -76,14 +77,14 @@ def _without_repeats(pairs):
 
 
 def json_number(value):
-    """A number as JSON has it: null for what is not finite; None and integers as they are."""
+    """A number as JSON can hold it: None for NaN and infinity; None and integers unchanged."""
     if value is None or isinstance(value, int):
         return value
     return float(value) if math.isfinite(value) else None
 
 
 def make_directory(path):
-    """The directory as a Path, made where it is missing."""
+    """Make the directory if it is missing -> its Path. Raises Error if that fails."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,7 +94,7 @@ def make_directory(path):
 
 @contextmanager
 def progress(label, total):
-    """Give a function that counts towards `total`; from the second second on, stderr shows the share done."""
+    """Give a function that counts towards `total`. After one second, stderr shows the percentage."""
     start = shown = time.monotonic()
     done = 0
 
@@ -111,28 +112,41 @@ def progress(label, total):
 
 @contextmanager
 def replacing(path):
-    """Give a temporary path beside `path` to write to; rename it to `path` if all went well, remove it if not.
+    """Give a temporary path beside `path` to write to. Rename it to `path` if all went well, else remove it.
 
-    A link is followed. A device or a pipe is no place for a file, and the rename would put one there: an Error.
+    Links are followed. Raises Error if `path` is a directory, a device or a pipe, or if it cannot be written.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise Error(f"{path}: cannot write over what is no regular file; give another name")
+    given = path
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise Error(f"{path}: cannot write there ({error.strerror})") from None
-    os.close(handle)
+        path = Path(os.path.realpath(given))
+        if path.exists() and not path.is_file():
+            raise Error(f"{path}: cannot write here, this is not a regular file; choose another name")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the system applies the umask
+    except Error:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a null character, or no name at all
+        raise Error(f"{given}: cannot write there ({getattr(error, 'strerror', None) or error})") from None
     try:
-        yield Path(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
+        yield temporary
+        _rename(temporary, path)
     except OSError as error:
         raise Error(f"{path}: cannot write ({error.strerror or error})") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary, path):
+    """Put the finished file in the place of `path`. Windows refuses this while a program has `path` open."""
+    try:
+        os.replace(temporary, path)
+    except PermissionError as error:
+        if not path.exists():
+            raise
+        raise Error(
+            f"{path}: cannot be replaced ({error.strerror or error}). A program may have it open: a loaded model keeps "
+            "its weights file open, and Windows then refuses. Save to another directory"
+        ) from None
 
 
 def table(heads, rows):

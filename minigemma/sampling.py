@@ -1,5 +1,6 @@
 """Prefill, sampling, streaming."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,15 +9,26 @@ from .cache import EMPTY
 from .errors import Error
 from .model import forward, no_tap
 
-SCORE_BYTES = 64 * 2**20  # the largest array of attention scores in a chunk of a prompt; three to four are alive
+SCORE_BYTES = 64 * 2**20  # most bytes of one chunk's attention scores; three to four such arrays exist at once
 CHUNK = 512
+
+# Settings of a generation_config.json that transformers applies and `sample` does not, with the values that change
+# nothing (beside null). Those in SAMPLED matter only where a token is drawn, not where the most probable one is taken.
+SAMPLED = {"min_p": 0, "typical_p": 1, "top_h": 0, "epsilon_cutoff": 0, "eta_cutoff": 0}
+NOT_APPLIED = SAMPLED | {
+    "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_new_tokens": 0, "num_beams": 1, "penalty_alpha": 0, "guidance_scale": 1,
+    "exponential_decay_length_penalty": [], "suppress_tokens": [], "begin_suppress_tokens": [], "bad_words_ids": [],
+    "sequence_bias": [], "forced_bos_token_id": None, "forced_eos_token_id": None, "stop_strings": [],
+    "watermarking_config": {}, "max_time": None,
+}  # fmt: skip
 
 
 def prefill(ids, weights, config, cache=EMPTY, tap=no_tap):
     """A prompt in chunks -> logits [V] of its last position and the cache.
 
-    All chunks but the last ask for no logits, so the KV-sharing layers run for one position of the whole prompt, and a
-    chunk is small enough that its scores, N x T x S, stay under SCORE_BYTES.
+    Only the last chunk asks for logits, so the KV-sharing layers run for one position of the whole prompt. A chunk is
+    so small that its attention scores, N x T x S, stay under SCORE_BYTES.
     """
     rows = SCORE_BYTES // (4 * config.num_attention_heads * (cache.length + len(ids)))
     chunk = max(1, min(CHUNK, rows))
@@ -27,11 +39,11 @@ def prefill(ids, weights, config, cache=EMPTY, tap=no_tap):
     return logits[0], cache
 
 
-@np.errstate(over="ignore")  # a very low temperature leaves -infinity, which is right: probability 0
+@np.errstate(over="ignore")  # a very low temperature gives -infinity: probability 0, as it should
 def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0):
     """logits [V] -> an id: temperature, then the top_k largest, then the smallest set of probability top_p.
 
-    temperature 0 takes the largest; top_k 0 and top_p 1 leave everything in. The order is transformers'.
+    temperature 0 takes the largest logit; top_k 0 and top_p 1 keep all tokens. The order is transformers'.
     """
     if temperature == 0:
         return int(logits.argmax())
@@ -46,32 +58,56 @@ def sample(logits, rng, temperature=1.0, top_k=0, top_p=1.0):
     return int(rng.choice(ids, p=kept / kept.sum()))
 
 
-def settings(defaults, temperature=None, top_k=None, top_p=None):
-    """The sampling arguments: the given ones, else the checkpoint's generation_config, else transformers' defaults."""
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+def settings(defaults, temperature=None, top_k=None, top_p=None, source="generation_config"):
+    """temperature, top_k and top_p: as given, else from the checkpoint's generation_config, else as in transformers.
+
+    defaults: the generation_config; a setting that is null counts as missing. source: where it was read, for messages.
+    Raises Error for a value that cannot be used.
+    """
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    defaults = {name: value for name, value in defaults.items() if value is not None}
+    sampled = defaults.get("do_sample", False)
+    if not isinstance(sampled, bool):
+        raise Error(f"{source}: do_sample must be true or false, not {sampled!r}")
     fallback = {"temperature": 1.0, "top_k": 50, "top_p": 1.0} | defaults
-    if not isinstance(defaults.get("do_sample", False), bool):
-        raise Error(f"do_sample must be true or false, not {defaults['do_sample']!r}")
-    if not defaults.get("do_sample", False):
-        fallback["temperature"] = 0.0
-    chosen = {name: fallback[name] if value is None else value for name, value in chosen.items()}
+    if not sampled:
+        fallback["temperature"] = 0.0  # the most probable token
+    chosen = {}
     for name, low, high in (("temperature", 0, 1e3), ("top_k", 0, 2**31), ("top_p", 0, 1)):
-        value = chosen[name]
-        whole = name != "top_k" or isinstance(value, int)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not whole or not low <= value <= high:
-            raise Error(f"{name} must be a {'whole ' * (name == 'top_k')}number from {low} to {high:g}, not {value!r}")
-    if chosen["top_p"] == 0:
-        raise Error("top_p must be above 0; temperature 0 always takes the most probable token")
+        value = fallback[name] if given[name] is None else given[name]
+        where = f"{source}: " if given[name] is None else ""
+        if not _is_number(value) or not low <= value <= high or (name == "top_k" and value != int(value)):
+            kind = "whole number" if name == "top_k" else "number"
+            raise Error(f"{where}{name} must be a {kind} from {low} to {high:g}, not {value!r}")
+        if name == "top_p" and value == 0:
+            raise Error(f"{where}top_p must be above 0; temperature 0 always takes the most probable token")
+        chosen[name] = int(value) if name == "top_k" else value
     return chosen
 
 
+def _is_number(value):
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def not_applied(defaults, temperature):
+    """Names of the generation_config's settings that would change the text in transformers and are not applied here."""
+    greedy = temperature == 0
+    neutral = {name: value for name, value in NOT_APPLIED.items() if not (greedy and name in SAMPLED)}
+    return [name for name, value in neutral.items() if defaults.get(name) not in (None, value)]
+
+
 def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap, **sampling):
-    """ids continued, one id at a time, with the cache they were drawn from, until a stop id or max_new_tokens."""
-    chosen = settings(model.generation_config, **sampling)
+    """Continue ids: yields each new id with the cache that it was drawn from, until a stop id or max_new_tokens.
+
+    sampling: temperature, top_k, top_p, see `settings`. Raises Error for arguments that cannot be used. Warns once of
+    settings in the checkpoint's generation_config that are not applied.
+    """
+    source = model.generation_source
+    chosen = settings(model.generation_config, source=source, **sampling)
     limit = model.config.max_position_embeddings
     for name, value, low in (("max_new_tokens", max_new_tokens, 1), ("seed", 0 if seed is None else seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise Error(f"{name} must be a whole number, at least {low}, not {value!r}")
+            raise Error(f"{name} must be a whole number from {low}, not {value!r}")
     if not isinstance(ids, Sequence | np.ndarray):
         raise Error(f"the prompt must be a list of token ids, not {type(ids).__name__}")
     if len(ids) == 0:
@@ -81,11 +117,14 @@ def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap,
             f"{cache.length + len(ids)} prompt tokens and {max_new_tokens} new ones are more than the model's "
             f"{limit} positions; shorten the prompt or ask for fewer"
         )
-    rng, stop = np.random.default_rng(seed), stop_ids(model.generation_config, model.config.vocab_size)
+    stop = stop_ids(model.generation_config, model.config.vocab_size, source)
+    if ignored := not_applied(model.generation_config, chosen["temperature"]):
+        warnings.warn(f"{source}: minigemma does not apply {', '.join(ignored)}", stacklevel=2)
+    rng = np.random.default_rng(seed)
     logits, cache = prefill(ids, model.weights, model.config, cache, tap)
     for remaining in reversed(range(max_new_tokens)):
         if not np.isfinite(logits).all():
-            raise Error("the logits are not finite; minigemma.Finite, or --check, names the first array that is not")
+            raise Error("the logits are not finite; --check, or tap=minigemma.Finite(), names the first such array")
         id = sample(logits, rng, **chosen)
         if id in stop:
             return
@@ -95,29 +134,33 @@ def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap,
             logits = logits[0]
 
 
-def stop_ids(generation_config, vocab_size):
-    """eos_token_id of a generation_config: one id, several, or none -> a set of ids of the vocabulary."""
+def stop_ids(generation_config, vocab_size, source="generation_config"):
+    """The ids that end a text: eos_token_id of a generation_config, which is one id, a list, or missing -> a set.
+
+    Raises Error for anything else. source: where the generation_config was read, for messages.
+    """
     stop = generation_config.get("eos_token_id")
     stop = [] if stop is None else stop if isinstance(stop, list) else [stop]
     for id in stop:
-        if type(id) is not int or not 0 <= id < vocab_size:
-            raise Error(f"the checkpoint's eos_token_id must hold ids below {vocab_size}, not {id!r}")
-    return set(stop)
+        if not _is_number(id) or not 0 <= id < vocab_size or id != int(id):
+            raise Error(f"{source}: eos_token_id must be an id below {vocab_size}, or a list of them, not {id!r}")
+    return {int(id) for id in stop}
 
 
 def generate(model, prompt, max_new_tokens=100, **options):
-    """Pieces of text that continue `prompt` (text, or a list of ids).
+    """Yields pieces of text that continue `prompt` (text, or a list of ids).
 
-    options: temperature, top_k, top_p (by default what the checkpoint's generation_config says), seed, tap.
+    options: temperature, top_k, top_p (default: the checkpoint's generation_config), seed, tap. Raises Error for a
+    prompt that cannot be used, or if the model has no tokenizer.
     """
     ids = prompt_ids(model, prompt) if isinstance(prompt, str) else prompt
     return _tokenizer(model).stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
 
 
 def prompt_ids(model, prompt, special=False):
-    """A prompt's ids, <bos> in front; with `special`, "<|turn>" and the like are the tokens of that name.
+    """A prompt's ids, <bos> in front. With `special`, names such as "<|turn>" in the text become these tokens.
 
-    Raises Error where there is no tokenizer or no prompt.
+    Raises Error if the model has no tokenizer, or if the prompt is empty.
     """
     tokenizer = _tokenizer(model)
     if not prompt:
@@ -128,6 +171,7 @@ def prompt_ids(model, prompt, special=False):
 def _tokenizer(model):
     if model.tokenizer is None:
         raise Error(
-            f"{model.directory}: has no tokenizer.json, so there is no text, only ids; download the whole repository"
+            f"{model.directory}: has no tokenizer.json, so minigemma cannot read or print text. Download the whole "
+            "repository, or pass token ids in Python"
         )
     return model.tokenizer

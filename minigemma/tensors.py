@@ -1,30 +1,32 @@
 """The one table of tensors: every name in a checkpoint, its shape, its part of the model, its attribute in the code.
 
-The loader, the accounting and the random weights all read this table, so a tensor is described once. The text model's
-names are the checkpoint's without its prefix (`layers.0.self_attn.q_proj.weight`, not `model.language_model...`);
-`checkpoint_tensors` alone gives whole names, and with them what a released file holds beside the text model.
+The loader, the accounting and the random weights all read this table, so each tensor is described once. Names are those
+of the checkpoint without the prefix: `layers.0.self_attn.q_proj.weight`, not `model.language_model.layers...`. Only
+`checkpoint_tensors` gives whole names; it also lists the vision and audio tensors of a released file.
 """
 
 from typing import NamedTuple
 
-PREFIXES = ("model.language_model.", "model.", "")  # Google's files; text-only saves of transformers; neither
+PREFIXES = ("model.language_model.", "model.", "")  # of Google's files; of text-only saves of transformers; none
 NOT_TEXT = tuple(
     f"model.{name}." for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
 )
-TABLES = ("token table", "PLE table")  # looked up a row at a time; the token table is the output head too
+TABLES = ("token table", "PLE table")  # read one row a token; the token table is also the output head
 
 
 class Tensor(NamedTuple):
+    """One row of the table."""
+
     name: str  # in the checkpoint, after the prefix
     shape: tuple[int, ...]
-    part: str  # the part of the model it is accounted under
-    attribute: str | None  # in Weights or in its layer; None for tensors that the pass never reads
-    layer: int | None = None
-    dtype: str = "BF16"  # as safetensors names it; the released files hold nothing else
+    part: str  # the part of the model that the accounting counts it under
+    attribute: str | None  # of Weights, or of its layer; None for tensors that the pass never reads
+    layer: int | None = None  # None for tensors outside the layers
+    dtype: str = "BF16"  # as safetensors names it; the released files hold only this
 
 
 def text_tensors(config):
-    """Every tensor of the text model that the pass reads -> list of Tensor, in the order of the pass."""
+    """Every tensor that the pass reads -> list of Tensor, layer by layer."""
     D, P, L = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
     tensors = [Tensor("embed_tokens.weight", (config.vocab_size, D), "token table", "embed_tokens")]
     if P:
@@ -42,9 +44,9 @@ def text_tensors(config):
 
 
 def unused_tensors(config):
-    """What Google's files hold and nothing reads: k_proj, v_proj and k_norm of the KV-sharing layers.
+    """k_proj, v_proj and k_norm of the KV-sharing layers -> list of Tensor. No pass reads them.
 
-    Files saved again by transformers drop them; both kinds of file are right.
+    Google's files hold them; files saved again by transformers do not. Both kinds of file are right.
     """
     return [
         tensor._replace(part="unused", attribute=None)
@@ -55,10 +57,10 @@ def unused_tensors(config):
 
 
 def checkpoint_tensors(config, towers=None, unused=False):
-    """Every tensor of a checkpoint file under its whole name -> list of Tensor.
+    """Every tensor of a checkpoint file, under its whole name -> list of Tensor.
 
-    towers: the `vision_config` and `audio_config` of a config.json (None: a text-only file), with every field that
-    config.TOWERS shows. unused: with the tensors that only Google's files hold.
+    towers: the `vision_config` and `audio_config` of a config.json, with every field that config.TOWERS has; None for a
+    text-only file. unused: whether to list the tensors of unused_tensors too.
     """
     prefix = "model." if towers is None else "model.language_model."
     text = text_tensors(config) + (unused_tensors(config) if unused else [])
@@ -127,7 +129,7 @@ def _layer_tensors(config, layer):
 
 
 def _kv_tensors(config, layer):
-    """k_proj, k_norm and, unless V is made from k_proj's output, v_proj. v_norm has no weight: it has no tensor."""
+    """k_proj, k_norm, and v_proj unless V is made from k_proj's output. v_norm has no weight, so it has no tensor."""
     KH, D = layer.num_key_value_heads * layer.head_dim, config.hidden_size
     entries = [("k_proj", (KH, D), "attention"), ("k_norm", (layer.head_dim,), "norms and scalars")]
     if not layer.k_eq_v:
@@ -139,7 +141,8 @@ def _kv_tensors(config, layer):
 
 
 def _vision_shapes(tower, hidden_size):
-    """name -> shape of what turns pixels into soft tokens. Source: Gemma4VisionModel and, for 12B, Gemma4Unified."""
+    """Shapes by name of the tensors that turn pixels into soft tokens. Source: transformers' Gemma4VisionModel; for
+    12B, Gemma4Unified."""
     if "mm_embed_dim" in tower:
         D, patch = tower["mm_embed_dim"], 3 * (tower["patch_size"] * tower["pooling_kernel_size"]) ** 2
         return {
@@ -160,7 +163,7 @@ def _vision_shapes(tower, hidden_size):
         "patch_embedder.input_proj.weight": (D, 3 * tower["patch_size"] ** 2),
         "patch_embedder.position_embedding_table": (2, tower["position_embedding_size"], D),
     }
-    if tower["standardize"]:  # buffers: statistics, not learned, but in the file
+    if tower["standardize"]:  # statistics, not learned, but in the file
         shapes |= {"std_bias": (D,), "std_scale": (D,)}
     layer = {
         "input_layernorm.weight": (D,),
@@ -189,7 +192,8 @@ def _vision_shapes(tower, hidden_size):
 
 
 def _audio_shapes(tower, hidden_size):
-    """name -> shape of what turns sound into soft tokens: Gemma4AudioModel's Conformer, or one projection in 12B."""
+    """Shapes by name of the tensors that turn sound into soft tokens: a Conformer, or in 12B one projection. Source:
+    transformers' Gemma4AudioModel and Gemma4Unified."""
     if "audio_embed_dim" in tower:
         return {"embed_audio.embedding_projection.weight": (hidden_size, tower["audio_embed_dim"])}
     D, out = tower["hidden_size"], tower["output_proj_dims"]
@@ -223,7 +227,7 @@ def _audio_shapes(tower, hidden_size):
 
 
 def _linears(clipped, shapes):
-    """The matrices of the towers and, where they are clipped, four scalars each: the bounds of what goes in and out."""
+    """Matrices of a tower; if clipped, each with four scalars: the bounds of its inputs and outputs."""
     tensors = {f"{name}.linear.weight": shape for name, shape in shapes.items()}
     if clipped:
         for bound in ("input_min", "input_max", "output_min", "output_max"):

@@ -1,9 +1,11 @@
 """Text <-> ids, and chat turns, on top of the tokenizers library.
 
-Gemma 4's tokenizer adds no <bos> by itself: here `encode` puts exactly one in front. Text that merely looks like a
-special token ("<turn|>" typed by a user) stays text unless `special=True` asks for the token.
+Gemma 4's tokenizer does not add <bos>: `encode` puts exactly one in front. Text that only looks like a special token
+("<turn|>" typed by a user) stays text, unless `special=True` asks for the token.
 """
 
+import codecs
+import re
 from pathlib import Path
 
 from .errors import Error
@@ -11,6 +13,9 @@ from .files import check_file
 
 LARGEST = 256 * 2**20  # bytes of a tokenizer.json; Gemma 4's has 32 MB
 BOS, TURN, END_OF_TURN = "<bos>", "<|turn>", "<turn|>"
+BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token that is one byte of a character
+INVALID, UTF8 = "\ufffd", codecs.getincrementaldecoder("utf-8")
+LONGEST_HELD = 8  # ids that wait for the rest of a character, in tokenizers without byte tokens; a character is 4 bytes
 ROLES = {"system": "system", "user": "user", "assistant": "model", "model": "model"}
 
 
@@ -26,8 +31,8 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises plain Exception, and where its Rust panics not even that
-            raise Error(f"{path}: not a tokenizer.json that the tokenizers library reads ({error})") from None
-        self._text.no_truncation()  # a prompt is never cut or filled up behind its writer's back
+            raise Error(f"{path}: the tokenizers library cannot read this tokenizer.json ({error})") from None
+        self._text.no_truncation()  # a tokenizer.json may ask for both; a prompt stays as it was written
         self._text.no_padding()
         self.bos, self._turn, self._end_of_turn = (self.id(token) for token in (BOS, TURN, END_OF_TURN))
 
@@ -35,50 +40,80 @@ class Tokenizer:
         return self._text.get_vocab_size()
 
     def id(self, token):
-        """The id of one token of the vocabulary, None where it has none."""
+        """The id of a token, None if the vocabulary lacks it."""
         return self._text.token_to_id(token)
 
     def token(self, id):
-        """The vocabulary's text of one id, as the axes of figures show it; <id> where a model has more ids than it."""
+        """The vocabulary's text of one id, for the axes of figures; <id> if the vocabulary lacks it."""
         return self._text.id_to_token(int(id)) or f"<{id}>"
 
     def encode(self, text, bos=True, special=False):
-        """text -> ids, with exactly one <bos> in front if `bos`."""
+        """text -> ids, with exactly one <bos> in front if `bos`. Raises Error if `text` is not valid Unicode text."""
+        if not isinstance(text, str):
+            raise Error(f"the text must be a str, not {type(text).__name__}")
         try:
             text.encode()
-        except UnicodeEncodeError:
-            raise Error("the text holds lone surrogates, which no encoding of it has; remove them") from None
+        except UnicodeEncodeError as error:
+            raise Error(
+                f"the text holds lone surrogates (bytes that are not UTF-8) at character {error.start}; remove them"
+            ) from None
         self._text.encode_special_tokens = not special
         ids = self._text.encode(text, add_special_tokens=False).ids
         if not special and not {self.bos, self._turn, self._end_of_turn}.isdisjoint(ids):
-            raise Error(f"this tokenizer.json makes {BOS}, {TURN} or {END_OF_TURN} of plain text; do not trust it")
+            raise Error(f"this tokenizer.json turns plain text into {BOS}, {TURN} or {END_OF_TURN}; do not trust it")
         if bos and self.bos is not None and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]
         return ids
 
     def decode(self, ids):
-        """ids -> text, special tokens left out."""
-        return self._text.decode([int(id) for id in ids], skip_special_tokens=True)
+        """ids -> text, without the special tokens. Raises Error if `ids` is not a list of whole numbers from 0."""
+        try:
+            return self._text.decode([int(id) for id in ids], skip_special_tokens=True)
+        except (TypeError, ValueError, OverflowError):
+            raise Error(f"the ids must be a list of whole numbers from 0, not {ids!r}") from None
 
     def stream(self, ids):
-        """ids, one by one -> pieces of text, none of which ends inside a character."""
-        from tokenizers.decoders import DecodeStream
+        """ids, one by one -> pieces of text that join to `decode` of all ids. No piece ends inside a character.
 
-        stream, held = DecodeStream(skip_special_tokens=True), []
-        for id in ids:
-            piece = stream.step(self._text, int(id))
-            held = [*held, id] if piece is None else []
-            if piece:
-                yield piece
-        if held and (rest := self.decode(held)):  # bytes that never became a character: shown as the library shows them
+        A run of byte tokens (<0xF0>) is held until it ends: one invalid byte turns every byte of the run into U+FFFD.
+        From that byte on the run is known to be invalid and is given at once. The work is linear in the number of ids.
+        """
+        special = {id for id, token in self._text.get_added_tokens_decoder().items() if token.special}
+        before, held = [], []  # the ids of the last piece; ids whose text is not given yet
+        run, invalid = UTF8(), False  # reads a run of byte tokens
+        for id in map(int, ids):
+            token = self._text.id_to_token(id)
+            if token is None or id in special:
+                continue
+            held.append(id)
+            byte = BYTE.fullmatch(token)
+            if byte and self.decode([id]) != token:  # the decoder makes bytes of byte tokens
+                try:
+                    run.decode(bytes.fromhex(byte[1]))
+                except UnicodeDecodeError:
+                    invalid = True
+                if invalid:
+                    yield INVALID * len(held)
+                    held = []
+                continue
+            text = self._text_after(before, held)
+            if (text and not text.endswith(INVALID)) or len(held) > LONGEST_HELD:
+                yield text
+                before, held = held, []
+            run, invalid = UTF8(), False
+        if held and (rest := self._text_after(before, held)):
             yield rest
 
+    def _text_after(self, before, held):
+        """The text of `held` where it follows `before`: some decoders treat the first token of a text differently."""
+        return self.decode(before + held)[len(self.decode(before)) :]
+
     def open_turn(self, role, text=""):
-        """<|turn>role, a newline and the text. Without text it is what makes the model speak."""
+        """<|turn>role, a newline and the text. Without text: what a model reads before it answers."""
         if self._turn is None or self._end_of_turn is None:
-            raise Error(f"this tokenizer has no {TURN} and {END_OF_TURN} tokens, so it cannot chat; use generate")
+            raise Error(f"this tokenizer lacks {TURN} or {END_OF_TURN}, so it cannot chat; use generate")
         if role not in ROLES:
-            raise Error(f"role {role!r} is none of {', '.join(ROLES)}")
+            raise Error(f"unknown role {role!r}; use one of {', '.join(ROLES)}")
         return [self._turn, *self.encode(f"{ROLES[role]}\n{text.strip()}", bos=False)]
 
     def close_turn(self):
@@ -86,13 +121,13 @@ class Tokenizer:
         return [self._end_of_turn, *self.encode("\n", bos=False)]
 
     def chat(self, messages):
-        """[{"role": "user", "content": ...}, ...] -> ids, ending where the model is to answer.
+        """[{"role": "user", "content": ...}, ...] -> ids, up to where the model answers.
 
         <bos><|turn>user\\n{text}<turn|>\\n<|turn>model\\n, the format of the -it models' own template.
         """
         ids = [] if self.bos is None else [self.bos]
         for message in messages:
             if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                raise Error(f"a message is an object with a role and a content, both text, not {message!r}")
+                raise Error(f"a message must be an object with a role and a content, both text, not {message!r}")
             ids += self.open_turn(message["role"], message["content"]) + self.close_turn()
         return ids + self.open_turn("model")

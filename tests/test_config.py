@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from family import fields, kinds
+from family import fields, kinds, small
 from numpy.testing import assert_allclose
 
-from minigemma import Config, Error
+from minigemma import Config, Error, forward
 from minigemma.config import GLOBAL, SLIDING
 from minigemma.released import RELEASED, released_config
 
@@ -42,6 +42,30 @@ def test_the_big_members_make_v_from_k_on_global_layers_only(name, kv_heads):
     assert not any(layer.shares_kv for layer in config.layers)
 
 
+@pytest.mark.parametrize(
+    ("name", "attention"), [("E2B", None), ("E4B", None), ("12B", "vision"), ("26B-A4B", "vision"), ("31B", "vision")]
+)
+def test_soft_tokens_are_refused_where_pictures_attend_bidirectionally(name, attention):
+    assert released_config(name).use_bidirectional_attention == attention
+    config, weights = small(name, use_bidirectional_attention=attention)
+    soft = ([1], np.ones((1, config.hidden_size), np.float32))
+    if attention is None:
+        forward([5, 0, 7], weights, config, soft_tokens=soft)
+        return
+    with pytest.raises(Error, match="bidirectional"):
+        forward([5, 0, 7], weights, config, soft_tokens=soft)
+
+
+def test_fields_left_out_get_the_defaults_of_their_model_type():
+    """transformers has other defaults for model_type gemma4_unified, which is 12B's."""
+    names = ("hidden_size_per_layer_input", "max_position_embeddings", "use_bidirectional_attention")
+    text = {name: value for name, value in fields("12B").items() if name not in names}
+    for kind, expected in (("gemma4", (256, 131072, None)), ("gemma4_unified", (0, 262144, "vision"))):
+        for data in ({"model_type": kind, "text_config": text}, text | {"model_type": f"{kind}_text"}):
+            config = Config.from_dict(data)
+            assert tuple(getattr(config, name) for name in names) == expected
+
+
 def test_a_name_that_was_never_released_is_refused_with_the_names_that_were():
     with pytest.raises(Error, match="E2B, E4B, 12B, 26B-A4B, 31B"):
         released_config("google/gemma-4-7B")
@@ -60,7 +84,7 @@ def test_the_shared_fact_files_agree_with_the_released_models(name):
     data["text_config"].pop("layer_pattern", None)
     ours, theirs = released_config(name), Config.from_dict(data)
     for field in vars(ours):
-        if field not in ("layers", "source", "use_bidirectional_attention" if name == "12B" else ""):
+        if field not in ("layers", "source"):
             assert getattr(ours, field) == getattr(theirs, field), field
     for a, b in zip(ours.layers, theirs.layers, strict=True):
         assert {k: v for k, v in vars(a).items() if k != "inv_freq"} == {
@@ -125,7 +149,7 @@ PARTIAL = ROPE | {"full_attention": {"rope_type": "default", "partial_rotary_fac
         ({"num_kv_shared_layers": 6}, "layer 4 shares"),
         ({"num_kv_shared_layers": 10}, "num_kv_shared_layers"),
         ({"num_kv_shared_layers": -1}, "num_kv_shared_layers"),
-        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "divided"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "not a multiple"),
         ({"head_dim": 7}, "odd"),
         ({"head_dim": 0}, "head_dim"),
         ({"hidden_size": "24"}, "hidden_size"),

@@ -1,7 +1,8 @@
 """Prefill in chunks, sampling and streaming."""
 
+import json
+import warnings
 from importlib import import_module
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,14 +10,14 @@ from family import small
 
 import minigemma
 from minigemma import Error, forward, generate_ids
-from minigemma.sampling import prefill, sample, settings
+from minigemma.sampling import prefill, sample, settings, stop_ids
 
 MODULE = import_module("minigemma.sampling")
 
 
 def model_of(member, dtype="float64", generation_config=None, **changes):
     config, weights = small(member, dtype, **changes)
-    return SimpleNamespace(config=config, weights=weights, generation_config=generation_config or {})
+    return minigemma.Model(None, config, weights, generation_config or {})
 
 
 def drawn(model, ids, count, **options):
@@ -91,6 +92,81 @@ def test_the_checkpoints_generation_config_is_the_default_and_arguments_override
     assert settings(defaults, temperature=0.0, top_k=3) == {"temperature": 0.0, "top_k": 3, "top_p": 0.95}
     assert settings({})["temperature"] == 0  # transformers' default is greedy
     assert settings({"temperature": 0.7})["temperature"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"top_k": None}, {"top_k": 50}),  # null: as if it were missing
+        ({"top_k": 64.0}, {"top_k": 64}),
+        ({"temperature": None}, {"temperature": 1.0}),
+        ({"temperature": 1}, {"temperature": 1}),
+        ({"top_p": None}, {"top_p": 1.0}),
+        ({"do_sample": None}, {"temperature": 0.0}),
+    ],
+)
+def test_a_generation_config_is_read_as_transformers_reads_it(changes, expected):
+    chosen = settings({"do_sample": True, "temperature": 0.7, "top_k": 3, "top_p": 0.5} | changes)
+    assert chosen == {"temperature": 0.7, "top_k": 3, "top_p": 0.5} | expected
+    assert all(type(chosen[name]) is type(value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("eos", "ids"), [(1, {1}), (1.0, {1}), ([1, 106.0], {1, 106}), ([], set()), (None, set()), ([1, 1], {1})]
+)
+def test_stop_ids_may_be_one_id_or_a_list_or_missing(eos, ids):
+    assert stop_ids({"eos_token_id": eos}, 120) == ids
+    assert stop_ids({}, 120) == set()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"top_k": -1}, {"top_k": 2.5}, {"top_p": 0}, {"temperature": "warm"}, {"do_sample": 1},
+                {"eos_token_id": "x"}, {"eos_token_id": [True]}, {"eos_token_id": 1.5}, {"eos_token_id": [None]}]
+)  # fmt: skip
+def test_an_error_about_a_value_names_the_file_that_it_comes_from(checkpoint, changes):
+    (name,) = changes
+    (checkpoint / "generation_config.json").write_text(json.dumps({"do_sample": True} | changes))
+    with pytest.raises(Error, match=f"generation_config.json: {name} must be"):
+        drawn(minigemma.load(checkpoint), [1], 2)
+
+
+def test_an_error_about_an_argument_names_no_file(checkpoint):
+    (checkpoint / "generation_config.json").write_text('{"do_sample": true, "top_k": "x"}')
+    assert drawn(minigemma.load(checkpoint), [1], 2, top_k=3, seed=0)  # the file's value is not used
+    with pytest.raises(Error, match=r"^top_k must be a whole number from 0"):
+        drawn(minigemma.load(checkpoint), [1], 2, top_k=-3)
+
+
+def test_stop_ids_of_config_json_are_blamed_on_config_json(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text()) | {"eos_token_id": "x"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Error, match=r"[/\\]config\.json: eos_token_id must be"):
+        drawn(minigemma.load(checkpoint), [1], 2)
+
+
+def noted(generation_config, **options):
+    """The notes of three draws with these settings."""
+    model = model_of("E2B", generation_config=generation_config)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drawn(model, [1, 2], 3, **options)
+    return [str(warning.message) for warning in caught]
+
+
+def test_settings_that_are_not_applied_are_noted_by_name():
+    (note,) = noted({"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "num_beams": 4, "suppress_tokens": [5]})
+    for name in ("repetition_penalty", "no_repeat_ngram_size", "num_beams", "suppress_tokens"):
+        assert name in note
+    assert "does not apply" in note
+
+
+def test_settings_that_change_nothing_are_not_noted():
+    neutral = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1, "suppress_tokens": None,
+               "bad_words_ids": [], "typical_p": 1.0, "min_p": None, "transformers_version": "5"}  # fmt: skip
+    assert noted(neutral) == []
+    assert noted({"min_p": 0.1}) == []  # greedy: no token is drawn
+    assert noted({"min_p": 0.1, "do_sample": True}, temperature=0.0) == []
+    assert len(noted({"min_p": 0.1, "do_sample": True}, seed=0)) == 1
 
 
 def test_generation_ends_at_any_stop_id_and_does_not_yield_it():

@@ -1,18 +1,25 @@
 """What weights/README.md promises of the tiny weights, measured with minigemma on held-out stories."""
 
+import hashlib
+import json
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import minigemma
+from minigemma.checkpoint import find_text_tensors, read_header, read_unused
 from minigemma.config import GLOBAL, SLIDING
 from minigemma.sampling import CHUNK
 from minigemma.taps import layer_of
+from minigemma.tensors import text_tensors, unused_tensors
 
 WEIGHTS = minigemma.TINY.parent
+TRAINED = json.loads((Path(__file__).parent / "goldens" / "tiny_tensors.json").read_text(encoding="utf-8"))
+whole_directories = pytest.mark.parametrize("name", TRAINED)  # tiny and its twins
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +96,6 @@ def test_the_shape_is_e2bs_in_small(tiny):
     assert config.layers[4].head_dim > config.layers[3].head_dim
     assert config.final_logit_softcapping == 30.0
     assert sum(path.stat().st_size for path in tiny.directory.iterdir()) <= 8_000_000
-    names = ["config.json", "generation_config.json", "goldens.json", "model.safetensors", "tokenizer.json"]
-    assert sorted(path.name for path in tiny.directory.iterdir()) == names
 
 
 def test_no_layer_scalar_or_norm_is_left_at_one(tiny):
@@ -108,3 +113,80 @@ def test_twenty_times_the_training_length_keeps_constant_memory_in_sliding_layer
     assert kept == [31, 31, 31, 31, 10_000]
     rooms = [len(cache.entries[i].buffer.k) for i in range(4)]  # what is allocated behind them
     assert max(rooms) <= 2 * (31 + CHUNK)
+
+
+# The directory, as Google ships one
+
+
+@whole_directories
+def test_the_files_are_those_of_a_released_checkpoint(name):
+    files = {"chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    files |= {"tokenizer_config.json"}
+    assert {path.name for path in (WEIGHTS / name).iterdir()} - {"goldens.json"} == files
+
+
+@whole_directories
+def test_the_text_tensors_are_the_trained_ones(name):
+    """dtype, shape and sha256 of each tensor, as training left it."""
+    found, config = find_text_tensors(WEIGHTS / name), minigemma.Config.from_json(WEIGHTS / name)
+    stored = {tensor.name: found[tensor.name] for tensor in text_tensors(config)}
+    assert TRAINED[name] == {
+        name: [each.dtype, list(each.shape), hashlib.sha256(each.map().tobytes()).hexdigest()]
+        for name, each in stored.items()
+    }
+
+
+@whole_directories
+def test_the_unused_tensors_of_kv_sharing_layers_are_copies_of_their_donors(name):
+    config, found = minigemma.Config.from_json(WEIGHTS / name), find_text_tensors(WEIGHTS / name)
+    assert set(found) == {tensor.name for tensor in text_tensors(config) + unused_tensors(config)}
+    assert len(unused_tensors(config)) == 15
+    for tensor in unused_tensors(config):
+        donor = f"layers.{config.layers[tensor.layer].kv_from}.{tensor.name.split('.', 2)[2]}"
+        np.testing.assert_array_equal(found[tensor.name].map(), found[donor].map())
+
+
+def test_the_file_says_which_tensors_are_unused_and_the_account_counts_them(tiny):
+    with open(tiny.directory / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert "No pass reads them" in header["__metadata__"]["unused"]
+    account = minigemma.count(tiny.directory)
+    assert account.parts["unused"] == sum(array.size for array in read_unused(tiny.directory, tiny.config).values())
+    assert account.total == minigemma.count(tiny.config).total + account.parts["unused"]
+    assert account.total == minigemma.count(tiny.directory / "config.json").total
+    assert account.differences == ()
+
+
+@whole_directories
+def test_both_spellings_of_the_global_heads_are_there_and_agree(name):
+    raw = json.loads((WEIGHTS / name / "config.json").read_text(encoding="utf-8"))
+    config = minigemma.Config.from_dict(raw)
+    heads = {f"{layer.index}": {"head_dim": layer.head_dim} for layer in config.layers if layer.kind == GLOBAL}
+    assert raw["text_config"]["per_layer_config"] == heads
+    del raw["text_config"]["per_layer_config"]
+    assert [layer.head_dim for layer in minigemma.Config.from_dict(raw).layers] == [
+        layer.head_dim for layer in config.layers
+    ]
+
+
+@whole_directories
+def test_the_names_are_those_of_a_released_file(name):
+    names = read_header(WEIGHTS / name / "model.safetensors")
+    assert all(each.startswith("model.language_model.") for each in names)
+
+
+@whole_directories
+def test_the_tokenizer_file_puts_one_bos_before_plain_text_and_our_tokenizer_does_not_add_another(name):
+    import tokenizers
+
+    library = tokenizers.Tokenizer.from_file(str(WEIGHTS / name / "tokenizer.json"))
+    ours = minigemma.load(WEIGHTS / name).tokenizer
+    for text in ("", "Mia went home.", " two\nlines "):
+        assert library.encode(text).ids == ours.encode(text)
+        assert ours.encode(text).count(ours.bos) == 1
+
+
+def test_gemma_4s_special_tokens_have_gemma_4s_ids(tiny):
+    ids = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<|tool_call>": 48, '<|"|>': 52, "<|think|>": 98}
+    ids |= {"<|channel>": 100, "<channel|>": 101, "<|turn>": 105, "<turn|>": 106, "\n": 107}
+    assert {token: tiny.tokenizer.id(token) for token in ids} == ids

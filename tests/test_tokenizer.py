@@ -51,6 +51,76 @@ def test_a_stream_that_ends_inside_a_character_says_so_at_the_end_only(tiny):
     assert set("".join(pieces[1:])) == {"�"}
 
 
+def bytes_of(tiny, data):
+    """The ids of byte tokens, one a byte."""
+    return [tiny.tokenizer.id(f"<0x{byte:02X}>") for byte in data]
+
+
+@pytest.mark.parametrize("start", range(0, 400, 100))
+def test_a_stream_of_any_ids_joins_to_what_decode_gives(tiny, start):
+    """Words, special tokens, ids beyond the vocabulary, whole characters as bytes, and stray bytes."""
+    for seed in range(start, start + 100):
+        rng, ids = np.random.default_rng(seed), []
+        for _ in range(rng.integers(1, 9)):
+            ids += [
+                bytes_of(tiny, str(rng.choice(["é", "🙂", "你", "a", "\ufffd", "\u0301"])).encode()),
+                bytes_of(tiny, rng.integers(0, 256, 1)),
+                [int(rng.choice([0, 1, 2, 105, 106, 10**6]))],
+                [int(rng.integers(len(tiny.tokenizer)))],
+            ][rng.integers(4)]
+        assert "".join(tiny.tokenizer.stream(ids)) == tiny.tokenizer.decode(ids), ids
+
+
+def test_invalid_bytes_are_streamed_as_soon_as_they_are_known_to_be_invalid(tiny):
+    pieces = tiny.tokenizer.stream(iter(bytes_of(tiny, b"\xf0" * 10)))
+    assert next(pieces) == "\ufffd" * 2
+    assert next(pieces) == "\ufffd"
+
+
+@pytest.mark.parametrize("data", [b"\xf0", "🙂".encode(), "a\ufffd".encode()])
+@pytest.mark.parametrize("between", [[], [0]])
+def test_a_stream_decodes_no_more_than_a_few_times_as_many_ids_as_it_gets(tiny, monkeypatch, data, between):
+    """A broken model repeats invalid bytes without end, or special tokens."""
+    decoded, decode = [], Tokenizer.decode
+
+    def counted(self, ids):
+        decoded.append(len(ids))
+        return decode(self, ids)
+
+    ids = [*bytes_of(tiny, data), *between] * 1000
+    monkeypatch.setattr(Tokenizer, "decode", counted)
+    text = "".join(tiny.tokenizer.stream(ids))
+    assert sum(decoded) <= 3 * len(ids)
+    assert text == decode(tiny.tokenizer, ids)
+
+
+def another_tokenizer(path, decoder, words):
+    import tokenizers
+
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, words[0]))
+    inner.decoder = decoder(tokenizers.decoders)
+    inner.save(str(path))
+    return Tokenizer(path)
+
+
+def test_a_stream_joins_to_decode_with_decoders_that_look_at_the_place_of_a_token(tmp_path):
+    """Llama's decoder strips the first space of a text; GPT-2's makes bytes of every character of a token."""
+    words = ["▁a", "▁b", "c", "<0xC3>", "<0xA9>", "�"]
+    llama = another_tokenizer(
+        tmp_path / "llama",
+        lambda d: d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)]), words,
+    )  # fmt: skip
+    for ids in ([0, 1, 2, 3, 4, 0], [0, 0, 3, 5, 5, 1], [3, 4, 3, 0], [5] * 30):
+        assert "".join(llama.stream(ids)) == llama.decode(ids)
+    gpt = another_tokenizer(tmp_path / "gpt", lambda d: d.ByteLevel(), ["Ġa", "Ã", "©", "ðŁ", "Ļ", "Ĥ"])
+    for ids in ([0, 1, 2, 0], [3, 4, 5, 0], [3, 4, 5, 3, 4, 5], [0, 3]):
+        pieces = list(gpt.stream(ids))
+        assert "".join(pieces) == gpt.decode(ids)
+        assert not any("�" in piece for piece in pieces[:-1])
+    literal = another_tokenizer(tmp_path / "literal", lambda d: d.Fuse(), ["<0xF0>", "a"])  # no bytes: text as it is
+    assert "".join(literal.stream([0, 1, 0])) == "<0xF0>a<0xF0>"
+
+
 # The chat example published for google/gemma-4-E2B-it: its messages, and the ids of its template.
 MESSAGES = [
     {"role": "user", "content": "What is the capital of France?"},
@@ -98,6 +168,18 @@ def test_turns_are_trimmed_and_unknown_roles_refused(tiny):
     assert padded == tiny.tokenizer.chat([{"role": "user", "content": "Hello"}])
     with pytest.raises(Error, match="'tool'"):
         tiny.tokenizer.chat([{"role": "tool", "content": "x"}])
+
+
+@pytest.mark.parametrize("text", [None, 3, b"Once", ["Once"]])
+def test_only_a_str_can_be_encoded(tiny, text):
+    with pytest.raises(Error, match=f"must be a str, not {type(text).__name__}"):
+        tiny.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("ids", [3, [-1], ["x"], [2**40], None])
+def test_only_a_list_of_ids_can_be_decoded(tiny, ids):
+    with pytest.raises(Error, match="ids must be a list of whole numbers"):
+        tiny.tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("message", ["Hello", {"role": "user"}, {"role": ["user"], "content": "x"}, {"content": "x"}])

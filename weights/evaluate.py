@@ -33,7 +33,7 @@ from train import (
     encode,
     focus_documents,
 )
-from transformers import Gemma4ForCausalLM
+from transformers import AutoModelForCausalLM
 
 HELDOUT = 1500  # documents scored; questions are asked about as many stories
 
@@ -108,7 +108,7 @@ def four_gram_loss(train, validation, heldout):
 
 # --------------------------------------------------------------------------------------------------------- the model
 def load(weights):
-    return Gemma4ForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def model_loss(model, texts):
 def without_ple(weights):
     """The same model in which PLE adds nothing to any layer: the norm of a projection to zero is zero."""
     model = load(weights)
-    for layer in model.model.layers:
+    for layer in model.get_decoder().layers:
         layer.per_layer_projection.weight.zero_()
     return model
 

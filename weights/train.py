@@ -2,7 +2,7 @@
 
     python weights/train.py --out weights/tiny
 
-The model is transformers' own Gemma4ForCausalLM, so that the directory written is what transformers saves and loads.
+The model is transformers' own Gemma4ForCausalLM. What transformers saves of it, whole.py makes a whole directory.
 Only its attention is computed here, in blocks, because a window of 32 costs little when nothing else is computed.
 `--resume` goes on from the last checkpoint in `--work`; `--no-ple` and `--intermediate-size` make twins to compare.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import whole
 from stories import document, tell_story
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
@@ -238,7 +239,7 @@ def start_copying(model):
 
 
 def save_model(model, tokenizer, out):
-    """Writes the four files beside `out` and renames: a broken run leaves the old directory whole."""
+    """Writes the files beside `out` and renames: a broken run leaves the old directory whole."""
     config = Gemma4TextConfig.from_dict(model.config.to_dict())
     config.dtype = "bfloat16"
     saved = Gemma4ForCausalLM(config).to(torch.bfloat16)
@@ -252,6 +253,7 @@ def save_model(model, tokenizer, out):
     shutil.rmtree(beside, ignore_errors=True)
     saved.save_pretrained(beside)
     tokenizer.save(str(beside / "tokenizer.json"))
+    whole.complete(beside)
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
 
@@ -395,7 +397,7 @@ def train(args):
 
 def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory to write, as transformers saves it")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--log", type=Path, help="write the training log here, as CSV")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "minigemma-tiny",
                         help="directory for tokens and checkpoints; one for each run (default: %(default)s)")

@@ -10,24 +10,27 @@ from ..sampling import CHUNK, SCORE_BYTES
 from ..tensors import TABLES, checkpoint_tensors
 from .parameters import DISK, count, read_of
 
-PIECES = 10**8  # chunks of a prompt times layers, up to which a prompt is accounted for
+PIECES = 10**8  # the most chunks of a prompt, times layers, that are accounted for
 
 
 def chunks(config, length):
-    """How minigemma.prefill cuts a prompt: arrays of the new and the already cached tokens of each call."""
+    """How minigemma.prefill cuts a prompt -> two arrays: for each call, how many tokens are new, how many are cached.
+
+    Raises Error for a prompt of more than PIECES chunks times layers.
+    """
     chunk = max(1, min(CHUNK, SCORE_BYTES // (4 * config.num_attention_heads * length)))
     if length // chunk * len(config.layers) > PIECES:
-        raise Error(f"{length} tokens would be prefilled {chunk} at a time; that is too long to account for")
+        raise Error(f"a prompt of {length} tokens is too long to account for; prefill takes {chunk} at a time")
     past = np.arange(0, length, chunk)
     return np.minimum(chunk, length - past), past
 
 
 def multiply_adds(config, new, past=0, logits="all", shortcut=True):
-    """Multiply-adds of the matrix products in one call of `forward`, by part -> dict.
+    """Multiply-adds of the matrix products in one call of `forward` -> dict by part.
 
-    new tokens behind `past` cached ones; both may be arrays, for as many calls. "attention over keys" is the products
-    with K and V: each query meets every key of its layer, masked or not, as in the pass. shortcut=False runs the
-    KV-sharing layers for all positions even where the prompt needs only its last.
+    The call has `new` tokens after `past` cached ones; both may be arrays, for several calls. "attention over keys" is
+    the products with K and V: as in the pass, each query meets every key of its layer, masked or not. shortcut=False
+    runs the KV-sharing layers for all positions, even if the prompt needs only its last.
     """
     out = {"all": new, "last": np.ones_like(new), None: np.zeros_like(new)}[logits]
     rows = {None: new, "head": out}  # of a layer's number, how many positions it runs for
@@ -45,7 +48,7 @@ def multiply_adds(config, new, past=0, logits="all", shortcut=True):
 
 
 def prefill_multiply_adds(config, length, shortcut=True):
-    """multiply_adds of a prompt as minigemma.prefill runs it: in chunks, with logits for the last position only."""
+    """Multiply-adds of a prompt in minigemma.prefill: in chunks, with logits for the last position only."""
     new, past = chunks(config, length)
     totals = Counter(multiply_adds(config, new[-1], past[-1], "last", shortcut))
     totals.update(multiply_adds(config, new[:-1], past[:-1], None, shortcut))
@@ -53,7 +56,7 @@ def prefill_multiply_adds(config, length, shortcut=True):
 
 
 def compute_account(account, context):
-    """Multiply-adds per token at `context` tokens, and PLE's share -> a dict for JSON."""
+    """Multiply-adds at `context` tokens, and PLE's share of them -> a dict for JSON. Raises Error as memory does."""
     config = account.config
     check_context(config, context)
     decode = multiply_adds(config, 1, context - 1)
@@ -78,9 +81,10 @@ def compute_account(account, context):
 
 
 def overview():
-    """The released models side by side -> `models`: by name, the parameters of the text model that are stored,
-    resident, read for one token, and computed (multiplied) for it before attention over the context; `effective`: by
-    name, of the models for which Google publishes such a number.
+    """The released models side by side -> {"models": ..., "effective": ...}, both by name.
+
+    models: parameters of the text model that are stored, resident in memory, read for one token, and multiplied for one
+    token without attention over the context. effective: for the models for which Google publishes such a number.
     """
     rows, effective = {}, {}
     for name in RELEASED:
@@ -106,5 +110,5 @@ def check_context(config, context):
 
 
 def visible_keys(layer, new, past):
-    """S: how many keys a call's queries meet; a sliding layer has kept window - 1 of the past."""
+    """S: the number of keys that a call's queries meet; a sliding layer keeps window - 1 of the past."""
     return new + (past if layer.window is None else np.minimum(past, layer.window - 1))

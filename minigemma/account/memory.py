@@ -9,8 +9,8 @@ from .compute import check_context, chunks, visible_keys
 from .parameters import DISK, PARTS, size_of
 from .towers import FOOTPRINTS
 
-# Bits a weight. Vectors (norms, scalars) keep 16 in all of them, and the scales of a real format are not counted.
-# Google's mobile files mix 2 and 4 bits and do not say which is where: here the widest matrices get 2.
+# Bits of each weight. Vectors (norms, scalars) keep 16 in every scheme. The scales of a real format are not counted.
+# Google's mobile files mix 2 and 4 bits and do not say where each is; here the widest matrices get 2.
 SCHEMES = {
     "bfloat16": dict.fromkeys(PARTS, 16),
     "int8": dict.fromkeys(PARTS, 8),
@@ -20,10 +20,10 @@ SCHEMES = {
 
 
 def kv_cache(config, length, sharing=True, bounded=True, itemsize=2):
-    """Bytes of K and V after `length` tokens, for each layer -> list.
+    """Bytes of K and V after `length` tokens -> list, one number for each layer.
 
-    sharing: KV-sharing layers store nothing. bounded: a sliding layer keeps the window - 1 keys that its next query
-    sees beside its own. With both, this is what minigemma.cache holds (itemsize 4: its arrays are float32).
+    sharing: KV-sharing layers store nothing. bounded: a sliding layer keeps window - 1 keys; its next query sees these
+    and its own. With both, the sizes are those of minigemma.cache (with itemsize 4: its arrays are float32).
     """
     sizes = []
     for layer in config.layers:
@@ -34,7 +34,7 @@ def kv_cache(config, length, sharing=True, bounded=True, itemsize=2):
 
 
 def weights_in_memory(account):
-    """Bytes of the file under each of SCHEMES -> scheme: file, resident, disk (see DISK)."""
+    """Bytes of the weights under each of SCHEMES -> by scheme: file, resident in memory, on disk (see DISK)."""
     result = {}
     for scheme, bits in SCHEMES.items():
         sizes = Counter()
@@ -47,11 +47,12 @@ def weights_in_memory(account):
 
 
 def activations(config, new, past=0, itemsize=4):
-    """Bytes of the largest arrays when a prompt's last chunk, `new` tokens behind `past` cached ones, gives logits for
-    its last position, the only one for which the KV-sharing layers run -> name of the tap: bytes.
+    """Bytes of the largest arrays during a prompt's last chunk -> by name of the tap.
 
-    "peak" estimates what is alive together in the hungriest step: softmax, with three arrays of scores, the pattern of
-    the layer before and two of the MLP's arrays; or the gated MLP, with four of its own and two of scores.
+    The chunk has `new` tokens after `past` cached ones, and gives logits for its last position; the KV-sharing layers
+    run for that position only. "peak" estimates the memory at the step that needs most. That is either softmax (three
+    arrays of scores, the pattern of the layer before, two arrays of the MLP) or the gated MLP (four arrays of its own
+    and two of scores).
     """
     D, N, P, L = config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input, len(config.layers)
     rows = [(new if layer.index < config.first_kv_shared_layer else 1, layer) for layer in config.layers]
@@ -73,7 +74,8 @@ def activations(config, new, past=0, itemsize=4):
 
 
 def memory_account(account, context):
-    """Weights, KV cache and activations at `context` tokens -> a dict for JSON."""
+    """Bytes of weights, KV cache and activations at `context` tokens -> a dict for JSON. Raises Error if context is
+    longer than the model's."""
     config = account.config
     check_context(config, context)
     ways = {
@@ -95,7 +97,7 @@ def memory_account(account, context):
 
 
 def footprints(account):
-    """Published footprints of this model beside the nearest of our sums -> list of dicts; empty where none is known."""
+    """Published footprints of this model, each beside the nearest of our sums -> list of dicts."""
     full = sum(kv_cache(account.config, account.config.max_position_embeddings))
     schemes, ple = weights_in_memory(account), account.parts.get("PLE table", 0)
     vision = account.parts.get("vision", 0)

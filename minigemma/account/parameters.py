@@ -1,8 +1,8 @@
-"""What a Gemma 4 stores, keeps in memory, reads and multiplies, exact to the unit, from config.json alone.
+"""What a Gemma 4 stores, keeps in memory, reads and multiplies: exact numbers from config.json alone.
 
-Everything is a sum over the table of tensors, or over the calls that the pass makes; the tests compare the sums with
-the released files, with transformers, with the bytes of the real cache and with the products of a real run.
-Units: parameters, bytes, and multiply-adds (one multiplication and one addition; double it for FLOPs).
+Each number is a sum over the table of tensors, or over the calls that the pass makes. The tests compare the sums with
+the released files, with transformers, with the bytes of a real cache and with the products of a real run.
+Units: parameters, bytes, and multiply-adds (one multiplication and one addition; double them for FLOPs).
 """
 
 import math
@@ -24,37 +24,39 @@ PARTS = (
     "unused",
 )  # fmt: skip
 NOT_TEXT_PARTS = ("vision", "audio")
-DISK = ("PLE table", "vision", "audio", "unused")  # a token of text needs a row of the first and nothing of the others
+DISK = ("PLE table", "vision", "audio", "unused")  # a token of text needs one row of the first, none of the others
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 ITEMSIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
 
 @dataclass(frozen=True, eq=False)
 class Account:
-    """The parameters of one checkpoint, by part and by layer. `print` shows the table."""
+    """The parameters of one checkpoint, by part and by layer; print() shows the table."""
 
     name: str
     config: Config
     tensors: list[Tensor]
     effective_published: str | None = None  # billions, as printed on the model card
-    differences: tuple[str, ...] | None = None  # a checkpoint's file against the table; None where there is no file
+    differences: tuple[str, ...] | None = None  # between a checkpoint's file and the table; None if there is no file
 
     @property
     def total(self):
+        """Parameters stored, those that no pass reads included."""
         return sum(size_of(tensor) for tensor in self.tensors)
 
     @property
     def nbytes(self):
+        """Bytes stored."""
         return sum(_nbytes(tensor) for tensor in self.tensors)
 
     @property
     def parts(self):
-        """part -> parameters, in the order of PARTS; parts that the model lacks are left out."""
+        """Parameters by part, in the order of PARTS; parts that the model lacks are left out."""
         return _by_part(self.tensors)
 
     @property
     def layers(self):
-        """Of each decoder layer, what is particular to it and its parameters by part."""
+        """For each decoder layer, the facts that differ by layer and its parameters by part -> list of dicts."""
         rows = []
         for layer in self.config.layers:
             tensors = [tensor for tensor in self.tensors if tensor.layer == layer.index]
@@ -67,25 +69,25 @@ class Account:
 
     @property
     def outside(self):
-        """Parameters by part of what belongs to no layer: tables, the PLE context projection, last norm, towers."""
+        """Parameters by part outside the layers: tables, the PLE context projection, the last norm, towers."""
         return _by_part(tensor for tensor in self.tensors if tensor.layer is None)
 
     @property
     def text(self):
-        """All parameters but those of vision and audio."""
+        """All parameters except those of vision and audio."""
         return sum(size for part, size in self.parts.items() if part not in NOT_TEXT_PARTS)
 
     @property
     def active(self):
-        """Parameters that one token of text reads: all of the text model but unused tensors, the experts that were not
-        chosen, and the PLE table apart from one row. The token table counts in full: it is also the output head."""
+        """Parameters that one token of text reads: the text model without the unused tensors, the experts that are not
+        chosen, and all rows of the PLE table but one. The token table counts in full: it is also the output head."""
         idle = sum(size_of(tensor) - read_of(tensor, self.config) for tensor in self.tensors if tensor.part not in DISK)
         row = self.config.num_hidden_layers * self.config.hidden_size_per_layer_input
         return self.total - sum(self.parts.get(part, 0) for part in DISK) - idle + row
 
     @property
     def effective(self):
-        """Candidate definitions of "effective parameters", and how each reproduces the published number, if it does."""
+        """Candidate definitions of "effective parameters", and whether each reproduces the published number."""
         ple, token = self.parts.get("PLE table", 0), self.parts["token table"]
         candidates = {
             "all - PLE table - token table": self.total - ple - token,
@@ -101,6 +103,7 @@ class Account:
         return {"published": self.effective_published and f"{self.effective_published}B", "candidates": rows}
 
     def to_dict(self):
+        """All of the account as a dict for JSON."""
         result = {
             "name": self.name,
             "tensors": len(self.tensors),
@@ -125,11 +128,13 @@ class Account:
 
 
 def count(what, unused=None):
-    """The Account of a released model's name, a config.json, a checkpoint directory, or a Config (text only).
+    """The Account of a released model's name, a config.json, a checkpoint directory, or a Config.
 
-    A released name goes before a directory of that name; a directory's file is compared with the table. unused: whether
-    to count the K and V tensors of KV-sharing layers that nothing reads. By default as the file does: Google's hold
-    them, files saved by transformers or minigemma do not. Raises Error for a name that is none of these.
+    A name that is both a released model's and a directory's means the released model. A directory's file is compared
+    with the table. unused: whether to count the K and V tensors of KV-sharing layers, which no pass reads. By default
+    they are counted if the file holds them: Google's files and our tiny weights do, files saved by transformers or
+    minigemma.save do not. A Config knows no file, so its Account counts what the pass reads. Raises Error for a name
+    that is none of these, and for a config.json that cannot be counted.
     """
     if isinstance(what, Config):
         return Account("config", what, checkpoint_tensors(what, unused=bool(unused)))
@@ -139,8 +144,8 @@ def count(what, unused=None):
     text = raw.get("text_config", raw)
     stored = None if directory is None else {n: s for path in shards(directory) for n, s in read_header(path).items()}
     if unused is None:
-        # Google's spelling nests the text model and describes global layers without per_layer_config
-        google = towers is not None and text.get("per_layer_config") is None
+        # Google's spelling nests the text model and has global_head_dim, which transformers drops when it saves again
+        google = towers is not None and text.get("global_head_dim") is not None
         unused = google if stored is None else _holds_unused(config, towers, stored)
     dtype = raw.get("dtype") or raw.get("torch_dtype") or text.get("dtype") or "bfloat16"
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -152,9 +157,9 @@ def count(what, unused=None):
 
 
 def _resolve(what):
-    """-> a name, the parsed config.json, and the checkpoint directory or None."""
+    """What `what` means -> a name, the parsed config.json, and the checkpoint directory or None."""
     if not str(what):
-        raise Error("the model's name is empty; give a released one, a config.json, or a checkpoint directory")
+        raise Error("the model's name is empty; give a released model, a config.json, or a checkpoint directory")
     path = Path(os.path.expanduser(what))
     try:
         name = released_name(str(what))
@@ -169,7 +174,7 @@ def _resolve(what):
 
 
 def _towers(raw, where):
-    """vision_config and audio_config of a config.json, checked; None where the file describes text alone."""
+    """vision_config and audio_config of a config.json; None if it is text-only. Raises Error for bad fields."""
     if "text_config" not in raw:
         return None
     towers = {}
@@ -189,7 +194,7 @@ def _towers(raw, where):
 
 
 def _alike(value, example):
-    """Whether a field is of its example's kind: true or false, a size of at least 1, or a list of as many sizes."""
+    """Whether a field has the form of its example: true or false, a size of 1 or more, or a list of as many sizes."""
     if isinstance(example, list):
         return isinstance(value, list) and len(value) == len(example) and all(map(_alike, value, example))
     return type(value) is type(example) and (isinstance(value, bool) or 1 <= value <= 2**31)
@@ -201,7 +206,7 @@ def _holds_unused(config, towers, stored):
 
 
 def _full(name, towers):
-    """The table's name of a tensor in a file, whatever prefix the file has."""
+    """The name in the table of a tensor in a file, for any of PREFIXES."""
     if name.startswith(NOT_TEXT):
         return name
     short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
@@ -209,7 +214,7 @@ def _full(name, towers):
 
 
 def _differences(tensors, towers, stored):
-    """One line for every name, shape or dtype in which a checkpoint's file departs from the table."""
+    """One line for each name, shape or dtype that differs between a checkpoint's file and the table."""
     table = {tensor.name: tensor for tensor in tensors}
     seen = set()
     for name, found in stored.items():
@@ -236,7 +241,8 @@ def _nbytes(tensor):
 
 
 def read_of(tensor, config):
-    """Elements that one token reads of a text tensor other than the PLE table: of stacked experts, the chosen ones'."""
+    """Elements of a text tensor that one token reads; of stacked experts, those of the chosen ones. Not for the PLE
+    table."""
     if tensor.part == "experts" and len(tensor.shape) == 3:
         return size_of(tensor) // config.num_experts * config.top_k_experts
     return size_of(tensor)
@@ -250,7 +256,7 @@ def _by_part(tensors, measure=size_of):
 
 
 def _reproduces(count, published):
-    """How `count` becomes the published number of billions: "truncated", "rounded", both, or None."""
+    """How `count` becomes the published number of billions: "truncated", "rounded", both words, or None."""
     if published is None:
         return None
     tenths = round(10 * float(published))

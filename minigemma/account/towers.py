@@ -3,8 +3,8 @@
 
 
 
-# What the released files hold beside the text model, from the same config.json files: only the fields that decide a
-# tensor's shape. 12B ("unified") has no towers: it projects patches of pixels and frames of sound directly.
+# The other parts of the released files, from the same config.json files: only the fields that decide a tensor's shape.
+# 12B ("unified") has no towers: it projects patches of pixels and frames of sound directly.
 _VISION = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 12,
     "num_key_value_heads": 12, "head_dim": 64, "patch_size": 16, "position_embedding_size": 10240,
@@ -26,9 +26,8 @@ TOWERS = {
     "26B-A4B": {"vision_config": _BIG_VISION, "audio_config": None},
     "31B": {"vision_config": _BIG_VISION, "audio_config": None},
 }
-# Published footprints in bytes: the claim, the size, the sum of accounting.footprints that comes nearest, and what of
-# the difference is understood. The claims were collected from public pages of engines and of LiteRT; none of them says
-# what it counts.
+# Published footprints in bytes: the claim, the size, the nearest sum of accounting.footprints, and a remark on the
+# difference. The claims are from public pages of engines and of LiteRT. None of these pages says what it counts.
 FOOTPRINTS = {
     "E2B": (
         ("bfloat16, the lowest published", 9.6e9, "text and vision, bfloat16", "the same digits; not confirmed"),

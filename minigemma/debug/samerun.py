@@ -29,7 +29,7 @@ def read_theirs(path, model, ids=None, mapping=None):
     theirs = read_trace(path, model.config, mapping)
     if theirs.tokens is None:
         if ids is None:
-            raise Error(f"{path}: holds no ids; give those of the prompt by --ids 2,818,... or --prompt TEXT")
+            raise Error(f"{path}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
         # the port may have no <bos>, or two; a trace of the last position alone does not show its length
         other = {len(near): near for near in with_other_bos(ids).values()} if theirs.length > 1 else {}
         theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids))

@@ -18,10 +18,11 @@ PIECE = 2**24  # values of a synthetic tensor written at a time
 
 
 def synthesize(name, directory, seed=0):
-    """Write a released model's whole checkpoint, names, shapes and dtype as in Google's file, with random values.
+    """Write a released model's checkpoint with random values, in Google's names, shapes and dtype -> bytes written.
 
-    For people without the download, and for benchmarks: it says nothing, but costs what the real one costs. Values of a
-    matrix have a random sign and mantissa and one exponent, which makes a generator as fast as the disk.
+    For benchmarks, and for people who cannot download the real one: the text it makes is nonsense, but time and memory
+    are those of the real model. All values of a matrix share one exponent; sign and mantissa are random. This makes the
+    generator as fast as the disk. Raises Error if the directory holds a checkpoint or the disk is too full.
     """
     name, directory = released_name(name), make_directory(directory)
     held = [p.name for p in directory.iterdir() if p.name == "config.json" or ".safetensors" in p.name]

@@ -767,15 +767,18 @@ def generation_config(base, rng):
     settings[name] = value
     vocab = base.vocab
 
-    def is_id(v):
-        return _whole(v, 0, vocab - 1)
+    def whole(v, high):  # 64.0 is a whole number, as everywhere
+        return _number(v) and 0 <= v <= high and v == int(v)
 
-    fine = {
+    def is_id(v):
+        return whole(v, vocab - 1)
+
+    fine = value is None or {  # null is a missing setting
         "temperature": _number(value) and 0 <= value <= 1e3,
-        "top_k": _whole(value, 0, 2**31),
+        "top_k": whole(value, 2**31),
         "top_p": _number(value) and 0 < value <= 1,
         "do_sample": isinstance(value, bool),
-        "eos_token_id": value is None or is_id(value) or (isinstance(value, list) and all(map(is_id, value))),
+        "eos_token_id": is_id(value) or (isinstance(value, list) and all(map(is_id, value))),
     }.get(name, True)
     if rng.integers(8) == 0:
         raw = json.dumps(settings)

@@ -3,6 +3,7 @@
 MINIGEMMA_WEIGHTS names another directory to test, as it does for the program.
 """
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import transformers
 
 import minigemma
 from minigemma import generate_ids
+from minigemma.interventions import token_losses
 
 from . import reference  # noqa: F401  (one thread)
 
@@ -68,7 +70,7 @@ def ours():
 
 @pytest.fixture(scope="module")
 def theirs():
-    model, info = transformers.Gemma4ForCausalLM.from_pretrained(
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
         DIRECTORY, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
     assert {name: found for name, found in info.items() if found} == {}, "missing, unexpected or misshapen tensors"
@@ -77,7 +79,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def fast():
-    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(DIRECTORY / "tokenizer.json"))
+    return transformers.AutoTokenizer.from_pretrained(DIRECTORY)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -119,3 +121,74 @@ def test_a_text_has_the_ids_that_transformers_gives_it(text, ours, fast):
 def test_ids_become_the_text_that_transformers_makes_of_them(text, ours, fast):
     ids = ours.tokenizer.encode(text, special=True)
     assert ours.tokenizer.decode(ids) == fast.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("text", [*PROMPTS, "", " one in front", "<|turn> typed"])
+def test_a_plain_text_begins_with_one_bos_in_transformers_and_here(text, ours, fast):
+    ids = ours.tokenizer.encode(text, special=True)
+    assert fast(text).input_ids == ids
+    assert ids.count(fast.bos_token_id) == 1
+
+
+@pytest.fixture(scope="module")
+def template():
+    """The template of this repository, whichever directory is tested."""
+    return transformers.AutoTokenizer.from_pretrained(minigemma.TINY)
+
+
+def test_transformers_knows_the_special_tokens(fast):
+    added = {token.content for token in fast.added_tokens_decoder.values() if token.special}
+    assert set(fast.all_special_tokens) == {token for token in added if not token.startswith("<unused")}
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Answer in one word. "},
+    {"role": "user", "content": "Tom put the kite in the barn.\nWhere is the kite?"},
+    {"role": "assistant", "content": "The barn."},
+    {"role": "user", "content": " And who put it there? "},
+]
+
+
+@pytest.mark.parametrize("messages", [CONVERSATION, CONVERSATION[1:], CONVERSATION[1:2]], ids=["system", "user", "one"])
+def test_the_chat_template_gives_the_ids_of_our_chat_with_one_bos(messages, ours, fast):
+    ids = fast.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ours.tokenizer.chat(messages) == ids
+    assert ids.count(fast.bos_token_id) == 1
+
+
+def test_the_chat_template_asks_for_a_thought_in_the_system_turn(template):
+    for messages, text in ((CONVERSATION[:2], "Answer in one word."), (CONVERSATION[1:2], "")):
+        rendered = template.apply_chat_template(messages, tokenize=False, enable_thinking=True)
+        assert rendered.startswith(f"<bos><|turn>system\n<|think|>\n{text}<turn|>\n<|turn>user\nTom")
+
+
+def test_the_chat_template_leaves_out_an_earlier_thought_and_joins_model_messages(template):
+    thought = {"role": "assistant", "content": "<|channel>thought\nA barn.<channel|> The barn."}
+    rendered = template.apply_chat_template([*CONVERSATION[:2], thought, CONVERSATION[2]], tokenize=False)
+    assert rendered.endswith("kite?<turn|>\n<|turn>model\nThe barn.The barn.<turn|>\n")
+
+
+def test_the_chat_template_refuses_what_this_model_cannot_read(template):
+    picture = [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]
+    for messages, options, words in (
+        (picture, {}, "no image"),
+        ([{"role": "tool", "content": "x"}], {}, "not tool"),
+        (CONVERSATION, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ):
+        with pytest.raises(Exception, match=words):
+            template.apply_chat_template(messages, tokenize=False, **options)
+
+
+def test_transformers_has_the_same_loss_on_held_out_texts(ours, theirs, fast):
+    """The first texts; over all of texts.jsonl see weights/README.md."""
+    lines = (minigemma.TINY.parent / "texts.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    found = {"ours": [], "theirs": []}
+    for text in (json.loads(line)["text"] for line in lines):
+        ids = fast(text).input_ids
+        with torch.no_grad():
+            logits = theirs(torch.tensor(ids)[None], use_cache=False).logits[0].numpy()
+        found["theirs"].append(token_losses(logits, ids))
+        ids = ours.tokenizer.encode(text)
+        found["ours"].append(token_losses(ours(ids)[0], ids))
+    losses = {name: np.concatenate(each).mean() for name, each in found.items()}
+    assert abs(losses["ours"] - losses["theirs"]) < 1e-4, losses
