@@ -124,7 +124,7 @@ class Reader:
     """Reads one file into a Foreign, `trace`."""
 
     def __init__(self, path, config, mapping, ids):
-        self.path, self.config, self.names = path, config, names_of(config)
+        self.path, self.config, self.names = path, config, dict.fromkeys(names_of(config))  # quick to look up
         self.header, self.file = read_header(path), np.asarray(np.memmap(path, np.uint8, "r"))
         metadata = _metadata(path)
         tokens = _tokens(path, self.header, metadata, self.file, config, ids)
