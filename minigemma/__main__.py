@@ -78,8 +78,6 @@ def trace(args):
     ids = prompt_ids(model, _prompt(args), args.special)
     record = Trace(args.only)
     model(ids, tap=Finite(record) if args.check else record)
-    if not record:
-        raise Error(f"--only {args.only!r} fits no tap; names look like layers.3.attn.pattern, see minigemma/trace.py")
     identity = {"model": str(model.directory), "fingerprint": fingerprint(model.weights)}
     record.save(args.out, tokens=ids, **identity)
     size = sum(array.nbytes for array in record.values())
@@ -263,12 +261,14 @@ def retention(args):
     from .study import report, retention
     from .study.texts import read_texts
 
-    sizes = {"count": args.count, "length": args.length, "positions": args.positions, "tried": args.interventions}
-    for name, least in (("count", 4), ("length", 4), ("positions", 1), ("tried", 0)):
-        if sizes[name] < least:
-            raise Error(f"--{'interventions' if name == 'tried' else name} must be at least {least}, not {sizes[name]}")
+    for name, least in (("count", 4), ("length", 4), ("positions", 1), ("interventions", 0)):
+        if getattr(args, name) < least:
+            raise Error(f"--{name} must be at least {least}, not {getattr(args, name)}")
     texts, read = read_texts(args.texts), partial(load, dtype=args.dtype)
-    results = retention.measure(args.weights or [None], texts, read, sentence=args.sentence, **sizes)
+    results = retention.measure(
+        args.weights or [None], texts, read, count=args.count, length=args.length, positions=args.positions,
+        intervention_texts=args.interventions, sentence=args.sentence,
+    )  # fmt: skip
     if args.plots:
         from .tools import figures
 

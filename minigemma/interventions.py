@@ -4,19 +4,17 @@
     effect(model, tokens, chain(scale("layers.*.ple_out", 0.5), patch("layers.3.resid_post", other_run, 7, 2)))
 
 Each function returns a tap, for `forward(..., tap=...)`, alone or in a `chain` with others, such as `Edit` and `Trace`.
-`pattern` names one tap or several ("layers.[2-4].mlp_out"); `positions` are rows of this call's tokens, one or several,
-counted from the end where negative; None means all.
+`pattern` names one tap or several ("layers.[2-4].mlp_out"); `positions` are one or several rows of this call's tokens,
+negative ones count from the end; None means all.
 """
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
 from .errors import Error
-from .taps import SHAPES, shape_key
-
-LAYERS = 128  # a pattern must fit a tap of a model with so many layers, or it is a slip of the pen
+from .inputs import check_tap
+from .taps import Edit, time_axis
 
 
 def zero(pattern, positions=None):
@@ -44,8 +42,6 @@ def patch(pattern, trace, positions=None, source=None):
 
     def new(name, rows, where):
         theirs = _rows(name, _recorded(trace, name))
-        if theirs.shape[1:] != rows.shape[1:]:
-            raise Error(f"{name}: the other run has rows of {theirs.shape[1:]}, this one of {rows.shape[1:]}")
         return theirs[_index(where if source is None else source, len(theirs), f"{name} of the other run")]
 
     return _change(pattern, positions, new)
@@ -57,13 +53,18 @@ def scale(pattern, factor, positions=None):
 
 
 def chain(*taps):
-    """One tap of several: each sees what the one before it returned."""
+    """One tap of several: each gets what the one before it returned."""
 
     def tap(name, array):
         for each in taps:
             array = each(name, array)
         return array
 
+    def check(config):
+        for each in taps:
+            check_tap(each, config)
+
+    tap.check = check
     return tap
 
 
@@ -119,29 +120,33 @@ def token_losses(logits, tokens):
     return largest + np.log(total) - np.take_along_axis(logits[:-1], following, axis=-1)[:, 0]
 
 
+class _NamedEdit(Edit):
+    """An Edit whose functions also get the tap's name: it says which axis counts the positions."""
+
+    def change(self, function, name, array):
+        return function(name, array)
+
+
 def _change(pattern, positions, new):
     """The tap that puts new(name, rows, where) into the rows `where` of every fitting array."""
-    if not any(fnmatchcase(key.replace("*", str(i)), pattern) for key in SHAPES for i in range(LAYERS)):
-        raise Error(f"{pattern!r} fits no tap; names look like layers.3.attn.pattern, see minigemma/trace.py")
 
-    def tap(name, array):
-        if not fnmatchcase(name, pattern):
-            return array
-        changed = array.copy()
-        rows = _rows(name, changed)  # [T, ...], a view
+    def change(name, array):
+        rows = _rows(name, array)  # [T, ...], a view
         where = np.arange(len(rows)) if positions is None else _index(positions, len(rows), name)
-        value = new(name, _rows(name, array), where)  # [len(where), ...], or what broadcasts to it
+        value = new(name, rows, where)  # [len(where), ...], or what broadcasts to it
         if value.ndim == rows.ndim and len(value) not in (1, len(where)):
             raise Error(f"{name}: {len(value)} source positions for {len(where)} positions; give one, or one for each")
+        if value.shape[1:] != rows.shape[1:] and value.shape != rows.shape[1:]:
+            raise Error(f"{name}: new rows of shape {list(value.shape)} do not fit {list(rows.shape[1:])}")
         rows[where] = value
-        return changed
+        return array
 
-    return tap
+    return _NamedEdit({pattern: change})
 
 
 def _rows(name, array):
     """A view with the positions first: [T, ...]; scores and patterns have heads before them."""
-    return np.moveaxis(array, SHAPES[shape_key(name)].split().index("T"), 0)
+    return np.moveaxis(array, time_axis(name), 0)
 
 
 def _index(positions, count, name):

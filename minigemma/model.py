@@ -1,118 +1,155 @@
-"""Gemma 4, whole: tokens in, logits out, every step named. Start reading here.
+"""Gemma 4 whole: tokens in, logits out, every step named. Start reading here.
+
+    x = embed_tokens[ids] * sqrt(D)                the residual stream, [T, D] from here to the end
+    ple = per_layer_inputs(x, ids)                 a small vector for each token and each layer (E2B and E4B)
+    for each layer:
+        x += norm(attention(norm(x)))              sliding or global, with its own K and V or a donor's
+        x += norm(mlp(norm(x)))                    a gated MLP; beside it experts (26B-A4B)
+        x += norm(project(gate(x) * ple[layer]))   (E2B and E4B)
+        x *= layer_scalar
+    logits = softcap(norm(x) @ embed_tokens.T)
+
+12B and 31B run only the lines without a model's name. `linear` takes nearly all of the time, most of it in the MLP.
 
 Letters: T new tokens, S visible positions, D hidden_size, N query heads, K kv heads, H head_dim, F MLP width,
-P hidden_size_per_layer_input, L layers, V vocabulary, E experts, k experts a token. There is no batch axis.
+P hidden_size_per_layer_input, L layers, V vocabulary, E experts, k experts a token, M soft tokens. No batch axis.
 """
 
 import numpy as np
 
-from .cache import EMPTY, Cache
-from .errors import Error
+from .cache import EMPTY, Cache, check_cache
+from .inputs import as_soft_tokens, as_tap, as_tokens, check_model
 from .ops import (
-    as_soft_tokens, as_tokens, attention_scores, attention_values, experts, gelu, linear, rms_norm, rope, rotation,
-    softcap, softmax, top_k, visible,
+    attention_scores, attention_values, experts, gelu, linear, rms_norm, rope, rotation, softcap, softmax, top_k,
+    visible,
 )  # fmt: skip
 
 
 def no_tap(name, array):
-    """A tap is called on every intermediate, in order, and its result is used. This one changes nothing."""
+    """The pass calls its tap on every intermediate, in order, and goes on with the result. This tap changes nothing."""
     return array
 
 
 def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", soft_tokens=None):
     """tokens [T] -> logits [T, V] and the cache for the next call. Pure: `cache` is a value and stays valid.
 
-    logits: "all" positions; "last", where the KV-sharing layers run for the last position only -> [1, V]; None, where
-    they do not run at all: all that a prompt's earlier part needs, because these layers write no K and V.
-    soft_tokens: (positions [M], rows [M, D]), image or audio embeddings that take the place of the tokens' own.
+    logits: "all" positions; "last" position only -> [1, V]; None: no logits, for the earlier chunks of a prompt.
+    soft_tokens: (positions [M], rows [M, D]), image or audio embeddings that replace the embeddings of these tokens.
+    Raises Error for arguments that do not fit each other.
     """
-    if logits not in ("all", "last", None):
-        raise Error(f'logits must be "all", "last" or None, not {logits!r}')
+    check_model(weights, config, logits)
+    check_cache(cache, config, weights.norm.dtype)
     ids = as_tokens(tokens, cache, config)  # [T]
-    T, D, N, P = len(ids), config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input
+    tap = as_tap(tap, config)
+    D, N, P = config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input
     eps, end = config.rms_norm_eps, cache.length + len(ids)
     positions = np.arange(cache.length, end)  # [T]
 
     x = weights.embed_tokens[ids] * D**0.5  # [T, D]
     if soft_tokens is not None:
-        where, rows = as_soft_tokens(soft_tokens, T, config)  # [M], [M, D]
+        where, rows = as_soft_tokens(soft_tokens, len(ids), config)  # [M], [M, D]
         x[where] = rows  # not multiplied by sqrt(D): only the table's rows are
-        ids[where] = config.pad_token_id  # PLE has no row for an image: it looks up the pad token's
+        ids[where] = config.pad_token_id  # the PLE table has no row for an image: PLE looks up the pad token
     x = tap("embed", x)  # [T, D]
+    ple = per_layer_inputs(x, ids, weights, config, tap) if P else None  # [T, L, P]
 
-    if P:  # Per-Layer Embeddings: a small vector for each token and each layer, made once, here
-        token = (weights.embed_tokens_per_layer[ids] * P**0.5).reshape(T, -1, P)  # [T, L, P]
-        token = tap("ple.token", token)  # [T, L, P], what the table says of this token's identity
-        context = linear(x, weights.per_layer_model_projection) * D**-0.5  # [T, L*P]
-        context = rms_norm(context.reshape(T, -1, P), weights.per_layer_projection_norm, eps)  # [T, L, P]
-        context = tap("ple.context", context)  # [T, L, P], projected from its embedding: a second view
-        ple = tap("ple", (context + token) * 2**-0.5)  # [T, L, P]
-
-    kv = {}  # this call's K and V by the layer that wrote them
-    layers = config.layers if logits is not None else config.layers[: config.first_kv_shared_layer]
-    for layer in layers:
-        i, w = layer.index, weights.layers[layer.index]
-
-        def at(name, array, i=i):
-            return tap(f"layers.{i}.{name}", array)
-
-        if i == config.first_kv_shared_layer and logits == "last":
+    kv = {}  # keys and values, cached and new, by the layer that wrote them
+    for layer, w in zip(config.layers, weights.layers, strict=True):
+        i, K, H = layer.index, layer.num_key_value_heads, layer.head_dim
+        if i == config.first_kv_shared_layer and logits != "all":
+            # From here on no layer writes K and V for later calls, so only the position whose logits are asked goes on.
+            if logits is None:
+                break
             x, positions = x[-1:], positions[-1:]  # [1, D], [1]
-        T = len(x)
+        T, at = len(x), in_layer(tap, i)
         x = at("resid_pre", x)  # [T, D]
 
         # Attention, sliding or global
-        cos, sin = rotation(positions, layer.inv_freq, x.dtype)  # [T, 1, H/2]
-        h = at("attn.in", rms_norm(x, w.input_layernorm, eps))  # [T, D]
-        q = at("attn.q_raw", linear(h, w.q_proj).reshape(T, N, -1))  # [T, N, H]
-        q = at("attn.q", rms_norm(q, w.q_norm, eps))  # [T, N, H]
-        q = at("attn.rot_q", rope(q, cos, sin))  # [T, N, H]
-        if layer.kv_from == i:
-            k_raw = at("attn.k_raw", linear(h, w.k_proj).reshape(T, -1, layer.head_dim))  # [T, K, H]
-            v_raw = k_raw if layer.k_eq_v else linear(h, w.v_proj).reshape(k_raw.shape)  # [T, K, H]
+        attn_in = at("attn.in", rms_norm(x, w.input_layernorm, eps))  # [T, D]
+        q_raw = at("attn.q_raw", linear(attn_in, w.q_proj).reshape(T, N, H))  # [T, N, H]
+        q = at("attn.q", rms_norm(q_raw, w.q_norm, eps))  # [T, N, H]
+        cos, sin = rotation(positions, layer.inv_freq, x.dtype)  # [T, 1, H/2] each
+        rot_q = at("attn.rot_q", rope(q, cos, sin))  # [T, N, H]
+        if not layer.shares_kv:
+            k_raw = at("attn.k_raw", linear(attn_in, w.k_proj).reshape(T, K, H))  # [T, K, H]
+            v_raw = k_raw.copy() if layer.k_eq_v else linear(attn_in, w.v_proj).reshape(T, K, H)  # [T, K, H]
             v_raw = at("attn.v_raw", v_raw)  # [T, K, H]
             k = at("attn.k", rms_norm(k_raw, w.k_norm, eps))  # [T, K, H]
-            k = at("attn.rot_k", rope(k, cos, sin))  # [T, K, H]
+            rot_k = at("attn.rot_k", rope(k, cos, sin))  # [T, K, H]
             v = at("attn.v", rms_norm(v_raw, None, eps))  # [T, K, H], normed without a learned weight
-            kv[i] = cache.append(i, k, v)
-        k, v = kv[layer.kv_from].k, kv[layer.kv_from].v  # [S, K, H], its own or its donor's
-        scores = at("attn.scores", attention_scores(q, k))  # [N, T, S], not scaled, not yet masked
-        scores = np.where(visible(positions, len(k), layer.window, end), scores, -np.inf)  # [N, T, S]
+            kv[i] = cache.extended(i, rot_k, v)
+        keys, values = kv[layer.kv_from].k, kv[layer.kv_from].v  # [S, K, H] each, this layer's own or its donor's
+        scores = at("attn.scores", attention_scores(rot_q, keys))  # [N, T, S], not divided by sqrt(H)
+        scores = np.where(visible(positions, len(keys), layer.window, end), scores, -np.inf)  # [N, T, S], masked
         pattern = at("attn.pattern", softmax(scores))  # [N, T, S]
-        z = at("attn.z", attention_values(pattern, v))  # [T, N, H]
-        o = at("attn.o", linear(z.reshape(T, -1), w.o_proj))  # [T, D]
+        z = at("attn.z", attention_values(pattern, values))  # [T, N, H]
+        o = at("attn.o", linear(z.reshape(T, N * H), w.o_proj))  # [T, D]
         attn_out = at("attn_out", rms_norm(o, w.post_attention_layernorm, eps))  # [T, D]
         x = at("resid_mid", x + attn_out)  # [T, D]
 
         # MLP, and beside it the mixture of experts where the model has one
-        h = at("mlp.in", rms_norm(x, w.pre_feedforward_layernorm, eps))  # [T, D]
-        gate, up = at("mlp.gate", linear(h, w.gate_proj)), at("mlp.up", linear(h, w.up_proj))  # [T, F] each
-        mlp = at("mlp.down", linear(at("mlp.act", gelu(gate) * up), w.down_proj))  # [T, D]
-        if config.enable_moe_block:
-            h = rms_norm(x, None, eps) * w.router_scale * D**-0.5  # [T, D], from the raw residual
-            probs = at("router.probs", softmax(linear(h, w.router_proj)))  # [T, E]
-            chosen = top_k(probs, config.top_k_experts)  # [T, k]
-            share = np.take_along_axis(probs, chosen, axis=-1)  # [T, k]
-            share = share / share.sum(-1, keepdims=True) * w.per_expert_scale[chosen]  # [T, k]
-            share, chosen = at("router.weights", share), at("router.experts", chosen)  # [T, k] each
-            h = rms_norm(x, w.pre_feedforward_layernorm_2, eps)  # [T, D], the experts' own pre-norm
-            moe = experts(h, w.experts_gate_up_proj, w.experts_down_proj, chosen, share)  # [T, D]
-            dense_out = at("mlp.dense_out", rms_norm(mlp, w.post_feedforward_layernorm_1, eps))  # [T, D]
-            mlp = dense_out + at("mlp.moe_out", rms_norm(moe, w.post_feedforward_layernorm_2, eps))  # [T, D]
-        mlp_out = at("mlp_out", rms_norm(mlp, w.post_feedforward_layernorm, eps))  # [T, D]
+        mlp_in = at("mlp.in", rms_norm(x, w.pre_feedforward_layernorm, eps))  # [T, D]
+        gate = at("mlp.gate", linear(mlp_in, w.gate_proj))  # [T, F]
+        up = at("mlp.up", linear(mlp_in, w.up_proj))  # [T, F]
+        act = at("mlp.act", gelu(gate) * up)  # [T, F]
+        down = at("mlp.down", linear(act, w.down_proj))  # [T, D]
+        ffn = add_experts(down, x, w, config, at) if config.enable_moe_block else down  # [T, D]
+        mlp_out = at("mlp_out", rms_norm(ffn, w.post_feedforward_layernorm, eps))  # [T, D]
         x = at("resid_ffn", x + mlp_out)  # [T, D]
 
-        # PLE's gate: context decides how much of the token's own vector comes back, here and now
+        # PLE's gate: the hidden state decides how much of the token's own vector comes back
         if P:
-            gate = at("ple.gate", gelu(linear(x, w.per_layer_input_gate)))  # [T, P]
-            gated = at("ple.gated", gate * ple[-T:, i])  # [T, P]
-            proj = at("ple.proj", linear(gated, w.per_layer_projection))  # [T, D]
-            x = x + at("ple_out", rms_norm(proj, w.post_per_layer_input_norm, eps))  # [T, D]
+            ple_gate = at("ple.gate", gelu(linear(x, w.per_layer_input_gate)))  # [T, P]
+            ple_gated = at("ple.gated", ple_gate * ple[-T:, i])  # [T, P], the rows of x are the last ones
+            ple_proj = at("ple.proj", linear(ple_gated, w.per_layer_projection))  # [T, D]
+            ple_out = at("ple_out", rms_norm(ple_proj, w.post_per_layer_input_norm, eps))  # [T, D]
+            x = x + ple_out  # [T, D]
         x = at("resid_post", x * w.layer_scalar)  # [T, D], the whole residual is scaled
 
-    entries = {i: entry.trim(config.layers[i].window) for i, entry in kv.items()}
+    new_cache = Cache(end, {i: entry.trim(config.layers[i].window) for i, entry in kv.items()})
     if logits is None:
-        return None, Cache(end, entries)
-    x = tap("final_norm", rms_norm(x[-1:] if logits == "last" else x, weights.norm, eps))  # [T, D]
-    out = softcap(linear(x, weights.embed_tokens), config.final_logit_softcapping)  # [T, V], tied to the token table
-    return tap("logits", out), Cache(end, entries)
+        return None, new_cache
+    x = x[-1:] if logits == "last" else x  # [T, D], for a model without KV-sharing layers
+    final = tap("final_norm", rms_norm(x, weights.norm, eps))  # [T, D]
+    capped = softcap(linear(final, weights.embed_tokens), config.final_logit_softcapping)  # [T, V], tied weights
+    return tap("logits", capped), new_cache
+
+
+def per_layer_inputs(embed, ids, weights, config, tap):
+    """Per-Layer Embeddings: embed [T, D] and ids [T] -> a vector for each token and each layer, [T, L, P].
+
+    One half is looked up by the token's id. The other half is called context, and often misread as the text before the
+    token. It is a projection of the token's own *embedding*: for text it depends on this token alone.
+    """
+    D, P, L = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
+    token = (weights.embed_tokens_per_layer[ids] * P**0.5).reshape(-1, L, P)  # [T, L, P]
+    token = tap("ple.token", token)  # [T, L, P]
+    projected = (linear(embed, weights.per_layer_model_projection) * D**-0.5).reshape(-1, L, P)  # [T, L, P]
+    context = rms_norm(projected, weights.per_layer_projection_norm, config.rms_norm_eps)  # [T, L, P]
+    context = tap("ple.context", context)  # [T, L, P]
+    return tap("ple", (context + token) * 2**-0.5)  # [T, L, P]
+
+
+def add_experts(down, x, w, config, at):
+    """The dense MLP's output `down` [T, D] plus the mixture of experts', which reads the residual x [T, D] -> [T, D].
+
+    The router norms the residual by itself: it does not read the MLP's normed input. Each output has its own norm.
+    """
+    D, eps = config.hidden_size, config.rms_norm_eps
+    router_in = rms_norm(x, None, eps) * w.router_scale * D**-0.5  # [T, D]
+    probs = at("router.probs", softmax(linear(router_in, w.router_proj)))  # [T, E]
+    router_experts = top_k(probs, config.top_k_experts)  # [T, k]
+    best = np.take_along_axis(probs, router_experts, axis=-1)  # [T, k]
+    router_weights = best / best.sum(-1, keepdims=True) * w.per_expert_scale[router_experts]  # [T, k]
+    router_weights = at("router.weights", router_weights)  # [T, k]
+    router_experts = at("router.experts", router_experts)  # [T, k]
+    moe_in = rms_norm(x, w.pre_feedforward_layernorm_2, eps)  # [T, D]
+    moe = experts(moe_in, w.experts_gate_up_proj, w.experts_down_proj, router_experts, router_weights)  # [T, D]
+    dense_out = at("mlp.dense_out", rms_norm(down, w.post_feedforward_layernorm_1, eps))  # [T, D]
+    moe_out = at("mlp.moe_out", rms_norm(moe, w.post_feedforward_layernorm_2, eps))  # [T, D]
+    return dense_out + moe_out  # [T, D]
+
+
+def in_layer(tap, i):
+    """The tap of layer i: at("attn.q", array) is tap("layers.i.attn.q", array)."""
+    return lambda name, array: tap(f"layers.{i}.{name}", array)

@@ -1,17 +1,20 @@
 """Taps: record every intermediate of a pass, or change any of them."""
 
+import difflib
 import json
+import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import cache
 
 import numpy as np
 
 from .errors import Error
 from .files import read_safetensors_header, replacing
+from .inputs import check_tap
 from .model import no_tap
 
-# Every tap of `forward`, in the order of execution, with its axes (the letters of model.py; k: experts a token).
+# Every tap of `forward`, in the order of execution, with its axes (the letters of model.py).
 SHAPES = {
     "embed": "T D",
     "ple.token": "T L P",
@@ -54,7 +57,6 @@ SHAPES = {
     "logits": "T V",
 }
 
-
 PRECISIONS = ("float64", "float32", "float16", "bfloat16")  # number formats that an engine computes in
 
 
@@ -76,31 +78,95 @@ def names_of(config):
 
 @cache
 def layer_of(name):
-    """The layer a tap stands in, None outside the layers."""
+    """The number of the layer that a tap belongs to, None outside the layers."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "layers" and len(parts) > 2 and parts[1].isdecimal() else None
 
 
 @cache
-def shape_key(name):
-    """The entry of SHAPES that a tap's name belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
+def tap_kind(name):
+    """The key of SHAPES that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
     layer = layer_of(name)
     return name if layer is None else name.replace(f"layers.{layer}.", "layers.*.", 1)
 
 
-class Trace(Mapping):
+LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many
+
+
+@cache
+def all_names():
+    """Every tap that any model could have."""
+    return {kind.replace("*", str(i)): None for kind in SHAPES for i in range(LAYERS)}
+
+
+def fits(pattern, names):
+    """Whether a pattern fits one of the names."""
+    return pattern in names or any(map(re.compile(translate(pattern)).match, names))
+
+
+def nearest(pattern, names):
+    """Names and patterns that fit some of `names`: the five that are spelt most like a pattern that fits none."""
+    kinds = list(SHAPES)
+    if "*" in pattern:
+        kinds += [kind.removeprefix("layers.") for kind in SHAPES] + [kind.rpartition(".")[0] + ".*" for kind in SHAPES]
+    ranges = {"*", *re.findall(r"\[[\d-]+\]", pattern), *(f"[{pair}]" for pair in re.findall(r"\d+-\d+", pattern))}
+    forms = dict.fromkeys(kind.replace("*", layers, 1) for kind in kinds for layers in sorted(ranges))
+    known = dict.fromkeys([*(form for form in forms if fits(form, names)), *names])
+    matcher = difflib.SequenceMatcher(b=pattern)
+    likeness = {}
+    for name in known:
+        matcher.set_seq1(name)
+        likeness[name] = matcher.ratio()
+    return sorted(known, key=likeness.get, reverse=True)[:5]
+
+
+class Selection:
+    """Base of the taps that act where a pattern fits: "layers.3.attn.q", "layers.[2-4].attn.*" or "*.ple_out".
+
+    Raises Error for a pattern that fits no tap: when it is made, if no model has such a tap; and in `check`, which
+    `forward` calls before any work, if its model has none. The message suggests the nearest names.
+    """
+
+    def __init__(self, patterns):
+        self.patterns, self.known = {}, None
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise Error(f"name a tap by a text such as 'layers.3.attn.q', not by {pattern!r:.60}")
+            self.patterns[pattern] = re.compile(translate(pattern))
+        self._check(all_names(), "no tap")
+
+    def check(self, config):
+        """Raise Error for a pattern that fits no tap of this model."""
+        if config is not self.known:
+            self._check(names_of(config), f"no tap of this model, which has {config.num_hidden_layers} layers")
+            self.known = config
+
+    def _check(self, names, what):
+        for pattern in self.patterns:
+            if not fits(pattern, names):
+                raise Error(f"{pattern!r} fits {what}; the nearest names are {', '.join(nearest(pattern, names))}")
+
+    def fitting(self, name):
+        """The first pattern that fits a tap's name, or None."""
+        return next((pattern for pattern, form in self.patterns.items() if form.match(name)), None)
+
+
+class Trace(Selection, Mapping):
     """A tap that records: after `forward(..., tap=trace)`, trace["layers.3.attn.pattern"] is that array.
 
-    only: a pattern such as "layers.3.*", or several; everything else is not kept.
+    only: a pattern such as "layers.3.*", or a list of them; it then records nothing else. The arrays are contiguous
+    copies that cannot be written to. A second call with the same trace overwrites what the first one recorded.
     """
 
     def __init__(self, only=None):
-        self.only = [only] if isinstance(only, str) else only
+        only = "*" if only is None else only
+        super().__init__(only if np.iterable(only) and not isinstance(only, str) else [only])
         self.arrays = {}
 
     def __call__(self, name, array):
-        if self.only is None or any(fnmatchcase(name, pattern) for pattern in self.only):
-            self.arrays[name] = array
+        if self.fitting(name) is not None:
+            self.arrays[name] = np.array(array, order="C")
+            self.arrays[name].flags.writeable = False
         return array
 
     def __getitem__(self, name):
@@ -120,11 +186,10 @@ class Trace(Mapping):
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
         metadata = {"axes": "T N H"} | metadata
         with replacing(path) as temporary:
             try:
-                save_file(arrays, temporary, {name: json.dumps(value) for name, value in metadata.items()})
+                save_file(self.arrays, temporary, {name: json.dumps(value) for name, value in metadata.items()})
             except SafetensorError as error:  # the library's own name for a full disk
                 raise OSError(error) from None
 
@@ -145,28 +210,41 @@ class Trace(Mapping):
         return trace
 
 
-class Edit:
-    """A tap that changes: Edit({"layers.*.ple_out": np.zeros_like}) calls the function of the first fitting pattern."""
+class Edit(Selection):
+    """A tap that changes: Edit({"layers.*.ple_out": np.zeros_like}) calls the function of the first fitting pattern.
+
+    A function gets a copy of the array and returns the new one, of the same shape and dtype; `forward` raises Error for
+    anything else.
+    """
 
     def __init__(self, functions):
+        if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
+            raise Error(f"Edit takes a dict, a pattern -> a function of an array, not {functions!r:.60}")
+        super().__init__(functions)
         self.functions = functions
 
     def __call__(self, name, array):
-        for pattern, function in self.functions.items():
-            if fnmatchcase(name, pattern):
-                return function(array)
-        return array
+        pattern = self.fitting(name)
+        return array if pattern is None else self.change(self.functions[pattern], name, array.copy())
+
+    def change(self, function, name, array):
+        """What the function makes of the array."""
+        return function(array)
 
 
 class Finite:
     """A tap that stops the pass at the first NaN or infinity, with an Error that names the tap where it appeared.
 
-    No tap of a sound model has any: scores are tapped before they are masked. tap: another tap, which sees each array
-    first, so that a Trace still holds the one that is not finite.
+    A sound model has none at any tap: scores are tapped before they are masked. tap: another tap, which gets each array
+    first, so that a Trace still records the array that is not finite.
     """
 
     def __init__(self, tap=no_tap):
         self.tap = tap
+
+    def check(self, config):
+        """Raise Error where the other tap does not fit this model."""
+        check_tap(self.tap, config)
 
     def __call__(self, name, array):
         array = self.tap(name, array)
@@ -175,7 +253,7 @@ class Finite:
             where = np.argwhere(~finite)
             raise Error(
                 f"{name}: {len(where)} of {array.size} values are NaN or infinite, the first at {where[0].tolist()} "
-                f"({SHAPES.get(shape_key(name), '')}); every tap before it is finite: look at the weights it reads"
+                f"({SHAPES.get(tap_kind(name), '')}); every tap before it is finite: look at the weights it reads"
             )
         return array
 
@@ -183,4 +261,4 @@ class Finite:
 @cache
 def time_axis(name):
     """The axis of a tap's array that counts the tokens."""
-    return SHAPES[shape_key(name)].split().index("T")
+    return SHAPES[tap_kind(name)].split().index("T")

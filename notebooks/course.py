@@ -1,15 +1,38 @@
 """What the notebooks share: the way to the package, loading a model, names for axes, and grading an exercise."""
 
 import sys
+import warnings
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the notebooks run from a clone, not from an install
 
-import minigemma
+import minigemma  # before NumPy, so that OpenBLAS hears how long its threads may spin
+
+# isort: split
+import numpy as np
+
+from minigemma.debug.goldens import check_goldens
+
+# NumPy 2.0 to 2.3 on Apple silicon warns of a division by zero in products that hold none (numpy#28687).
+warnings.filterwarnings("ignore", message=".* encountered in matmul", category=RuntimeWarning)
 
 ROOM = 2 * 2**30  # bytes that one step of a notebook may take
+
+
+def check_machine():
+    """Compare this machine's pass over weights/tiny with the stored results of transformers, and print that they agree.
+
+    Raises Error, with what to upgrade, if they do not.
+    """
+    result = check_goldens(minigemma.load(minigemma.TINY))
+    if not result["fits"]:
+        raise minigemma.Error(
+            f"This computer gets other results than it should. {result['verdict']} Probably NumPy {np.__version__} "
+            "computes wrong matrix products here, as 2.5.0 does on some Macs (numpy#31776): run "
+            "`python -m pip install --upgrade numpy` and start again. If that changes nothing, see with "
+            "`git status weights/tiny` whether the weights are as they were."
+        )
+    print(f"This computer gets the right results: {len(result['goldens'])} of {len(result['goldens'])} stored ones.")
 
 
 def load(dtype="bfloat16", needs_ple=False):

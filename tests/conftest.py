@@ -5,11 +5,12 @@ import os
 # Matrices of these sizes gain nothing from a second thread, and on a busy machine waiting for it costs ten times more.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import minigemma  # before NumPy, so that OpenBLAS hears how long its threads may spin
+
+# isort: split
 import numpy as np
 import pytest
 from family import MEMBERS, small
-
-import minigemma
 
 
 @pytest.fixture(params=list(MEMBERS))

@@ -75,9 +75,11 @@ def run(notebook):
 
 
 def texts(cell):
-    """What a cell printed or showed as text; a figure's own line left out."""
+    """What a cell printed or showed as text; without a figure's own line, and without what a library warns of."""
     found = []
     for output in cell.get("outputs", []):
+        if output.get("name") == "stderr":
+            continue
         text = output.get("text", output.get("data", {}).get("text/plain", ""))
         found += [line for line in text.splitlines() if not FIGURE.match(line)]
     return found

@@ -71,9 +71,8 @@ def test_activations_of_1e30_and_1e_minus_30_go_through_the_whole_pass_in_float3
             for name, array in vars(owner).items():
                 if isinstance(array, np.ndarray) and array.ndim > 1:
                     setattr(owner, name, HalfMatrix(narrow(array)))
-    grow = Edit({"embed": lambda x: x * x.dtype.type(scale), "layers.2.resid_post": lambda x: x * x.dtype.type(scale)})
-    if scale > 1:
-        grow.functions.pop("layers.2.resid_post")  # 1e60 is no float32
+    taps = ["embed", "layers.2.resid_post"] if scale < 1 else ["embed"]  # float32 does not reach 1e60
+    grow = Edit(dict.fromkeys(taps, lambda x: x * x.dtype.type(scale)))
     with np.errstate(invalid="raise", divide="raise"):
         logits, _ = forward(tokens, loaded, config, tap=Finite(grow))
     if scale < 1 and config.enable_moe_block:
@@ -83,7 +82,7 @@ def test_activations_of_1e30_and_1e_minus_30_go_through_the_whole_pass_in_float3
             if name != "layers":
                 setattr(owner, name, np.asarray(array, np.float64))
     exact, _ = forward(tokens, loaded, config, tap=grow)
-    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+    assert np.linalg.norm(logits - exact) < 2e-5 * np.linalg.norm(exact)  # of a pass in float32, as in test_goldens
 
 
 @pytest.fixture

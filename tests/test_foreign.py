@@ -14,7 +14,7 @@ from minigemma.checkpoint import write_safetensors
 from minigemma.debug.foreign import LAYER_MODULES, MODEL_MODULES, read_trace
 from minigemma.ops import linear
 from minigemma.packed import narrow, widen
-from minigemma.taps import SHAPES, layer_of, shape_key
+from minigemma.taps import SHAPES, layer_of, tap_kind
 
 TOKENS = np.arange(3, 17)  # 14: no member has an axis of that length
 HEADS = "T N H", "T K H"
@@ -36,7 +36,7 @@ def record(member, count=14):
 
 
 def axes(name):
-    return SHAPES[shape_key(name)]
+    return SHAPES[tap_kind(name)]
 
 
 def write(path, arrays, ids=TOKENS, /, **metadata):
@@ -198,7 +198,7 @@ def test_as_many_tokens_as_heads_are_refused_where_nothing_decides(metadata, tmp
     path = write(tmp_path / "trace", trace, TOKENS[:4], **metadata)
     foreign = read_trace(path, config)
     missing = [name for name in trace if name not in foreign.arrays]
-    assert {shape_key(name) for name in missing} == {f"layers.*.attn.{q}" for q in ("q_raw", "q", "rot_q", "z")}
+    assert {tap_kind(name) for name in missing} == {f"layers.*.attn.{q}" for q in ("q_raw", "q", "rot_q", "z")}
     assert len(foreign.ignored) == len(missing)
     assert "may be [T N H] or [N T H], as 4 is the length of both axes" in foreign.ignored[0]
 
@@ -232,7 +232,7 @@ def test_module_paths_are_read_with_every_prefix_and_suffix(prefix, sides, tmp_p
 
 def test_every_tap_but_a_few_has_a_module_path(recorded):
     config, trace = recorded
-    pathless = {shape_key(name).removeprefix("layers.*.") for name in trace if name not in paths(config)}
+    pathless = {tap_kind(name).removeprefix("layers.*.") for name in trace if name not in paths(config)}
     assert pathless <= NO_PATH | {"logits"}  # lm_head's output is not softcapped yet
 
 

@@ -6,7 +6,7 @@ from family import small
 
 from minigemma import Edit, Error, Trace, forward
 from minigemma.interventions import chain, effect, log_softmax, mean, other_token, patch, scale, token_losses, zero
-from minigemma.taps import SHAPES, shape_key
+from minigemma.taps import SHAPES, tap_kind
 
 TOKENS = np.random.default_rng(5).integers(1, 120, 14)
 
@@ -25,7 +25,7 @@ def nothing(name, array):
 
 def rows(trace, name):
     """A recorded array with the positions first."""
-    return np.moveaxis(trace[name], SHAPES[shape_key(name)].split().index("T"), 0)
+    return np.moveaxis(trace[name], SHAPES[tap_kind(name)].split().index("T"), 0)
 
 
 CHANGES = {
@@ -136,7 +136,10 @@ def test_losses_are_those_of_the_log_softmax():
         (lambda: other_token("embed", [1, 2], [3, 4, 5]), "2 source positions for 3"),
         (lambda: patch("embed", {}), "does not hold it"),
         (lambda: patch("embed", {"embed": np.zeros((3, 24))}), "of the other run: positions"),
-        (lambda: patch("embed", {"embed": np.zeros((14, 8))}), "rows of"),
+        (lambda: patch("embed", {"embed": np.zeros((14, 8))}), r"new rows of shape \[14, 8\] do not fit \[24\]"),
+        (lambda: mean("embed", trace={"embed": np.zeros((14, 8))}), r"new rows of shape \[8\]"),
+        (lambda: zero("layers.12.mlp_out"), "fits no tap of this model, which has 10 layers"),
+        (lambda: zero("layers.3.router.probs"), "fits no tap of this model"),
     ],
 )
 def test_a_slip_is_refused_in_one_line(tap, words):

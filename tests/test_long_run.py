@@ -12,6 +12,7 @@ import pytest
 
 import minigemma
 from minigemma import EMPTY, Error, Trace, forward, generate_ids, ops, prefill
+from minigemma.inputs import as_tokens
 
 TOKENS = int(os.environ.get("LONG_RUN", "400"))  # the window of the tiny weights is 32
 
@@ -71,12 +72,14 @@ def test_memory_grows_by_the_global_layers_cache_and_by_nothing_else(run):
 
 
 def test_the_next_tokens_logits_are_those_of_a_pass_without_the_cache(run):
+    """In float32, what a step with the cache is off by, in root mean square, is what a pass without it is off by."""
     model, _, ids, _, _, kept, _ = run
+    double = minigemma.load(minigemma.TINY, "float64")
     for length, cache in kept.items():
-        ours, _ = forward([ids[length - 1]], model.weights, model.config, cache, logits="last")
+        step, _ = forward([ids[length - 1]], model.weights, model.config, cache, logits="last")
         whole, _ = prefill(ids[:length], model.weights, model.config)
-        np.testing.assert_allclose(ours[0], whole, rtol=0, atol=2e-4)
-        assert ours[0].argmax() == whole.argmax()
+        exact, _ = prefill(ids[:length], double.weights, double.config)
+        assert np.linalg.norm(step[0] - exact) < 10 * np.linalg.norm(whole - exact)
 
 
 def test_a_step_meets_a_window_of_keys_on_sliding_layers_and_all_on_global_ones(run):
@@ -132,4 +135,4 @@ def test_the_position_limit_is_told_before_anything_is_generated():
     with pytest.raises(
         Error, match=rf"{limit - 1} cached and 2 new tokens are more than the model's {limit} positions"
     ):
-        forward([2, 3], model.weights, model.config, EMPTY._replace(length=limit - 1))
+        as_tokens([2, 3], EMPTY._replace(length=limit - 1), model.config)

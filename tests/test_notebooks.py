@@ -3,11 +3,14 @@
 import math
 import re
 import socket
-import sys
+import warnings
 
 import numpy as np
 import pytest
 from notebook_runs import FOLDER, NOTEBOOKS, exercises, pictures, read, run, texts
+
+import minigemma
+from minigemma import Error
 
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:e[-+]?\d+)?")
 LONGEST = 16  # lines of a code cell
@@ -109,9 +112,27 @@ def test_a_stored_notebook_is_small_and_names_no_machine(path):
             assert not re.search(r" at 0x[0-9a-f]+", shown), f"an address of this run: {shown}"
 
 
-def test_check_says_which_fraction_is_right(capsys):
-    sys.path.insert(0, str(FOLDER))
-    from course import check
+@pytest.fixture
+def course(monkeypatch):
+    """The module that the notebooks share."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with warnings.catch_warnings():  # it changes the filters
+        import course
+
+        yield course
+
+
+def test_a_machine_with_wrong_products_is_told_what_to_upgrade(course, capsys, monkeypatch):
+    course.check_machine()
+    assert capsys.readouterr().out == "This computer gets the right results: 6 of 6 stored ones.\n"
+    right = minigemma.model.linear
+    monkeypatch.setattr(minigemma.model, "linear", lambda x, w: right(x, w) * np.float32(1.001))
+    with pytest.raises(Error, match="pip install --upgrade numpy"):
+        course.check_machine()
+
+
+def test_check_says_which_fraction_is_right(course, capsys):
+    check = course.check
 
     def said(mine, expected):
         check(mine, expected)

@@ -9,7 +9,9 @@ import minigemma
 from minigemma import EMPTY, Edit, Error, Trace, forward
 from minigemma.config import GLOBAL
 
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+# Products of other shapes round in another order. Measured over the members and three seeds, that makes up to 4.4e-6 in
+# float32 and 2.5e-14 in float64.
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 
 def distance(a, b):
@@ -121,8 +123,8 @@ def test_a_token_changes_nothing_before_it(exact):
     changed[12] = (changed[12] + 1) % config.vocab_size
     before, _ = forward(tokens, weights, config)
     after, _ = forward(changed, weights, config)
-    assert_array_equal(before[:12], after[:12])
-    assert (before[12:] != after[12:]).any(axis=1).all()
+    assert distance(after[:12], before[:12]) < TOLERANCE["float64"]  # an expert's product has as many rows as tokens
+    assert all(distance(*rows) > 1e-6 for rows in zip(after[12:], before[12:], strict=True))
 
 
 def test_the_window_counts_the_current_token():
@@ -199,6 +201,9 @@ def test_soft_tokens_replace_embeddings_and_look_up_the_pad_tokens_ple():
         (([1, 1], np.ones((2, 24))), "twice"),
         (([1.0], np.ones((1, 24))), "integers, not float64"),
         (([[1]], np.ones((1, 24))), r"integers, not int64 of shape \[1, 1\]"),
+        (([1], [["a"] * 24]), "24 numbers"),
+        (np.ones((3, 24)), "give a pair"),
+        (3, "give a pair"),
     ],
 )
 def test_soft_tokens_that_do_not_fit_are_refused(soft_tokens, complaint):
@@ -251,6 +256,32 @@ def test_an_unknown_choice_of_logits_is_refused():
     config, weights = small("E2B")
     with pytest.raises(Error, match="first"):
         forward([1], weights, config, logits="first")
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    ("E4B", "have 10 layers and the config 9"), ("vocab_size", "embed_tokens must have"),
+    ("num_attention_heads", "q_proj must have"), ("num_key_value_heads", "k_proj must have"),
+    ("hidden_size_per_layer_input", "per_layer_input_gate must have"),
+])  # fmt: skip
+def test_weights_of_another_config_are_refused_before_any_work(wrong, words):
+    _, weights = small("E2B")
+    sizes = {"vocab_size": 119, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size_per_layer_input": 7}
+    config, own = small(wrong) if wrong in MEMBERS else small("E2B", **{wrong: sizes[wrong]})
+    forward([1], own, config)
+    with pytest.raises(Error, match=words):
+        forward([1], weights, config)
+
+
+def test_weights_without_experts_are_refused_where_the_config_has_them():
+    layers = {"layer_types": small("26B-A4B")[0].source["layer_types"]}
+    _, weights = small("12B", **layers)
+    with pytest.raises(Error, match=r"router_proj must have .* and are missing"):
+        forward([1], weights, small("26B-A4B")[0])
+
+
+def test_weights_and_config_in_the_wrong_order_are_refused():
+    with pytest.raises(Error, match="tokens, weights and config, in this order"):
+        forward([1], *small("E2B"))
 
 
 def test_activations_near_the_end_of_float32_stay_finite():

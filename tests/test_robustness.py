@@ -2,16 +2,16 @@
 
 import json
 import os
-import pty
 import signal
 import stat
 import subprocess
 import sys
-import termios
 import time
+import tracemalloc
 from importlib import import_module
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from family import fields, small
@@ -30,7 +30,7 @@ STORY = "Once upon a time"
 
 def command(*arguments, program=("-m", "minigemma"), **options):
     """A finished process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | options.pop("env", {})
+    environment = needs.environment(ROOT, **options.pop("env", {}))
     return subprocess.run(
         [sys.executable, *program, *map(str, arguments)],
         check=False, text=True, cwd=options.pop("cwd", ROOT), env=environment, timeout=120,
@@ -77,9 +77,9 @@ def test_ctrl_c_in_trace_or_in_synth_leaves_no_half_file(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(safetensors.numpy, "save_file", half_written)
-    (tmp_path / "trace").write_text("an older one")
+    (tmp_path / "trace").write_text("an older one", encoding="utf-8")
     assert main(["trace", STORY, "--out", str(tmp_path / "trace")]) == 130
-    assert (tmp_path / "trace").read_text() == "an older one"
+    assert (tmp_path / "trace").read_text(encoding="utf-8") == "an older one"
     monkeypatch.setitem(SYNTH.RELEASED, "E2B", fields("E2B"))
     monkeypatch.setitem(SYNTH.TOWERS, "E2B", {"vision_config": None, "audio_config": None})
     interrupt_at(monkeypatch, SYNTH, "narrow", 9)
@@ -104,8 +104,12 @@ def test_a_terminated_command_leaves_no_half_file_either(tmp_path):
     assert (result.returncode, result.stderr, list(tmp_path.iterdir())) == (143, "", [])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no pseudo-terminals")
+@needs.module("pty")
+@needs.module("termios")
 def test_ctrl_c_typed_at_a_terminal_ends_a_chat_and_leaves_the_terminal_as_it_was():
+    import pty
+    import termios
+
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(ROOT)
@@ -133,9 +137,9 @@ def test_ctrl_c_typed_at_a_terminal_ends_a_chat_and_leaves_the_terminal_as_it_wa
 # --- disks and pipes -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@needs.FULL
 def test_output_to_a_full_disk_is_one_line():
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "wb") as full:
         result = command("generate", STORY, "-n", 3, capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert (result.returncode, result.stderr) == (2, "minigemma: [Errno 28] No space left on device\n")
 
@@ -151,6 +155,7 @@ sys.exit(status)
 """
 
 
+@needs.module("resource")
 def test_a_trace_that_does_not_fit_is_one_line_and_no_file(tmp_path):
     result = command("trace", STORY, "--out", tmp_path / "trace", program=("-c", LIMITED))
     assert result.returncode == 2
@@ -181,6 +186,7 @@ def test_too_little_memory_is_one_line(monkeypatch, capfd):
     assert capfd.readouterr().err == "minigemma: Unable to allocate 100 GiB\n"
 
 
+@needs.SHELL
 def test_a_command_without_an_output_still_ends_well():
     result = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m minigemma params E2B >&-"], check=False, capture_output=True, cwd=ROOT
@@ -229,6 +235,7 @@ def test_paths_may_have_spaces_and_any_letters(talking):
     assert f"{talking / 'nowhere'}: no such directory" in missing.stderr
 
 
+@needs.LINKS
 def test_a_checkpoint_of_links_into_the_hubs_cache_loads(talking, tmp_path):
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
     blobs.mkdir()
@@ -241,6 +248,7 @@ def test_a_checkpoint_of_links_into_the_hubs_cache_loads(talking, tmp_path):
     assert "".join(minigemma.generate(model, STORY, 5, seed=1)) == "".join(minigemma.generate(tiny, STORY, 5, seed=1))
 
 
+@needs.PIPES
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_at_once(talking, name):
     (talking / name).unlink()
@@ -249,6 +257,8 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_at_once(talking, name)
         list(minigemma.generate(minigemma.load(talking), STORY, 1))
 
 
+@needs.LINKS
+@needs.PIPES
 def test_output_goes_through_a_link_and_never_takes_the_place_of_a_pipe_or_a_device(tmp_path, capfd):
     os.mkfifo(tmp_path / "pipe")
     assert main(["trace", "Tom", "--out", str(tmp_path / "pipe")]) == 2
@@ -269,7 +279,7 @@ def test_without_a_generation_config_the_config_says_where_to_stop(talking):
     (talking / "generation_config.json").unlink()
     assert minigemma.load(talking).generation_config == {"eos_token_id": 1}
     config = json.loads((talking / "config.json").read_text(encoding="utf-8")) | {"eos_token_id": [1, 106]}
-    (talking / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (talking / "config.json").write_text(json.dumps(config))
     assert minigemma.load(talking).generation_config == {"eos_token_id": [1, 106]}
 
 
@@ -280,9 +290,10 @@ def test_a_chat_ends_each_answer_at_the_end_of_its_turn_whatever_the_files_say(t
     assert "user" not in said.stdout
 
 
+@needs.SHELL
 def test_a_chat_whose_input_is_closed_ends():
-    assert subprocess.run([sys.executable, "-m", "minigemma", "chat"], check=False, cwd=ROOT, stdin=None,
-                          preexec_fn=lambda: os.close(0), capture_output=True).returncode == 0  # fmt: skip
+    closed = ["sh", "-c", f"{sys.executable} -m minigemma chat <&-"]
+    assert subprocess.run(closed, check=False, cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_a_turn_that_the_model_ends_at_once_stays_in_the_conversation(monkeypatch):
@@ -308,7 +319,7 @@ def test_a_file_of_json_beyond_any_sense_is_refused_unread(talking):
 
 
 def test_an_unknown_user_in_a_path_is_a_directory_that_is_not_there():
-    with pytest.raises(Error, match="~nobody-of-this-name/x: no such directory"):
+    with pytest.raises(Error, match=r"nobody-of-this-name.x: no such directory"):
         minigemma.load("~nobody-of-this-name/x")
 
 
@@ -380,7 +391,7 @@ def test_a_message_shows_what_a_file_says_without_its_control_characters_and_not
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_name_given_twice_is_refused(talking, name):
-    text = (talking / name).read_text()
+    text = (talking / name).read_text(encoding="utf-8")
     first = next(iter(json.loads(text)))
     (talking / name).write_text(text.rstrip()[:-1] + f', "{first}": 0}}')
     with pytest.raises(Error, match=f"'{first}' is in it twice"):
@@ -400,7 +411,7 @@ def test_a_tensor_given_twice_is_refused(checkpoint):
 
 
 def test_a_tokenizer_of_another_model_is_refused(talking):
-    raw = json.loads((talking / "tokenizer.json").read_text())
+    raw = json.loads((talking / "tokenizer.json").read_text(encoding="utf-8"))
     raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] != "<bos>"]
     del raw["model"]["vocab"]["<bos>"]
     (talking / "tokenizer.json").write_text(json.dumps(raw))
@@ -417,7 +428,7 @@ def test_a_tokenizer_on_which_the_library_panics_is_refused(talking):
 
 
 def test_a_tokenizer_that_makes_turns_of_plain_text_is_refused(talking):
-    raw = json.loads((talking / "tokenizer.json").read_text())
+    raw = json.loads((talking / "tokenizer.json").read_text(encoding="utf-8"))
     for token in raw["added_tokens"]:
         token["special"] = False  # the library then finds them in any text
     (talking / "tokenizer.json").write_text(json.dumps(raw))
@@ -482,11 +493,15 @@ def test_a_temperature_as_low_as_floats_go_is_greedy(checkpoint):
     assert cold == [id for id, _ in minigemma.generate_ids(model, [1, 2], 8, temperature=0)]
 
 
-def test_loading_takes_no_longer_for_a_config_of_nonsense(checkpoint):
-    config = json.loads((checkpoint / "config.json").read_text())
-    start = time.monotonic()
-    for changes in ({"head_dim": 2**31 - 2}, {"num_hidden_layers": 10**9, "layer_types": None}):
-        (checkpoint / "config.json").write_text(json.dumps(config | changes))
+@pytest.mark.parametrize("changes", [{"head_dim": 2**31 - 2}, {"num_hidden_layers": 10**9, "layer_types": None}])
+def test_absurd_sizes_are_refused_before_anything_is_allocated(checkpoint, changes):
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    (checkpoint / "config.json").write_text(json.dumps(config | changes))
+    tracemalloc.start()
+    try:
         with pytest.raises(Error):
             minigemma.load(checkpoint)
-    assert time.monotonic() - start < 5
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6  # bytes; the frequencies of one such head are 8 GB, and so is a list of that many layers

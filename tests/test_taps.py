@@ -1,11 +1,16 @@
 """Every tap of the pass has the name and the shape that the table in trace.py promises."""
 
+import random
+import string
+
 import numpy as np
 import pytest
 from family import small
+from safetensors.numpy import load_file, save_file
 
-from minigemma import Error, Trace, forward
-from minigemma.taps import SHAPES, layer_of, shape_key
+from minigemma import Edit, Error, Finite, Trace, forward
+from minigemma.interventions import chain, mean, scale, zero
+from minigemma.taps import SHAPES, fits, layer_of, names_of, nearest, tap_kind
 
 
 def sizes(config, layer, new, seen):
@@ -21,35 +26,12 @@ def sizes(config, layer, new, seen):
     return letters
 
 
-def expected_names(config):
-    """The taps that a config has, in order."""
-    names = []
-    for key in SHAPES:
-        if not key.startswith("layers."):
-            absent = key.startswith("ple") and not config.hidden_size_per_layer_input
-            names += [] if absent else [key]
-    per_layer = [key for key in SHAPES if key.startswith("layers.")]
-    before, after = [n for n in names if n not in ("final_norm", "logits")], ["final_norm", "logits"]
-    layers = []
-    for layer in config.layers:
-        for key in per_layer:
-            part = key.removeprefix("layers.*.")
-            writes = part in ("attn.k_raw", "attn.v_raw", "attn.k", "attn.rot_k", "attn.v")
-            routed = part.startswith("router.") or part in ("mlp.dense_out", "mlp.moe_out")
-            ple = part.startswith("ple")
-            if (writes and layer.shares_kv) or (routed and not config.enable_moe_block):
-                continue
-            if ple and not config.hidden_size_per_layer_input:
-                continue
-            layers.append(f"layers.{layer.index}.{part}")
-    return before + layers + after
-
-
 def test_the_pass_has_exactly_the_taps_of_the_table_in_its_order(member):
     config, weights = small(member)
     trace = Trace()
     forward(np.arange(14), weights, config, tap=trace)
-    assert list(trace) == expected_names(config)
+    assert list(trace) == names_of(config)
+    assert {tap_kind(name) for name in trace} <= set(SHAPES)
 
 
 @pytest.mark.parametrize("cached", [0, 9])
@@ -66,7 +48,7 @@ def test_every_tap_has_the_shape_that_the_table_says(member, cached):
         if layer is not None and config.layers[layer].window is not None:
             kept = min(cached, config.layers[layer].window - 1)
         letters = sizes(config, layer, 14, kept + 14)
-        assert array.shape == tuple(letters[axis] for axis in SHAPES[shape_key(name)].split()), name
+        assert array.shape == tuple(letters[axis] for axis in SHAPES[tap_kind(name)].split()), name
 
 
 def test_a_trace_keeps_only_what_is_asked_for():
@@ -94,3 +76,154 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path):
         Trace.load(tmp_path / "text")
     with pytest.raises(Error, match="no such file"):
         Trace.load(tmp_path / "nothing")
+
+
+def test_a_traces_arrays_survive_what_later_taps_and_the_caller_do_to_theirs():
+    config, weights = small("12B")
+    plain, disturbed = Trace(), Trace()
+    forward([1, 2, 3], weights, config, tap=plain)
+
+    def spoil(name, array):
+        disturbed(name, array)
+        kept = array.copy()
+        array[...] = 7
+        return kept
+
+    logits, _ = forward([1, 2, 3], weights, config, tap=spoil)
+    logits[...] = 7
+    assert all(np.array_equal(disturbed[name], plain[name]) for name in plain)
+    with pytest.raises(ValueError, match="read-only"):
+        plain["embed"][0] = 0
+
+
+def test_an_edit_in_place_changes_the_tap_it_names_and_not_the_one_that_shares_its_values():
+    """On global layers of 12B, 26B-A4B and 31B the raw values are the raw keys."""
+    config, weights = small("12B")
+    plain, edited = Trace(), Trace()
+    forward([1, 2, 3], weights, config, tap=plain)
+
+    def silence(array):
+        array[...] = 0
+        return array
+
+    def silent(name, array):
+        return silence(array) if name == "layers.3.attn.v_raw" else array
+
+    for tap in (silent, Edit({"layers.3.attn.v_raw": silence})):
+        forward([1, 2, 3], weights, config, tap=chain(tap, edited))
+        assert config.layers[3].k_eq_v and not edited["layers.3.attn.v"].any()
+        assert np.array_equal(edited["layers.3.attn.rot_k"], plain["layers.3.attn.rot_k"])
+
+
+def test_the_safetensors_library_writes_a_trace_as_it_is(tmp_path, member):
+    """The library ignores strides: an array that is not contiguous would come back in another order."""
+    config, weights = small(member)
+    trace = Trace()
+    forward(np.arange(9), weights, config, tap=trace)
+    save_file(dict(trace), tmp_path / "trace.safetensors")
+    again = load_file(tmp_path / "trace.safetensors")
+    assert list(trace) == names_of(config) and all(np.array_equal(again[name], trace[name]) for name in trace)
+
+
+def test_a_second_call_overwrites_what_a_trace_holds():
+    config, weights = small("E2B")
+    trace = Trace("embed")
+    for tokens in ([1, 2, 3], [4]):
+        forward(tokens, weights, config, tap=trace)
+    assert len(trace["embed"]) == 1
+
+
+def slip_of_the_pen(name, rng):
+    """The name with one letter left out, added or replaced, or with two letters exchanged."""
+    i, letter = rng.randrange(len(name)), rng.choice(string.ascii_lowercase + string.digits + "._")
+    before, here, after = name[:i], name[i], name[i + 1 :]
+    exchanged = before + after[:1] + here + after[1:]
+    return rng.choice([before + after, before + letter + here + after, before + letter + after, exchanged])
+
+
+@pytest.mark.parametrize("layers", [None, "*", "[2-4]"])
+def test_of_a_misspelt_tap_the_right_name_is_suggested(member, layers):
+    """In 95 % of cases: of a slip in a layer's number nobody can say which layer was meant."""
+    rng, (config, _) = random.Random(0), small(member)
+    names = names_of(config)
+    right = names if layers is None else [kind.replace("*", layers) for kind in SHAPES] * 3
+    slips = [(name, slip_of_the_pen(name, rng)) for name in right if fits(name, names)]
+    slips = [(name, slip) for name, slip in slips if not fits(slip, names)]
+    suggested = sum(name in nearest(slip, names) for name, slip in slips)
+    assert len(slips) > 50
+    assert suggested >= (0.95 if layers != "[2-4]" else 0.9) * len(slips)  # half a bracket hides the range
+
+
+WRONG = {
+    "misspelt": ("layers.3.mpl.in", "E2B", "fits no tap; the nearest names are layers.3.mlp.in"),
+    "no such layer": ("layers.10.mlp.in", "E2B", "fits no tap of this model, which has 10 layers"),
+    "no per-layer embeddings": ("layers.*.ple_out", "31B", "fits no tap of this model"),
+    "no keys of its own": ("layers.7.attn.rot_k", "E2B", "fits no tap of this model"),
+    "no experts": ("*.router.*", "E2B", "fits no tap of this model"),
+    "not a text": (3, "E2B", "name a tap by a text"),
+}
+TAPS = {
+    "Trace": Trace,
+    "a list": lambda pattern: Trace(["embed", pattern]),
+    "Edit": lambda pattern: Edit({"embed": np.copy, pattern: np.copy}),
+    "zero": zero,
+    "mean": mean,
+    "scale": lambda pattern: scale(pattern, 2),
+    "in a chain": lambda pattern: chain(Trace(), zero(pattern)),
+    "in Finite": lambda pattern: Finite(Trace(pattern)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("tap", TAPS)
+@pytest.mark.parametrize("logits", ["all", "last", None])
+def test_a_pattern_that_fits_no_tap_of_the_model_is_refused_by_every_tap_before_any_work(tap, wrong, logits):
+    pattern, member, words = WRONG[wrong]
+    config, weights = small(member)
+    seen = Trace()
+    with pytest.raises(Error, match=words) as caught:
+        forward([1, 2], weights, config, tap=chain(seen, TAPS[tap](pattern)), logits=logits)
+    assert not seen and "\n" not in str(caught.value)
+
+
+def test_a_pattern_may_name_layers_that_a_call_without_logits_does_not_run():
+    config, weights = small("E2B")
+    trace = Trace("layers.9.resid_post")
+    _, cache = forward([1, 2], weights, config, tap=trace, logits=None)
+    assert not trace
+    forward([3], weights, config, cache, tap=trace, logits="last")
+    assert trace["layers.9.resid_post"].shape == (1, config.hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda array: None, "layers.3.mlp_out: the tap returned NoneType, not an array"),
+        (lambda array: array.tolist(), "layers.3.mlp_out: the tap returned list, not an array"),
+        (lambda array: np.zeros(array.shape), "returned float64 .* must return float32"),
+        (lambda array: array[:1], r"returned float32 of shape \[1, 24\] and must return float32 of shape \[3, 24\]"),
+        (lambda array: array[None], r"shape \[1, 3, 24\]"),
+    ],
+)
+@pytest.mark.parametrize("as_edit", [True, False])
+def test_a_tap_that_returns_another_kind_of_array_is_refused_by_name(function, words, as_edit):
+    config, weights = small("E2B")
+    edit = Edit({"layers.3.mlp_out": function})
+
+    def tap(name, array):
+        return function(array) if name == "layers.3.mlp_out" else array
+
+    with pytest.raises(Error, match=words):
+        forward([1, 2, 3], weights, config, tap=edit if as_edit else tap)
+
+
+@pytest.mark.parametrize("tap", [None, 3, Trace])
+def test_what_cannot_be_a_tap_is_refused(tap):
+    with pytest.raises(Error, match="tap must be a function"):
+        forward([1], *small("E2B")[::-1], tap=tap)
+
+
+@pytest.mark.parametrize("functions", ["embed", ["embed"], {"embed": 0}])
+def test_an_edit_that_is_not_a_dict_of_functions_is_refused(functions):
+    with pytest.raises(Error, match="Edit takes a dict"):
+        Edit(functions)

@@ -51,7 +51,7 @@ def activations(config, new, past=0, itemsize=4):
 
     The chunk has `new` tokens after `past` cached ones, and gives logits for its last position; the KV-sharing layers
     run for that position only. "peak" estimates the memory at the step that needs most. That is either softmax (three
-    arrays of scores, the pattern of the layer before, two arrays of the MLP) or the gated MLP (four arrays of its own
+    arrays of scores, the pattern of the layer before, three arrays of the MLP) or the gated MLP (five arrays of its own
     and two of scores).
     """
     D, N, P, L = config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input, len(config.layers)
@@ -68,7 +68,7 @@ def activations(config, new, past=0, itemsize=4):
     sizes["logits"] = config.vocab_size
     sizes = {name: size * itemsize for name, size in sizes.items()}
     softmax = itemsize * max(3 * size + before for size, before in zip(scores, [0, *scores], strict=False))
-    hungriest = max(softmax + 2 * sizes["mlp.act"], 2 * sizes["attn.scores"] + 4 * sizes["mlp.act"])
+    hungriest = max(softmax + 3 * sizes["mlp.act"], 2 * sizes["attn.scores"] + 5 * sizes["mlp.act"])
     small = 6 * sizes["resid_pre"] + 3 * sizes["attn.rot_q"] + 3 * sizes.get("ple", 0)
     return sizes | {"peak": small + hungriest}
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
-from ..taps import layer_of, shape_key
+from ..taps import layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
 from .diff import MARGIN, ROUNDING, Run, compare_traces, healthy
 from .foreign import read_soft
@@ -97,8 +97,8 @@ class Search:
     def __init__(self, run, comparison, prefill):
         self.run, self.comparison, self.prefill = run, comparison, prefill
         # a mistake may add a tap, such as the K of a layer that should read another's: allow it what other layers have
-        kinds = {shape_key(name): error for name, error in comparison.allowed.items()}
-        self.allowed = {name: kinds[shape_key(name)] for name in run.theirs if shape_key(name) in kinds}
+        kinds = {tap_kind(name): error for name, error in comparison.allowed.items()}
+        self.allowed = {name: kinds[tap_kind(name)] for name in run.theirs if tap_kind(name) in kinds}
         self.allowed |= comparison.allowed
         judged = [row for row in comparison.rows if row.own is not None]
         broken = [row for row in judged if row.verdict == "BROKEN"]

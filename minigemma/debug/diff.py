@@ -15,7 +15,7 @@ from ..files import json_number
 from ..model import forward
 from ..ops import rope
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, shape_key
+from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, tap_kind
 from .foreign import read_soft
 from .replay import MASKED, Replay, compare, differences, hidden_keys, wrong_masks
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
@@ -165,7 +165,7 @@ class Noise:
     def __call__(self, name, array):
         if array.dtype.kind != "f":
             return array
-        size = self.size * STEPS.get(shape_key(name), 1)
+        size = self.size * STEPS.get(tap_kind(name), 1)
         return (array * (1 + size * self.rng.uniform(-1, 1, array.shape))).astype(array.dtype)
 
 
@@ -216,9 +216,9 @@ def _at_least_typical(errors):
     """One random draw says little about one tap: take at least the median of that tap over the layers."""
     kinds = {}
     for name, error in errors.items():
-        kinds.setdefault(shape_key(name), []).append(error)
+        kinds.setdefault(tap_kind(name), []).append(error)
     typical = {kind: float(np.median(values)) for kind, values in kinds.items()}
-    result = {name: max(error, typical[shape_key(name)], 1e-12) for name, error in errors.items()}
+    result = {name: max(error, typical[tap_kind(name)], 1e-12) for name, error in errors.items()}
     for name, error in result.items():
         if name.endswith("router.experts"):  # compared by probability, so as exact as the probabilities
             result[name] = max(error, result.get(name.replace("experts", "probs"), 0))
@@ -349,7 +349,7 @@ def _broken(bad, rows, precision, misshapen):
     captured = [row.name for row in rows if row.verdict != "MISSING"]
     last = captured[captured.index(bad.name) - 1] if captured.index(bad.name) else None
     between = before[before.index(last) + 1 :] if last else before
-    what = f"the first broken op is {bad.name} ({OPS[shape_key(bad.name)]})"
+    what = f"the first broken op is {bad.name} ({OPS[tap_kind(bad.name)]})"
     if bad.verdict == "SHAPE":
         ours, theirs = misshapen.get(bad.name, (None, bad.shape))
         should = f" and should be {list(ours)}" if ours else ", which does not fit this prompt"
@@ -367,7 +367,9 @@ def _broken(bad, rows, precision, misshapen):
 # ---------------------------------------------------------------------------------- what the wrong array looks like
 def find_hint(bad, run):
     """How their array relates to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
-    taken, keep = {}, Trace([bad.name, f"layers.{layer_of(bad.name)}.*", f"layers.*.{bad.name.split('.', 2)[-1]}"])
+    layer = layer_of(bad.name)
+    near = [tap_kind(bad.name)] if layer is None else [tap_kind(bad.name), f"layers.{layer}.*"]
+    taken, keep = {}, Trace(near)
     replay = Replay(run.theirs, run.config)
 
     def tap(name, array):
@@ -449,7 +451,7 @@ def _constant(bad, ours, theirs, run, fits):
 
 
 def _rearranged(name, ours, theirs, fits):
-    axes = SHAPES[shape_key(name)].split()
+    axes = SHAPES[tap_kind(name)].split()
     tries = {}
     for letter, words in (("T", "tokens"), ("L", "layers")):
         for shift in (1, -1) if letter in axes and ours.shape[axes.index(letter)] > 2 else ():

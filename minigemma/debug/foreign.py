@@ -20,9 +20,10 @@ from ..cache import EMPTY
 from ..checkpoint import read_header
 from ..errors import Error
 from ..files import read_json
-from ..ops import as_tokens, softcap
+from ..inputs import as_tokens
+from ..ops import softcap
 from ..packed import widen
-from ..taps import SHAPES, layer_of, names_of, shape_key
+from ..taps import SHAPES, layer_of, names_of, tap_kind
 
 # What goes into a module of transformers' Gemma 4 > what comes out, as taps; "-" is a value without a tap.
 # Source: transformers 5.23.0, models/gemma4/modeling_gemma4.py.
@@ -189,7 +190,7 @@ class Reader:
         for other in sorted({*shape} - {1}):
             if layouts(shape, other, other):
                 raise Refused(f"holds {other} positions, and the prompt has {T}")
-        axes = item.axes or AXES[shape_key(item.tap)]
+        axes = item.axes or AXES[tap_kind(item.tap)]
         expected = _lengths(axes, _sizes(item.tap, self.config, T, T))
         raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
 
@@ -275,7 +276,7 @@ def _named(key, config):
 
 def _absent(tap, config, names):
     """Why this model has no such tap; None if it has. names: all taps of the model."""
-    layer, kind = layer_of(tap), shape_key(tap)
+    layer, kind = layer_of(tap), tap_kind(tap)
     if layer is not None and layer >= config.num_hidden_layers:
         return f"their model has more layers than the {config.num_hidden_layers} of this config"
     if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each becomes
@@ -299,8 +300,8 @@ def _rules(path, mapping, header, notes):
             raise Error(f"{where}: the layer's number, {{i}}, must appear once on both sides, or on neither")
         if axes is not None:
             axes = str(axes) if "T" in str(axes) else f"T {axes}"  # without T: the last position
-            if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(SHAPES[shape_key(ours)].split()):
-                raise Error(f"{where}: its axes are {SHAPES[shape_key(ours)]} in some order, and 1 for a batch axis")
+            if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(SHAPES[tap_kind(ours)].split()):
+                raise Error(f"{where}: its axes are {SHAPES[tap_kind(ours)]} in some order, and 1 for a batch axis")
         pattern = re.compile(re.escape(theirs).replace(r"\{i\}", "([0-9]{1,5})"))
         rules.append((pattern, tap, axes))
         unused += [] if any(map(pattern.fullmatch, header)) else [_short(theirs)]
@@ -383,7 +384,7 @@ def _layouts(item, shape, sizes):
 
     Axes of length 1 may appear anywhere: they move no data.
     """
-    first, *rest = AXES[shape_key(item.tap)].split()
+    first, *rest = AXES[tap_kind(item.tap)].split()
     layouts = [item.axes or " ".join([first, *rest])]
     if first == "T" and len(rest) == 2 and not item.axes:
         layouts += [f"{rest[0]} T {rest[1]}", f"T {rest[0]}*{rest[1]}"]
@@ -407,7 +408,7 @@ def _positions(items, config):
 
 def _group(tap):
     """The name of a group of arrays that an engine holds in one layout: q, k and v at the same step."""
-    return re.sub(r"(attn\.(rot_)?)[qkv](_raw)?$", r"\1\3", shape_key(tap))
+    return re.sub(r"(attn\.(rot_)?)[qkv](_raw)?$", r"\1\3", tap_kind(tap))
 
 
 def _orders(items, config):
@@ -463,7 +464,7 @@ def read_soft(path):
 def _convert(item, values, config, T):
     """The tap, and its array in our axes. Raises Refused for experts that do not exist."""
     sizes, theirs = _sizes(item.tap, config, T, item.rows), _letters(item.layouts[0])
-    ours = AXES[shape_key(item.tap)].split()
+    ours = AXES[tap_kind(item.tap)].split()
     array = values.reshape([sizes[letter] for letter in theirs]).transpose([theirs.index(letter) for letter in ours])
     if item.tap == "uncapped":
         return "logits", softcap(array, config.final_logit_softcapping)
@@ -495,7 +496,7 @@ def _expect_same(tap, item, array, first, kept):
 
 def _converted(item, T):
     """What an array had that was converted, in words that follow "43 arrays had"."""
-    layout, axes = item.layouts[0], AXES[shape_key(item.tap)]
+    layout, axes = item.layouts[0], AXES[tap_kind(item.tap)]
     if item.rows < T:
         yield "the last position only"
     if "1" in layout.split() or (item.stored.shape[:1] == (1,) and len(item.stored.shape) > len(layout.split())):

@@ -1,6 +1,7 @@
 """Our pass with mistakes put into it."""
 
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..cache import EMPTY
 from ..model import forward, no_tap
-from ..ops import rms_norm
+from ..ops import rms_norm, rotation
 from ..taps import layer_of
 
 KEPT = ("attn.rot_k", "attn.v", "resid_post")
@@ -31,10 +32,21 @@ class Port:
         self.seen = defaultdict(dict)  # the taps of the current call, by layer
         self.after_call = lambda cache: cache
         self.start = 0  # position of the current call's first token
+        self.mistakes = []  # ids of the catalogue's entries that were put in
 
     def copy(self):
         """The same model and prompt, without this port's edits."""
         return Port(self.config, self.weights, self.tokens, self.soft_tokens, self.suspect, self.unused)
+
+    @contextmanager
+    def named_errors(self):
+        """An exception inside names the mistakes in this port, so that its traceback leads to the catalogue's entry."""
+        try:
+            yield
+        except Exception as error:
+            if self.mistakes:
+                error.add_note(f"in a port with these mistakes of the catalogue: {', '.join(self.mistakes)}")
+            raise
 
     def edit(self, name, function):
         self.edits[name].append(function)
@@ -72,8 +84,9 @@ class Port:
             # one call gets all of them, so that a position outside the prompt is refused
             soft = self.soft_tokens if prefill is None else self._soft_between(self.start, end)
             call = self.tokens[self.start : end]
-            out, cache = forward(call, self.weights, self.config, cache, tap=watched, soft_tokens=soft)
-            cache = self.after_call(cache)
+            with self.named_errors():
+                out, cache = forward(call, self.weights, self.config, cache, tap=watched, soft_tokens=soft)
+                cache = self.after_call(cache)
             rows.append(out)
         return np.concatenate(rows)  # [T, V]
 
@@ -109,6 +122,10 @@ class At:
     def from_donor(self, name):
         """A tap of the layer whose K and V this layer reads, this one included."""
         return self.port.seen[self.layer.kv_from][name]
+
+    def rotation(self, x):
+        """Cosines and sines of RoPE for x [T, heads, H], the last T positions of this call: two of [T, 1, H/2]."""
+        return rotation(self.positions[-len(x) :], self.layer.inv_freq, x.dtype)
 
     def norm(self, x, weight=None):
         return rms_norm(x, weight, self.config.rms_norm_eps)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ops import visible
-from ..taps import SHAPES, layer_of, shape_key, time_axis
+from ..taps import SHAPES, layer_of, tap_kind, time_axis
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Difference:
 
     @property
     def error(self):
-        """At the worst position: a mean over positions would hide what is wrong with one token only."""
+        """Error at the worst position: a mean over positions would hide an error of one token."""
         return float(self.errors.max())
 
 
@@ -142,7 +142,7 @@ class Replay:
         whole = self.start == 0 and length == array.shape[axis]
         if whole or length < self.end:
             return theirs
-        if "S" in SHAPES[shape_key(name)].split():
+        if "S" in SHAPES[tap_kind(name)].split():
             return None  # a later call sees other keys
         return np.take(theirs, range(self.start, self.end), axis=axis)
 

@@ -1,4 +1,4 @@
-"""Interventions on per-layer embeddings: what turning them off, swapping or rounding them changes."""
+"""Interventions on per-layer embeddings: switch them off, swap them or round them, and measure what changes."""
 
 from functools import partial
 
@@ -15,9 +15,9 @@ BITS = (8, 4, 3, 2)
 
 # ----------------------------------------------------------------------------------------------------- interventions
 def quantise(lookup, bits, per):
-    """Looked-up rows [T, L, P] rounded to 2**bits evenly spaced values from the smallest to the largest.
+    """Looked-up rows [T, L, P], rounded to 2**bits evenly spaced values between the smallest and the largest.
 
-    per "row": one pair of ends for a token's whole row of the table (L * P values); "slice": one for each layer's P.
+    per: "row" takes the smallest and largest of a token's whole row (L * P values), "slice" those of each layer's P.
     """
     axes = (1, 2) if per == "row" else 2
     low, high = lookup.min(axes, keepdims=True), lookup.max(axes, keepdims=True)  # [T, 1 or L, 1] each
@@ -26,7 +26,7 @@ def quantise(lookup, bits, per):
 
 
 def _at_layer(layer, change):
-    """A tap on the lookup that changes one layer's slice [T, P]."""
+    """A tap that changes one layer's slice [T, 1, P] of the lookup."""
 
     def edit(lookup):
         changed = lookup.copy()
@@ -37,7 +37,10 @@ def _at_layer(layer, change):
 
 
 def conditions(config):
-    """What is tried on PLE -> [(kind, layer or bits or None, function from a donor's (trace, T) to a tap)]."""
+    """The interventions on PLE -> [(kind, layer or bits or None, make)].
+
+    make(donor, count) gives the tap for a text of `count` tokens; donor is another text's trace of ple and ple.token.
+    """
     layers = range(config.num_hidden_layers)
 
     def fixed(tap):
@@ -73,14 +76,15 @@ def conditions(config):
     return found + [("lookup in 2 bits in layer", i, fixed(_at_layer(i, two))) for i in layers]
 
 
-def interventions(model, docs, positions, share=slice(None)):
-    """Loss and identity under each of `conditions`, or a share of them -> [dict], the plain model's first.
+def interventions(model, docs, positions):
+    """Loss and identity under each of `conditions` -> [dict]; the first is the plain model.
 
-    change: loss minus the plain model's on the same texts. identity: `shared_variance` of the token at each depth.
+    loss: in nats per token. change: the loss minus that of the plain model on the same texts. identity: the
+    `shared_variance` of the token at each depth.
     """
     names = state_names(model.config, before_ple=False)
     texts = np.arange(len(docs))
-    tried = conditions(model.config)[share] if model.config.hidden_size_per_layer_input else []
+    tried = conditions(model.config) if model.config.hidden_size_per_layer_input else []
 
     def row(kind, at, sample):
         tokens, where = sample.tokens[sample.drawn], sample.texts[sample.drawn]
@@ -104,7 +108,7 @@ def interventions(model, docs, positions, share=slice(None)):
 
 
 def _lookups(model, doc):
-    """A trace of a document's per-layer embeddings, which are made before the first layer."""
+    """A document's per-layer embeddings, as a trace. They are made before the first layer."""
     trace = Trace(["ple", "ple.token"])
     model(doc.ids, tap=trace, logits=None)
     return trace

@@ -1,4 +1,4 @@
-"""The results of the study as text."""
+"""The results of `retention.measure` as text."""
 
 from ..files import table
 from .measures import CLASSES
@@ -6,7 +6,7 @@ from .measures import CLASSES
 
 # ------------------------------------------------------------------------------------------------------------- report
 def study_text(results):
-    """The tables that people read: mean and standard error over texts."""
+    """Tables for each model: means and standard errors over texts."""
     return "\n\n\n".join(_one_report(result) for result in results)
 
 
@@ -20,15 +20,16 @@ def _one_report(result):
         _by_depth(result, "neighbours", ["variance, previous", "probe, previous, frequent", "variance, next",
                                          "probe, next, frequent", "retrieval, next token", "senses"]),
         "retrieval: the token's own row of the token table is the nearest by centred cosine. probe: balanced accuracy\n"
-        f"of ridge regression on up to {CLASSES} token types; the same from the embeddings of two neighbours alone.\n"
-        "variance: the share that the label explains. Errors are standard errors over texts; what another training\n"
-        "run would change is not in them.",
+        f"of ridge regression on up to {CLASSES} token types; from its two neighbours: from their embeddings alone.\n"
+        "variance: the fraction that the label explains. Errors are standard errors over texts; they do not include\n"
+        "the difference between two training runs.",
         table(["layer", *writes], [
             (f"{i}", *(_pm(column["mean"][i], column["error"][i]) for column in writes.values()))
             for i in range(len(result["layers"]))
         ]),
-        "attention, mlp, ple: norm of what is added over what it is added to. gate open: share of values above 0.\n"
-        "lookup: the lookup's share of PLE's write; the context projection has the rest.",
+        "attention, mlp, ple: the norm of what is added, divided by the norm of what it is added to. gate open: the\n"
+        "fraction of gate values above 0. lookup: the fraction of PLE's output that comes from the lookup; the rest\n"
+        "comes from the context projection.",
     ]  # fmt: skip
     if result["interventions"]:
         rows = [
@@ -41,7 +42,7 @@ def _one_report(result):
 
 
 def _by_depth(result, title, names):
-    """A table of measures by depth, before each layer's PLE and after it where there is one."""
+    """A table of measures, one row per depth; for models with PLE also one just before each layer's PLE."""
     rows = [("chance", *(f"{result['measures'][name]['chance']:.4f}" for name in names))]
     beside = [result["measures"][name]["from neighbours"] for name in names]
     if any(beside):
@@ -57,7 +58,7 @@ def _by_depth(result, title, names):
 
 
 def _sentence(sentence):
-    """Input lens and logit lens, a line a depth; a token that is the input's own is marked."""
+    """Input lens and logit lens, one row per depth; brackets mark a token that is the input token itself."""
     tokens = sentence["tokens"]
     blocks = []
     for lens in ("input lens", "logit lens"):
@@ -71,7 +72,7 @@ def _sentence(sentence):
 
 
 def _pm(mean, error, digits=3):
-    """0.512 ±0.004"""
+    """A mean with its error, such as 0.512 ±0.004."""
     if mean is None:
         return "none"
     return f"{mean:.{digits}f}" + ("" if error is None else f" ±{error:.{digits}f}")

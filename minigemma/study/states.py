@@ -1,4 +1,4 @@
-"""Hidden states at some positions of some texts, and what each part of a layer writes there."""
+"""Hidden states at some positions of some texts, and what each part of a layer adds to them."""
 
 from dataclasses import dataclass
 
@@ -6,71 +6,71 @@ import numpy as np
 
 from ..interventions import chain, token_losses
 from ..ops import linear
-from ..taps import Trace
+from ..taps import Trace, fits, names_of
 
-STATE_BYTES = 2**30  # hidden states held at once, whatever the model's size
+STATE_BYTES = 2**30  # at most this much memory for the hidden states of one sample
 
 
 # ----------------------------------------------------------------------------------------------------- hidden states
 @dataclass(eq=False)
 class Sample:
-    """Hidden states at some positions of some texts, and what those positions are."""
+    """Hidden states at n positions of some texts, and the labels of those positions."""
 
     states: dict  # tap name -> [n, D]
-    tokens: np.ndarray  # [n] the token the state stands on
-    previous: np.ndarray  # [n]
-    following: np.ndarray  # [n] the token it is to predict
-    texts: np.ndarray  # [n] number of the text
-    drawn: np.ndarray  # [n] bool: drawn at random; the others are there for their senses only
-    words: np.ndarray  # [n] labelled word, "" for none
-    senses: np.ndarray  # [n]
-    losses: np.ndarray  # [texts] mean loss of each text, in nats a token
-    counts: np.ndarray  # [texts] tokens predicted
-    writes: dict  # name -> [L, n of the drawn positions], see `writes`
+    tokens: np.ndarray  # [n] the token at the position
+    previous: np.ndarray  # [n] the token before it
+    following: np.ndarray  # [n] the token after it, which the model should predict
+    texts: np.ndarray  # [n] index of the text
+    drawn: np.ndarray  # [n] bool: True if drawn at random; the others only have a labelled sense
+    words: np.ndarray  # [n] the labelled word; "" if there is none
+    senses: np.ndarray  # [n] the sense of that word
+    losses: np.ndarray  # [texts] mean loss of each text, in nats per token
+    counts: np.ndarray  # [texts] number of predicted tokens
+    writes: dict  # name -> [L, drawn positions], see `writes`
 
 
 def state_names(config, before_ple=True):
-    """The taps of the residual by depth, and before each layer's PLE."""
+    """The taps of the residual stream at each depth; then, for models with PLE, those just before each layer's PLE."""
     after = ["embed", *(f"layers.{i}.resid_post" for i in range(config.num_hidden_layers))]
     with_ple = config.hidden_size_per_layer_input and before_ple
     return after + [f"layers.{i}.resid_ffn" for i in range(config.num_hidden_layers) if with_ple]
 
 
 def gather(model, docs, names, positions, advance, taps=None, with_writes=False):
-    """Run every document and keep the states `names` at about `positions` positions of all, fewer where memory says so.
+    """Run every document and keep the taps `names` at about `positions` positions in total -> Sample.
 
-    taps: one tap a document, for interventions. The same positions are drawn for the same documents every time.
-    advance(1) is called after each document.
+    There are fewer positions if they would not fit in STATE_BYTES. The same documents always give the same positions.
+    taps: one tap per document, for interventions. advance(1) is called after each document.
     """
     room = STATE_BYTES // (4 * model.config.hidden_size * len(names))
     each = max(1, min(positions, room) // len(docs))
-    parts, losses, written = [], [], []
-    record = [*names, *(WRITES if with_writes else ())]
+    writing = [tap for tap in WRITES if fits(tap, names_of(model.config))] if with_writes else []
+    states, labels, losses, written = {name: [] for name in names}, [], [], []
     for number, doc in enumerate(docs):
-        trace = Trace(record)
+        trace = Trace([*names, *writing])
         logits, _ = model(doc.ids, tap=chain(taps[number], trace) if taps else trace)
         losses.append(token_losses(logits, doc.ids).mean())
         inner = np.arange(1, len(doc.ids) - 1)  # positions with a token before and after
-        drawn = np.random.default_rng(number).permutation(inner)[:each]
-        rows = np.union1d(drawn, [p for p in doc.senses if 0 < p < len(doc.ids) - 1]).astype(int)
-        labels = [doc.senses.get(p, ("", "")) for p in rows]
-        states = {name: trace[name][rows].astype(np.float32) for name in names}
-        parts.append((states, rows, np.isin(rows, drawn), labels))
+        chosen = np.random.default_rng(number).permutation(inner)[:each]
+        rows = np.union1d(chosen, [p for p in doc.senses if 0 < p < len(doc.ids) - 1]).astype(int)
+        drawn, pairs = np.isin(rows, chosen), [doc.senses.get(p, ("", "")) for p in rows]
+        labels.append({
+            "tokens": doc.ids[rows],
+            "previous": doc.ids[rows - 1],
+            "following": doc.ids[rows + 1],
+            "texts": np.full(len(rows), number),
+            "drawn": drawn,
+            "words": [word for word, _ in pairs],
+            "senses": [sense for _, sense in pairs],
+        })  # fmt: skip
+        for name in names:
+            states[name].append(trace[name][rows].astype(np.float32))
         if with_writes:
-            written.append(writes(trace, model.weights, model.config, rows[np.isin(rows, drawn)]))
+            written.append(writes(trace, model.weights, model.config, rows[drawn]))
         advance(1)
-    ids = [doc.ids for doc in docs]
-    place = list(zip(ids, (rows for _, rows, *_ in parts), strict=True))
-    labels = [label for *_, labels in parts for label in labels]
     return Sample(
-        states={name: np.concatenate([states.pop(name) for states, *_ in parts]) for name in names},
-        tokens=np.concatenate([ids[rows] for ids, rows in place]),
-        previous=np.concatenate([ids[rows - 1] for ids, rows in place]),
-        following=np.concatenate([ids[rows + 1] for ids, rows in place]),
-        texts=np.repeat(np.arange(len(docs)), [len(rows) for _, rows in place]),
-        drawn=np.concatenate([drawn for _, _, drawn, _ in parts]),
-        words=np.array([word for word, _ in labels]),
-        senses=np.array([sense for _, sense in labels]),
+        states={name: np.concatenate(states.pop(name)) for name in names},
+        **{name: np.concatenate([columns[name] for columns in labels]) for name in labels[0]},
         losses=np.array(losses),
         counts=np.array([len(doc.ids) - 1 for doc in docs]),
         writes={name: np.concatenate([w[name] for w in written], axis=-1) for name in (written[0] if written else ())},
@@ -83,14 +83,15 @@ WRITES = ["ple.token", *(f"layers.*.{part}" for part in (
 
 
 def writes(trace, weights, config, rows):
-    """What each part adds to the residual at the positions `rows` of a trace -> name -> [L, rows].
+    """What each part adds to the residual stream at the positions `rows` of a trace -> {name: [L, rows]}.
 
-    attention, mlp, ple: norm of what is added over the norm of what it is added to.
-    gate open: share of the P gate values above 0 (gelu passes nearly nothing below). gate size: their root mean square.
-    lookup: the lookup's share of PLE's write. Projection and its norm's factor are the same for both terms of
-    (context + lookup) / sqrt(2), so ple_out is a sum of a lookup part and a context part; the share is the lookup
-    part's projection onto ple_out, <part, ple_out> / <ple_out, ple_out>. Both shares add up to 1; one that works
-    against the other is below 0.
+    attention, mlp, ple: the norm of what is added, divided by the norm of what it is added to.
+    gate open: the fraction of the P gate values above 0 (below 0, gelu returns nearly 0).
+    gate size: the root mean square of the gate values.
+    lookup: the fraction of PLE's output that comes from the lookup. PLE's input is (context + lookup) / sqrt(2). The
+    gate, the projection and the factor of its norm are the same for both terms, so ple_out = lookup part + context
+    part. The fraction is <lookup part, ple_out> / <ple_out, ple_out>; that of the context is 1 minus it. It is
+    negative if the lookup part points against ple_out.
     """
     found = {}
 

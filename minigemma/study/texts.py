@@ -1,4 +1,4 @@
-"""Texts to measure: a file of them -> ids, with the senses of labelled words."""
+"""Texts to measure: a file -> texts -> token ids, with the senses of labelled words."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from ..errors import Error
 # ------------------------------------------------------------------------------------------------------------- texts
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A text as ids, and the senses of its labelled words at the last token of each."""
+    """A text as token ids. The sense of a labelled word belongs to the word's last token."""
 
     ids: np.ndarray  # [T]
     senses: dict  # position -> (word, sense)
@@ -22,8 +22,8 @@ class Document:
 def read_texts(path):
     """A file of texts -> [{"text": ..., "senses": [[start, end, word, sense], ...]}].
 
-    `.jsonl`: one JSON object a line, senses (characters of the text) where there are any. Anything else: plain text,
-    documents separated by blank lines.
+    `.jsonl`: one JSON object per line; "senses" is optional, and start and end count characters of the text. Any other
+    file: plain text, with blank lines between texts. Raises Error where the file is missing, empty or malformed.
     """
     path = Path(path)
     try:
@@ -38,7 +38,7 @@ def read_texts(path):
     else:
         texts = [{"text": text.strip(), "senses": []} for text in re.split(r"\n\s*\n", content) if text.strip()]
     if not texts:
-        raise Error(f"{path}: holds no text")
+        raise Error(f"{path}: the file has no text in it")
     return texts
 
 
@@ -58,7 +58,10 @@ def _from_json(line, where):
 
 
 def documents(tokenizer, texts, length):
-    """Texts as ids, <bos> in front, cut to `length` tokens; texts of under 4 tokens are left out."""
+    """Texts as token ids: <bos> first, cut to `length` tokens. Texts of fewer than 4 tokens are left out.
+
+    Raises Error if no text is left.
+    """
     found = []
     for text in texts:
         ids = tokenizer.encode(text["text"])[:length]
@@ -71,12 +74,15 @@ def documents(tokenizer, texts, length):
         if len(ids) >= 4:
             found.append(Document(np.array(ids), senses))
     if not found:
-        raise Error("every text is shorter than 4 tokens, so there is nothing to measure; give longer ones (--texts)")
+        raise Error("every text is shorter than 4 tokens; give longer texts (--texts)")
     return found
 
 
 def token_ends(tokenizer, ids, text):
-    """Where in the text's UTF-8 bytes each token ends, [T]: from the tokens' own text, with "▁" for a space."""
+    """The byte of the text (UTF-8) at which each token ends, [T]. In a token's text "▁" is a space.
+
+    Raises Error if the tokens joined together are not the text.
+    """
     pieces = []
     for id in ids:
         piece = tokenizer.token(id)
@@ -85,5 +91,5 @@ def token_ends(tokenizer, ids, text):
     if len(ids) and ids[0] == tokenizer.bos:
         pieces[0] = b""
     if not text.replace("▁", " ").encode().startswith(b"".join(pieces)):
-        raise Error(f"the tokens of {text[:40]!r} do not spell it, so its sense labels have no place; use one without")
+        raise Error(f"the tokens of {text[:40]!r} do not join to that text; remove its 'senses'")
     return np.cumsum([len(piece) for piece in pieces])

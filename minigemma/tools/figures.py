@@ -1,4 +1,7 @@
-"""The figures: each function takes numbers, not files, and returns a matplotlib Figure. Colours are Okabe and Ito's."""
+"""The figures: each function takes numbers, not files, and returns a matplotlib Figure.
+
+The colours are the palette of Okabe and Ito, which colour-blind readers can tell apart. Sizes are in inches.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,34 +25,36 @@ LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"
 MORE_LINES = (("#CC79A7", "-"), ("#E69F00", "--"))
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 KIND_COLOURS = {"sliding_attention": "#56B4E9", "full_attention": "#D55E00"}
+STYLE = {
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+}
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend outside, to the right
+ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
 
 
 def part_bars(accounts):
-    """Stacked bars of stored parameters by part; accounts: model name -> {part: parameters}, as Account.parts."""
-    figure, axes = _axes(8, 1.2 + 0.55 * len(accounts))
-    names = list(accounts)
-    for part, colour in PART_COLOURS.items():
-        if not any(part in parts for parts in accounts.values()):
-            continue
-        widths = [accounts[name].get(part, 0) / 1e9 for name in names]
-        before = [_before(accounts[name], part) / 1e9 for name in names]
-        axes.barh(names, widths, left=before, color=colour, label=part)
-    for name in names:
-        total = sum(accounts[name].values()) / 1e9
+    """Stored parameters by part, in billions, one bar per model; accounts: name -> {part: parameters}."""
+    axes = _axes(8, 1.2 + 0.55 * len(accounts))
+    for part, widths, under in _stacks(accounts.values(), 1e9):
+        axes.barh(list(accounts), widths, left=under, color=PART_COLOURS[part], label=part)
+    totals = [sum(parts.values()) / 1e9 for parts in accounts.values()]
+    for name, total in zip(accounts, totals, strict=True):
         axes.text(total, name, f" {total:.2f}", va="center")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.1 * max(sum(parts.values()) for parts in accounts.values()) / 1e9)
-    axes.set_xlabel("parameters stored, billions")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
+    axes.set_xlim(0, 1.1 * max(totals))
+    return _finish(axes, "parameters stored, billions", legend=BESIDE)
 
 
 def iceberg(models):
-    """What a token's pass multiplies, above the waterline, and what is only stored, below.
+    """Parameters of each model in billions: above the line those that every token multiplies, below the others.
 
-    models: name -> {"stored": parameters, "computed": parameters}, as accounting.overview()["models"].
+    models: name -> {"stored": parameters, "computed": parameters}, as compute.overview()["models"].
     """
-    figure, axes = _axes(8, 4.5)
+    axes = _axes(8, 4.5)
     names = list(models)
     computed = [models[name]["computed"] / 1e9 for name in names]
     rest = [models[name]["stored"] / 1e9 - value for name, value in zip(names, computed, strict=True)]
@@ -63,61 +68,53 @@ def iceberg(models):
             axes.annotate(f"{below:.2f}", (x, -below), (0, -4), va="top", **beside)
     axes.margins(y=0.1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    axes.set_ylabel("parameters of the text model, billions")
-    axes.legend(loc="lower left", frameon=False)
-    return figure
+    return _finish(axes, up="parameters of the text model, billions", legend={"loc": "lower left"})
 
 
 def kv_cache_lines(lengths, sizes):
-    """KV cache against context length; sizes: label -> bytes at each of `lengths` tokens (up to four labels)."""
-    figure, axes = _axes(7, 4.5)
+    """KV cache in GB over context in tokens; sizes: label -> bytes at each of `lengths` (at most four labels)."""
+    axes = _axes(7, 4.5)
     for (label, values), (colour, style) in zip(sizes.items(), LINES, strict=False):
         axes.plot(lengths, [value / 1e9 for value in values], color=colour, linestyle=style, linewidth=2, label=label)
-    axes.set_xscale("log", base=2)
+    _log_tokens(axes)
     axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("context, tokens")
-    axes.set_ylabel("KV cache, GB")
-    axes.grid(color="#DDDDDD")
-    axes.legend(frameon=False)
-    return figure
+    return _finish(axes, "context, tokens", "KV cache, GB", grid=True, legend={"loc": "best"})
 
 
 def layer_bars(layers):
-    """Parameters of each layer by part, global layers marked, KV-sharing layers shaded; layers: as Account.layers."""
-    figure, axes = _axes(9, 4)
-    parts = [part for part in PART_COLOURS if any(part in layer["parts"] for layer in layers)]
+    """Parameters of each layer by part, in millions. G marks global layers, shading KV-sharing ones.
+
+    layers: as Account.layers.
+    """
+    axes = _axes(9, 4)
     places = [layer["index"] for layer in layers]
-    for part in parts:
-        heights = [layer["parts"].get(part, 0) / 1e6 for layer in layers]
-        before = [_before(layer["parts"], part) / 1e6 for layer in layers]
-        axes.bar(places, heights, bottom=before, color=PART_COLOURS[part], label=part)
+    for part, heights, under in _stacks([layer["parts"] for layer in layers], 1e6):
+        axes.bar(places, heights, bottom=under, color=PART_COLOURS[part], label=part)
     sharing = [layer["index"] for layer in layers if layer["kv_from"] != layer["index"]]
     if sharing:
         axes.axvspan(sharing[0] - 0.5, sharing[-1] + 0.5, color="#F3E9D2", zorder=0, label="reads another's K and V")
     for layer in layers:
         if layer["kind"] == "full_attention":
             axes.text(layer["index"], layer["total"] / 1e6, "G", ha="center", va="bottom")
-    axes.set_xlabel("layer (G: global attention)")
-    axes.set_ylabel("parameters, millions")
     axes.margins(x=0.01)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
+    return _finish(axes, "layer (G: global attention)", "parameters, millions", legend=BESIDE)
 
 
 def architecture(config):
-    """The model from left to right: the residual stream through its layers, whose K and V each layer reads, PLE's path.
+    """The model from left to right: its layers, the layers whose K and V they read, and the path of PLE.
 
-    A layer is its attention (height: head_dim) over its MLP (height: width), both on one scale for the whole model.
+    A layer is two bars: attention (height: head_dim) above MLP (height: width). All layers have the same scale.
     """
     layers, count, P = config.layers, config.num_hidden_layers, config.hidden_size_per_layer_input
-    figure, axes = _axes(11, 4.6)
+    axes = _axes(11, 4.6)
     axes.axis("off")
     widest = max(layer.intermediate_size for layer in layers)
     tallest = max(layer.head_dim for layer in layers)
-    edge, low = 0.5 + 0.14 * count, -2.4  # how far the ends are from the outer layers; where PLE's band lies
-    flow = {"arrowstyle": "->", "color": "#000000", "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+    yellow = PART_COLOURS["PLE table"]
+    edge, low = 0.5 + 0.14 * count, -2.4  # the distance of both ends from the outer layers; the height of PLE's box
+    flow = _arrow("#000000")
+    apart = {"shrinkA": 6, "shrinkB": 6}  # points left free between an arrow and its boxes
     for layer in layers:
         i, up, down = layer.index, 0.9 * layer.head_dim / tallest, 1.1 * layer.intermediate_size / widest
         axes.bar(i, up, bottom=0.08, width=0.8, color=KIND_COLOURS[layer.kind], edgecolor="white")
@@ -125,31 +122,24 @@ def architecture(config):
         if count <= 16 or i % 5 == 0 or i == count - 1:
             axes.text(i, -1.32, str(i), ha="center", va="center", fontsize=9)
         if P:
-            axes.annotate("", (i, -1.5), (i, low + 0.25), arrowprops=flow | {"color": PART_COLOURS["PLE table"]})
+            axes.annotate("", (i, -1.5), (i, low + 0.25), arrowprops=_arrow(yellow))
     for rail, donor in enumerate(sorted({layer.kv_from for layer in layers if layer.shares_kv})):
         _kv_rail(axes, layers, donor, 1.45 + 0.45 * rail)
     box = {"boxstyle": "round,pad=0.4", "facecolor": "white"}
     around = {"ha": "center", "va": "center", "fontsize": 9}
     V, D = config.vocab_size, config.hidden_size
-    start = f"token ids\n\ntoken table\n[{V:,}, {D:,}]\nrow × √{D:,}"
-    start = axes.text(-edge, 0, start, bbox=box, **around)
+    start = axes.text(-edge, 0, f"token ids\n\ntoken table\n[{V:,}, {D:,}]\nrow × √{D:,}", bbox=box, **around)
     head = f"final norm\n\nthe same token\ntable: [{D:,}, {V:,}]\n\nlogits, softcap"
     head = axes.text(count - 1 + edge, 0, head, bbox=box, **around)
     ends = {"textcoords": start, "xycoords": head, "zorder": 0}
-    axes.annotate("", (0, 0.5), (1, 0.5), arrowprops=flow | {"shrinkA": 6, "shrinkB": 6}, **ends)
+    axes.annotate("", (0, 0.5), (1, 0.5), arrowprops=flow | apart, **ends)
     if P:
         text = (
             f"PLE table [{config.vocab_size_per_layer_input:,}, {count} × {P}]: a row for each token id, plus a "
             f"projection of its embedding:\nmade once, before layer 0; layer i gets its own {P} numbers of it"
         )
-        yellow = PART_COLOURS["PLE table"]
         band = axes.text((count - 1) / 2, low - 0.12, text, bbox=box | {"edgecolor": yellow}, **around)
-        turn = flow | {
-            "color": yellow,
-            "connectionstyle": "angle,angleA=-90,angleB=0,rad=0",
-            "shrinkA": 6,
-            "shrinkB": 6,
-        }
+        turn = _arrow(yellow) | apart | {"connectionstyle": "angle,angleA=-90,angleB=0,rad=0"}
         axes.annotate("", (0, 0.5), (0.5, 0), xycoords=band, textcoords=start, arrowprops=turn)
     for colour, label in (
         (KIND_COLOURS["sliding_attention"], f"sliding attention, window {config.sliding_window:,}"),
@@ -157,28 +147,26 @@ def architecture(config):
         (PART_COLOURS["MLP"], f"MLP (widest: {widest:,})"),
     ):
         axes.bar(0, 0, color=colour, label=label)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=9)
     axes.set_xlim(-edge - 0.1 * count, count - 1 + edge + 0.1 * count)
     axes.set_ylim(low - 0.5, 2.6)
-    return figure
+    return _finish(axes, legend={"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 9})
 
 
 def _kv_rail(axes, layers, donor, height):
-    """A line from the layer that writes K and V to those that read them."""
+    """A line from the layer that writes K and V to the layers that read them."""
     readers = [layer.index for layer in layers if layer.kv_from == donor and layer.shares_kv]
     colour = KIND_COLOURS[layers[donor].kind]
     axes.plot([donor, donor, readers[-1]], [1.0, height, height], color=colour, linewidth=1.8)
     for i in readers:
-        arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", (i, 1.02), (i, height), arrowprops=arrow)
+        axes.annotate("", (i, 1.02), (i, height), arrowprops=_arrow(colour))
     axes.text(donor - 0.15, height, f"K and V of layer {donor}", ha="right", va="center", fontsize=9)
 
 
 def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=None, across=2, signed=False):
     """Matrices side by side on one colour scale; panels: title -> [rows, columns].
 
-    rows, columns, bar: what the two axes and the colours stand for; without `bar` the colours need no scale. NaN
-    stays white. signed: a scale with white at 0.
+    rows, columns, bar: the labels of both axes and of the colour scale; without `bar` there is no scale. NaN is white.
+    across: panels in a row. signed: a colour scale that is white at 0.
     """
     across = min(across, len(panels))
     down = -(-len(panels) // across)
@@ -187,8 +175,7 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
     if width == height:
         wide = tall = min(wide, tall)
     size = (1.2 + across * max(2.2, 0.6 + wide * width), down * max(1.8, 1.1 + tall * height))
-    figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
-    plt.close(figure)
+    figure, grid = _grid(*size, down, across)
     values = np.concatenate([np.ravel(panel) for panel in panels.values()])
     high = np.nanmax(np.abs(values)) if signed else np.nanmax(values)
     low = -high if signed else min(0, np.nanmin(values))
@@ -198,10 +185,9 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
             continue
         title, panel = list(panels.items())[place]
         image = axes.imshow(panel, cmap="PuOr" if signed else "cividis", vmin=low, vmax=high, aspect="auto")
+        axes.spines[:].set_visible(True)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel(columns)
-        if place % across == 0:
-            axes.set_ylabel(rows)
+        _finish(axes, columns, rows if place % across == 0 else "")
         if column_labels is not None:
             axes.set_xticks(range(len(column_labels)), column_labels, rotation=90, fontsize=8)
         if row_labels is not None:
@@ -212,16 +198,15 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
 
 
 def error_by_depth(comparison):
-    """What `diff` found: each tap's own error and its error from the beginning, in the order of execution."""
+    """The result of `diff`: relative errors in the order of execution, each op's own and the accumulated one."""
     rows = [row for row in comparison.rows if row.own is not None]
-    figure, axes = _axes(9, 4)
+    axes = _axes(9, 4)
     places = np.arange(len(rows))
     floor = 1e-9
     whole = [max(min(row.away.error, 1e3), floor) if row.away else np.nan for row in rows]
     axes.plot(places, whole, color="#0072B2", linewidth=2, label="from the beginning")
-    axes.plot(
-        places, [max(row.allowed, floor) for row in rows], color="#999999", linestyle=":", label="allowed, of an op"
-    )
+    allowed = [max(row.allowed, floor) for row in rows]
+    axes.plot(places, allowed, color="#999999", linestyle=":", label="allowed, of an op")
     for verdict, colour, marker in (("OK", "#009E73", "."), ("DRIFT", "#E69F00", "."), ("BROKEN", "#D55E00", "x")):
         chosen = [i for i, row in enumerate(rows) if row.verdict == verdict]
         errors = [max(min(rows[i].own.error, 1e3), floor) for i in chosen]
@@ -238,88 +223,73 @@ def error_by_depth(comparison):
     step = max(1, len(starts) // 16)
     axes.set_xticks(starts[::step], [layers[i] for i in starts[::step]])
     axes.set_yscale("log")
-    axes.set_xlabel("layer (taps in the order of execution)")
     axes.set_ylim(bottom=floor / 3)
-    axes.set_ylabel(f"relative error (at {floor:g}: less)")
-    axes.grid(color="#DDDDDD")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
+    across, up = "layer (taps in the order of execution)", f"relative error (at {floor:g}: less)"
+    return _finish(axes, across, up, grid=True, legend=BESIDE)
 
 
 def curves(x, lines, across, up, log=False, errors=None):
-    """Lines over one axis; lines: label -> values at x (up to six). log: the horizontal axis is logarithmic.
+    """Lines over one horizontal axis; lines: label -> values at x (at most six labels).
 
-    errors: label -> standard errors, drawn as bars.
+    across, up: the labels of the axes, with units. log: the horizontal axis is logarithmic. errors: label -> standard
+    errors, drawn as bars.
     """
-    figure, axes = _axes(7.5, 4)
+    axes = _axes(7.5, 4)
     for (label, values), (colour, style) in zip(lines.items(), LINES + MORE_LINES, strict=False):
         spread = (errors or {}).get(label)
         axes.errorbar(x, values, spread, color=colour, linestyle=style, linewidth=2, elinewidth=1, label=label)
     if log:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
+        _log_tokens(axes)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.grid(color="#DDDDDD")
-    if len(lines) > 1:
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
+    return _finish(axes, across, up, grid=True, legend=BESIDE if len(lines) > 1 else None)
 
 
 def wavelengths(heads, window):
-    """Tokens per full turn of each RoPE pair; heads: label -> inv_freq [H/2]. Pairs of frequency 0 lie on top."""
-    figure, axes = _axes(8, 4)
+    """Tokens per full turn of each RoPE pair; heads: label -> inv_freq [H/2]. Pairs of frequency 0 are at the top."""
+    axes = _axes(8, 4)
     turns = {label: 2 * np.pi / frequencies[frequencies > 0] for label, frequencies in heads.items()}
     top = 30 * max(values.max() for values in turns.values())
     for (label, frequencies), colour, marker in zip(heads.items(), KIND_COLOURS.values(), "os", strict=False):
         places = np.arange(len(frequencies))
         still = frequencies == 0
-        axes.plot(
-            places[~still], turns[label], marker, color=colour, markersize=4, label=f"{label}: {(~still).sum()} turn"
-        )
+        look = {"color": colour, "markersize": 4}
+        axes.plot(places[~still], turns[label], marker, label=f"{label}: {(~still).sum()} turn", **look)
         if still.any():
-            axes.plot(places[still], [top] * still.sum(), marker, color=colour, markersize=4, fillstyle="none",
-                      label=f"{label}: {still.sum()} stand still")  # fmt: skip
+            look |= {"fillstyle": "none", "label": f"{label}: {still.sum()} stand still"}
+            axes.plot(places[still], [top] * still.sum(), marker, **look)
     axes.axhline(window, color="#000000", linestyle=":", label=f"sliding window, {window:,} tokens")
     axes.set_yscale("log")
     axes.set_yticks([10.0**power for power in range(1, int(np.log10(top)))] + [top])
     axes.yaxis.set_major_formatter(lambda value, _: "never" if value >= 0.99 * top else f"{value:,.0f}")
     axes.minorticks_off()
-    axes.set_xlabel("pair j, which is the values j and j + H/2 of a head")
-    axes.set_ylabel("tokens for one full turn")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
+    across = "pair j, which is the values j and j + H/2 of a head"
+    return _finish(axes, across, "tokens for one full turn", legend=BESIDE)
 
 
 def turned_pairs(positions, frequencies, names):
-    """Where RoPE turns the point (1, 0) of a few pairs to, position by position; frequencies: radians a token."""
-    figure, grid = plt.subplots(1, len(frequencies), figsize=(2.3 * len(frequencies) + 0.8, 2.7), layout="constrained")
-    plt.close(figure)
-    for axes, frequency, name in zip(grid, frequencies, names, strict=True):
+    """The point (1, 0) of a few pairs, turned by RoPE to each position; frequencies: radians per token."""
+    figure, grid = _grid(2.3 * len(frequencies) + 0.8, 2.7, 1, len(frequencies))
+    for axes, frequency, name in zip(grid[0], frequencies, names, strict=True):
         angles = positions * frequency
         axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="#BBBBBB"))
         dots = axes.scatter(np.cos(angles), np.sin(angles), c=positions, cmap="cividis", s=30, zorder=2)
         axes.annotate("", (np.cos(angles[-1]), np.sin(angles[-1])), (0, 0), arrowprops={"arrowstyle": "->"})
-        axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", title=name, xlabel="first value")
-        axes.title.set_fontsize(10)
-        axes.set_xticks([-1, 0, 1])
-        axes.set_yticks([-1, 0, 1])
-    grid[0].set_ylabel("second value")
+        axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+        axes.spines[:].set_visible(True)
+        axes.set_title(name, fontsize=10)
+        _finish(axes, "first value", "second value" if axes is grid[0, 0] else "")
     figure.colorbar(dots, ax=grid, label="position", shrink=0.8)
     return figure
 
 
 def kv_sources(layers):
-    """Whose K and V each layer reads: a filled square writes its own, a hollow one reads where its line comes from."""
-    figure, axes = _axes(max(8, 1 + 0.3 * len(layers)), 2.3)
+    """The layer whose K and V each layer reads: filled squares write their own, hollow ones read those of another."""
+    axes = _axes(max(8, 1 + 0.3 * len(layers)), 2.3)
     large = len(layers) <= 16
     for layer in layers:
         colour, i, up = KIND_COLOURS[layer.kind], layer.index, 1 if layer.window else -1
-        axes.scatter(
-            i, 0, 300 if large else 150, "white" if layer.shares_kv else colour, "s",
-            edgecolors=colour, linewidths=2, zorder=3,
-        )  # fmt: skip
+        face = "white" if layer.shares_kv else colour
+        axes.scatter(i, 0, 300 if large else 150, face, "s", edgecolors=colour, linewidths=2, zorder=3)
         axes.text(i, 0, str(i), ha="center", va="center", fontsize=9 if large else 7, zorder=4)
         if layer.shares_kv:
             axes.plot([layer.kv_from, layer.kv_from, i], [0, up, up], color=colour, linewidth=1.5, zorder=2)
@@ -327,21 +297,18 @@ def kv_sources(layers):
     for kind, name in zip(KIND_COLOURS, ("sliding", "global"), strict=True):
         axes.scatter([], [], 80, KIND_COLOURS[kind], "s", label=f"{name}, writes K and V")
         axes.scatter([], [], 80, "white", "s", edgecolors=KIND_COLOURS[kind], linewidths=2, label=f"{name}, reads them")
-    axes.set_ylim(-1.3, 1.3)
-    axes.set_xlabel("layer")
-    axes.set_yticks([])
-    axes.set_xticks([])
-    axes.spines[["left", "bottom"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    return figure
+    axes.set(ylim=(-1.3, 1.3), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return _finish(axes, "layer")
 
 
 def bars(names, series, up, across="", errors=None):
-    """Groups of bars, a group a name and a bar a series; series: label -> a value for each name (up to four).
+    """Bars in groups: one group per name, one bar per series; series: label -> a value for each name (at most four).
 
-    errors: label -> standard errors, drawn as thin bars.
+    across, up: the labels of the axes, with units. errors: label -> standard errors, drawn as thin bars.
     """
-    figure, axes = _axes(min(10, max(6, 1.5 + 0.28 * len(names) * (1 + len(series) / 2))), 3.8)
+    axes = _axes(min(10, max(6, 1.5 + 0.28 * len(names) * (1 + len(series) / 2))), 3.8)
     width = 0.84 / len(series)
     for place, (label, values) in enumerate(series.items()):
         where = np.arange(len(names)) + width * (place - (len(series) - 1) / 2)
@@ -349,16 +316,12 @@ def bars(names, series, up, across="", errors=None):
         axes.bar(where, values, width, color=LINES[place][0], label=label, yerr=spread, error_kw={"linewidth": 1})
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.axhline(0, color="#000000", linewidth=1)
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    if len(series) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), frameon=False)
-    return figure
+    return _finish(axes, across, up, legend=ABOVE | {"ncols": len(series)} if len(series) > 1 else None)
 
 
 def byte_bars(sizes):
-    """Bytes side by side over many orders of magnitude; sizes: label -> bytes."""
-    figure, axes = _axes(8, 0.9 + 0.45 * len(sizes))
+    """Bars on a logarithmic scale; sizes: label -> bytes."""
+    axes = _axes(8, 0.9 + 0.45 * len(sizes))
     axes.barh(list(sizes), list(sizes.values()), color="#0072B2")
     axes.set_xscale("log")
     axes.set_xlim(1e3, 20 * max(sizes.values()))
@@ -368,12 +331,11 @@ def byte_bars(sizes):
     axes.set_xticks(list(UNITS.values())[1:], [f"1 {unit}" for unit in UNITS][1:])
     axes.minorticks_off()
     axes.invert_yaxis()
-    axes.set_xlabel("size, logarithmic")
-    return figure
+    return _finish(axes, "size, logarithmic")
 
 
 def retention_figures(results):
-    """Every figure of what retention.measure gives for one to three models -> name -> Figure."""
+    """All figures of the results of retention.measure, for one to three models -> {name: Figure}."""
     figures = {
         "retention": depth_lines(results, {
             "retrieval": "its own embedding is\nthe nearest one",
@@ -398,15 +360,12 @@ def retention_figures(results):
 
 
 def depth_lines(results, measures):
-    """Measures against depth, a panel each, a line a model; where there is PLE, from just before it to just after.
+    """Measures over depth: one panel per measure, one line per model. A circle is the state just before a layer's PLE.
 
-    results: as retention.measure gives; measures: name in results[...]["measures"] -> title of the panel. Bars are one
-    standard error over texts; chance is dotted, what the token's two neighbours tell of it is dashed.
+    results: of retention.measure; measures: name in results[...]["measures"] -> title of the panel. Bars are one
+    standard error over texts. Chance is dotted; the value from the token's two neighbours is dashed.
     """
-    figure, grid = plt.subplots(
-        1, len(measures), figsize=(2.4 + 2.6 * len(measures), 3.9), layout="constrained", squeeze=False
-    )
-    plt.close(figure)
+    figure, grid = _grid(2.4 + 2.6 * len(measures), 3.9, 1, len(measures))
     for axes, (name, title) in zip(grid[0], measures.items(), strict=True):
         for result, (colour, style) in zip(results, LINES, strict=False):
             measure = result["measures"][name]
@@ -417,15 +376,12 @@ def depth_lines(results, measures):
                 axes.plot(depth, low, "o", color=colour, fillstyle="none", markersize=5)
                 axes.plot([depth, depth], [low, high], color=colour, linewidth=1)
             axes.axhline(measure["chance"], color="#666666", linestyle=":", linewidth=1)
-            if measure["from neighbours"] and result is results[0]:  # the twins' differ by little
+            if measure["from neighbours"] and result is results[0]:  # those of the twins are nearly the same
                 axes.axhline(measure["from neighbours"][0], color="#666666", linestyle=(0, (6, 3)), linewidth=1)
         axes.set_title(title, fontsize=11)
         axes.set_ylim(0, 1.03)
-        axes.set_xlabel("layers passed")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#DDDDDD")
-    grid[0, 0].set_ylabel("share")
+        _finish(axes, "layers passed", "share" if axes is grid[0, 0] else "", grid=True)
     handles = grid[0, 0].get_legend_handles_labels()[0]
     if any(result["ple"] for result in results):
         circle = {"marker": "o", "linestyle": "", "fillstyle": "none"}
@@ -438,7 +394,7 @@ def depth_lines(results, measures):
 
 
 def _sentence_map(results):
-    """Rank of each token's own embedding by depth, one map a model."""
+    """Rank of each token's own embedding at each depth, one panel per model."""
     maps = {}
     for result in results:
         after = [ranks for name, ranks in result["sentence"]["rank"].items() if not name.endswith("resid_ffn")]
@@ -451,9 +407,8 @@ def _sentence_map(results):
 
 
 def ablation_bars(rows):
-    """Change in loss when PLE is changed in one layer, and when it is off from a layer on; rows: as interventions."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    plt.close(figure)
+    """Change in loss, nats a token: PLE changed in one layer; PLE off from a layer on. rows: of ple.interventions."""
+    left, right = _grid(10, 4.2, 1, 2)[1][0]
     single = {"off in layer": "no PLE", "lookup pruned in layer": "no lookup"}
     single |= {"lookup in 2 bits in layer": "lookup in 2 bits"}
     for place, (kind, label) in enumerate(single.items()):
@@ -461,27 +416,22 @@ def ablation_bars(rows):
         where = layers + 0.27 * (place - 1)
         left.bar(where, changes, 0.27, yerr=errors, color=LINES[place][0], label=label, error_kw={"linewidth": 1})
     left.set_title("changed in one layer")
-    left.set_xlabel("layer")
+    left.axhline(0, color="#000000", linewidth=1)
     layers, changes, errors = _changes(rows, "off from layer")
     right.errorbar(layers, changes, errors, marker="o", linewidth=2, capsize=3, color=LINES[0][0])
     right.set_yscale("log")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set_title("off from a layer on (log scale)")
-    right.set_xlabel("first layer without PLE")
     for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylabel("change in loss, nats a token")
-    left.axhline(0, color="#000000", linewidth=1)
-    left.legend(frameon=False)
-    right.grid(color="#DDDDDD")
-    return figure
+    _finish(left, "layer", "change in loss, nats a token", legend={"loc": "best"})
+    return _finish(right, "first layer without PLE", "change in loss, nats a token", grid=True)
 
 
 def intervention_bars(rows):
-    """Change in loss under what is done to PLE in every layer at once; rows: as retention.interventions gives."""
+    """Change in loss, nats a token, by interventions on PLE in all layers at once. rows: of ple.interventions."""
     chosen = [row for row in rows if row["at"] is None and row["kind"] != "plain"]
-    figure, axes = _axes(8, 1 + 0.45 * len(chosen))
+    axes = _axes(8, 1 + 0.45 * len(chosen))
     changes, errors = zip(*(row["change"] for row in chosen), strict=True)
     places = np.arange(len(chosen))
     axes.barh(places, changes, xerr=[error or 0 for error in errors], color="#0072B2")
@@ -490,13 +440,12 @@ def intervention_bars(rows):
     axes.set_yticks(places, [row["kind"] for row in chosen])
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel("change in loss, nats a token")
-    return figure
+    return _finish(axes, "change in loss, nats a token")
 
 
 def quantisation_lines(rows):
-    """Change in loss against the bits of the looked-up PLE rows; rows: as retention.interventions gives."""
-    figure, axes = _axes(6, 3.8)
+    """Change in loss, nats a token, over the bits of the looked-up PLE rows. rows: of ple.interventions."""
+    axes = _axes(6, 3.8)
     for per, (colour, style) in zip(("row", "slice"), LINES, strict=False):
         bits, changes, errors = _changes(rows, f"lookup quantised per {per}, bits:")
         label = "one scale for a token's row" if per == "row" else "one scale for each layer's slice"
@@ -507,14 +456,12 @@ def quantisation_lines(rows):
     axes.invert_xaxis()
     axes.set_xticks(bits, [f"{int(bit)}" for bit in bits])
     axes.minorticks_off()
-    axes.set_xlabel("bits of each value of the looked-up row")
-    axes.set_ylabel("change in loss, nats a token")
-    axes.legend(frameon=False)
-    return figure
+    across, up = "bits of each value of the looked-up row", "change in loss, nats a token"
+    return _finish(axes, across, up, legend={"loc": "best"})
 
 
 def _changes(rows, kind):
-    """Where, change and error of the rows of a kind, as arrays."""
+    """Layer or bits, change in loss and its error of the rows of a kind, as three arrays."""
     chosen = [(row["at"], *row["change"]) for row in rows if row["kind"] == kind]
     return np.array(chosen, float).T
 
@@ -528,15 +475,48 @@ def _name(result):
     return result["weights"].replace("\\", "/").rstrip("/").split("/")[-1]
 
 
-def _axes(width, height):
-    """A figure with one pair of axes. It is closed at once: a notebook then shows it where it is returned, and once."""
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+@plt.rc_context(STYLE)
+def _grid(width, height, down, across):
+    """A figure of width x height inches and its axes [down, across].
+
+    It is closed at once, so that a notebook shows it only where a cell returns it.
+    """
+    figure, grid = plt.subplots(down, across, figsize=(width, height), squeeze=False)
     plt.close(figure)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, grid
 
 
-def _before(parts, part):
-    """What is stacked under `part`."""
-    order = list(PART_COLOURS)
-    return sum(parts.get(other, 0) for other in order[: order.index(part)])
+def _axes(width, height):
+    """The axes of a figure that has one pair of them."""
+    return _grid(width, height, 1, 1)[1][0, 0]
+
+
+@plt.rc_context(STYLE)
+def _finish(axes, across="", up="", grid=False, legend=None):
+    """Label the axes, draw grid and legend (the arguments of axes.legend), return the figure."""
+    axes.set(xlabel=across, ylabel=up)
+    if grid:
+        axes.grid(visible=True)
+    if legend:
+        axes.legend(**legend)
+    return axes.figure
+
+
+def _log_tokens(axes):
+    """A logarithmic horizontal axis of tokens, with 4k for 4,096."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
+
+
+def _arrow(colour):
+    return {"arrowstyle": "->", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+
+
+def _stacks(bars, unit):
+    """Bars of {part: size} as stacks: (part, sizes, sum of the parts below it), [bars] each, in multiples of `unit`."""
+    under = np.zeros(len(bars))
+    for part in PART_COLOURS:
+        sizes = np.array([parts.get(part, 0) for parts in bars]) / unit
+        if sizes.any():
+            yield part, sizes, under
+            under = under + sizes

@@ -5,7 +5,6 @@ file written elsewhere, a connection, and a contradiction that is accepted are a
 """
 
 import os
-import resource
 import signal
 import sys
 import time
@@ -17,6 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minigemma import Error
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 # What an input must come to. SAME: the base's own answer, or its Error where the kind says so.
 REFUSED, SAME, SAME_OR_REFUSED, SOUND = "refused", "same", "same or refused", "sound or refused"
@@ -36,6 +40,10 @@ class Case(NamedTuple):
 
 class Broken(AssertionError):
     """What must never come of any input."""
+
+
+class Unavailable(Exception):
+    """This system cannot make the input: it has no named pipes, or this user may not make links."""
 
 
 class Hang(BaseException):
@@ -97,8 +105,26 @@ def _equal(a, b):
     return np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
 
 
+def make_pipe(path):
+    """A named pipe. Raises Unavailable where there are none."""
+    if not hasattr(os, "mkfifo"):
+        raise Unavailable("no named pipes")
+    os.mkfifo(path)
+
+
+def make_link(path, target):
+    """A symbolic link. Raises Unavailable where this user may not make one."""
+    try:
+        path.symlink_to(target)
+    except OSError as error:
+        raise Unavailable("no symbolic links") from error
+
+
 @contextmanager
 def _alarm(seconds):
+    if not hasattr(signal, "setitimer"):  # Windows: nothing ends a hang
+        yield
+        return
     start, busy = time.monotonic(), time.process_time()
 
     def ring(*_):
@@ -115,7 +141,7 @@ def _alarm(seconds):
 
 
 def _memory_now():
-    """Resident bytes, and the peak set back to them where the system can (Linux)."""
+    """Resident bytes, and the peak set back to them where the system can (Linux). 0 where nobody tells (Windows)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -127,6 +153,8 @@ def _memory_peak():
     try:
         return _status("VmHWM")
     except OSError:
+        if resource is None:
+            return 0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

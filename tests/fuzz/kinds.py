@@ -7,7 +7,6 @@ mutation, never from what the code does.
 import io
 import json
 import math
-import os
 import shutil
 import string
 import struct
@@ -17,6 +16,7 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import needs
 import numpy as np
 from family import fields
 
@@ -29,7 +29,7 @@ from minigemma.debug.foreign import read_trace
 from minigemma.debug.goldens import check_goldens
 from minigemma.packed import narrow
 
-from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message
+from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message, make_link, make_pipe
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = [2, 105, 30, 99, 7, 7, 119, 64]
@@ -456,7 +456,7 @@ def config_value(base, rng):
     source = pick(rng, [base.plain, base.plain, base.mixture])
     directory = base.copy(source)
     path = directory / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     true = dict(config)
     name = pick(rng, [*PINNED, *FREE, *FREE, *UNREAD])
     if name == "layer_types" and rng.integers(2):
@@ -493,7 +493,7 @@ def config_missing(base, rng):
     source = pick(rng, [base.plain, base.mixture])
     directory = base.copy(source)
     path = directory / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     name = pick(rng, config)
     gone = config.pop(name)
     same = {"attention_bias", "hidden_activation", "tie_word_embeddings", "pad_token_id", "rms_norm_eps", "dtype",
@@ -515,7 +515,7 @@ def config_structure(base, rng):
     """Nesting, both spellings at once, fields that contradict each other, RoPE's own object."""
     directory = base.copy(base.plain)
     path = directory / "config.json"
-    config = json.loads(path.read_text())
+    config = json.loads(path.read_text(encoding="utf-8"))
     rope = config["rope_parameters"]
     size = pick(rng, ["hidden_size", "head_dim", "vocab_size", "num_attention_heads", "intermediate_size"])
     kind = pick(rng, rope)
@@ -605,7 +605,7 @@ def config_bytes(base, rng):
 def accounts(base, rng):
     """The accounting of a config.json by itself: exact or refused, whatever the sizes."""
     path = base.scratch / "accounts.json"
-    config = json.loads((pick(rng, [base.plain, base.mixture]) / "config.json").read_text())
+    config = json.loads((pick(rng, [base.plain, base.mixture]) / "config.json").read_text(encoding="utf-8"))
     several = ["hidden_size", "intermediate_size", "sliding_window", "max_position_embeddings", "num_experts", *PINNED]
     for name in rng.choice(several if rng.integers(2) else [*PINNED, *FREE], int(rng.integers(1, 3)), replace=False):
         sizes = [int(2 ** rng.integers(1, 31)), int(rng.integers(1, 2**31)), 64]
@@ -649,7 +649,7 @@ def index_file(base, rng):
     """Missing shards, paths that lead away, files of another kind, an index that says something else than the files."""
     directory = base.copy(base.sharded)
     path = directory / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
+    index = json.loads(path.read_text(encoding="utf-8"))
     weight_map = index["weight_map"]
     shards = sorted(set(weight_map.values()))
     name, shard = pick(rng, weight_map), pick(rng, shards)
@@ -705,10 +705,10 @@ def index_file(base, rng):
         "the whole file beside": (double, REFUSED),
         "shards swapped": (swap, REFUSED),
         "a directory for a shard": (shard_is(fifo.mkdir), REFUSED),
-        "a pipe for a shard": (shard_is(lambda: os.mkfifo(fifo)), REFUSED),
-        "a device for a shard": (shard_is(lambda: fifo.symlink_to("/dev/zero")), REFUSED),
-        "a link to nothing": (shard_is(lambda: fifo.symlink_to("nothing")), REFUSED),
-        "a link to itself": (shard_is(lambda: fifo.symlink_to(shard)), REFUSED),
+        "a pipe for a shard": (shard_is(lambda: make_pipe(fifo)), REFUSED),
+        "a device for a shard": (shard_is(lambda: make_link(fifo, "/dev/zero")), REFUSED),
+        "a link to nothing": (shard_is(lambda: make_link(fifo, "nothing")), REFUSED),
+        "a link to itself": (shard_is(lambda: make_link(fifo, shard)), REFUSED),
         "a shard cut off": (lambda: fifo.write_bytes(fifo.read_bytes()[: int(rng.integers(2000))]), REFUSED),
         "no metadata": (lambda: index.pop("metadata"), SAME),
         "nonsense metadata": (lambda: index.update(metadata=pick(rng, NONSENSE)), SAME_OR_REFUSED),
@@ -729,10 +729,10 @@ def odd_files(base, rng):
     path = directory / name
     path.unlink(missing_ok=True)
     odd = {
-        "a directory": path.mkdir, "a pipe": lambda: os.mkfifo(path), "a device": lambda: path.symlink_to("/dev/zero"),
-        "an empty device": lambda: path.symlink_to("/dev/null"), "a link to itself": lambda: path.symlink_to(name),
+        "a directory": path.mkdir, "a pipe": lambda: make_pipe(path), "a device": lambda: make_link(path, "/dev/zero"),
+        "an empty device": lambda: make_link(path, "/dev/null"), "a link to itself": lambda: make_link(path, name),
         "empty": path.touch, "huge and sparse": lambda: _sparse(path),
-        "a link away": lambda: path.symlink_to("/no/such"),
+        "a link away": lambda: make_link(path, "/no/such"),
     }  # fmt: skip
     what = pick(rng, odd)
     odd[what]()
@@ -759,7 +759,7 @@ def generation_config(base, rng):
     """Sampling defaults and stop ids of every type."""
     directory = base.copy(base.talking)
     path = directory / "generation_config.json"
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8"))
     name = pick(
         rng, ["temperature", "top_k", "top_p", "eos_token_id", "eos_token_id", "do_sample", "x", "max_new_tokens"]
     )
@@ -1258,14 +1258,19 @@ def arguments(base, rng):
     return Case(f"{words!a:.200}", act, SOUND, size=2**25)  # it may be the tiny weights that are read
 
 
-LIMITED = (
-    "import resource as r, runpy; r.setrlimit(r.RLIMIT_AS, (2**32, 2**32)); "
-    "runpy.run_module('minigemma', run_name='__main__', alter_sys=True)"
-)
+LIMITED = """
+import runpy
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))
+except (ImportError, ValueError):  # Windows has no limits, macOS refuses this one
+    pass
+runpy.run_module("minigemma", run_name="__main__", alter_sys=True)
+"""
 
 
 def command_line(base, rng):
-    """The command as it is typed, in a process of its own with 4 GB of address space: arguments, or a mutated file."""
+    """The command as it is typed: arguments, or a mutated file; a process of its own, with 4 GB at most."""
     stdin = ""
     if rng.integers(2):
         words, stdin = command(base, rng)
@@ -1276,7 +1281,7 @@ def command_line(base, rng):
         kind(base, rng)  # it leaves its checkpoint in the scratch directory
         words = ["generate", STORY, "-n", "2", "--weights", str(base.scratch / "case")]
     typed = [sys.executable, "-c", LIMITED, *words]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    environment = needs.environment(ROOT, OPENBLAS_NUM_THREADS="1")
     result = SimpleNamespace()
 
     def act():

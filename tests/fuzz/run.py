@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .harness import Broken, attempt, rng_of
+from .harness import Broken, Unavailable, attempt, rng_of
 from .kinds import KINDS, Base
 
 
@@ -23,9 +23,14 @@ def numbers(total):
 
 
 def one(base, kind, number, seed):
-    """One input -> "accepted" or "refused". Raises Broken, with the words that try it again."""
+    """One input -> "accepted", "refused" or "left out", where this system cannot make it.
+
+    Raises Broken, with the words that try it again.
+    """
     try:
         return attempt(KINDS[kind][0](base, rng_of(seed, kind, number)), base.scratch)
+    except Unavailable:
+        return "left out"
     except Broken as error:
         raise Broken(f"{error}\n  again: --seed {seed} --kind {kind!r} --only {number}") from error
 

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from minigemma import Config, random_weights
 from minigemma.debug.foreign import read_trace
-from minigemma.taps import SHAPES, shape_key
+from minigemma.taps import SHAPES, tap_kind
 
+from .case import TOLERANCE, distance
 from .dump_transformers import dump
 from .reference import build, record
 
@@ -52,7 +53,7 @@ def test_what_the_readmes_function_dumps_is_read_back_to_the_bit(member, count, 
     foreign = read_trace(tmp_path / "dump", config)
     for name, array in foreign.arrays.items():
         np.testing.assert_array_equal(array, theirs[name], err_msg=name)
-    missing = {shape_key(name).removeprefix("layers.*.") for name in theirs if name not in foreign.arrays}
+    missing = {tap_kind(name).removeprefix("layers.*.") for name in theirs if name not in foreign.arrays}
     assert missing == UNSEEN | (set() if config.hidden_size_per_layer_input else {"resid_ffn"})
     assert foreign.tokens.tolist() == ids.tolist()
     assert not [line for line in foreign.ignored if "no tap holds" not in line]
@@ -101,6 +102,6 @@ def test_a_prefill_that_keeps_the_last_logits_only_is_read_with_its_single_rows(
     single = {name for name, array in foreign.arrays.items() if array.shape != theirs[name].shape}
     assert single >= {"logits", "layers.9.attn.q"} and "layers.4.attn.q" not in single
     for name, array in foreign.arrays.items():
-        axis = SHAPES[shape_key(name)].split().index("T")
+        axis = SHAPES[tap_kind(name)].split().index("T")
         whole = theirs[name].take([-1], axis=axis) if name in single else theirs[name]
-        np.testing.assert_allclose(array, whole, rtol=1e-4, atol=1e-5, err_msg=name)
+        assert distance(array, whole) < TOLERANCE[np.float32], name

@@ -1,4 +1,4 @@
-"""The parity comparison fails for every known mistake of faults.py. A test that cannot fail proves nothing."""
+"""The parity comparison fails for every mistake of the catalogue. A test that cannot fail proves nothing."""
 
 from functools import cache
 

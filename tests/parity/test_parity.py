@@ -24,7 +24,7 @@ import minigemma
 from minigemma import EMPTY, Config, forward, generate_ids, prefill
 from minigemma.packed import HalfMatrix
 from minigemma.released import RELEASED, released_config
-from minigemma.taps import shape_key
+from minigemma.taps import tap_kind
 from minigemma.tensors import text_tensors, unused_tensors
 
 from .case import TOLERANCE, Case, disagreements, distance
@@ -50,7 +50,7 @@ def assert_every_tap_agrees(case):
         assert set(ours) == set(theirs), "a tap that is not compared could hold anything"
         assert disagreements(ours, case, dtype) == {}
         for name in ours:
-            kind = shape_key(name)
+            kind = tap_kind(name)
             WORST[dtype][kind] = max(WORST[dtype][kind], distance(ours[name], theirs[name]))
 
 

@@ -14,7 +14,7 @@ from family import MEMBERS, fields
 from transformers.models.gemma4 import modeling_gemma4
 
 from minigemma.config import GLOBAL, SLIDING
-from minigemma.taps import SHAPES, layer_of, shape_key
+from minigemma.taps import SHAPES, layer_of, tap_kind
 from minigemma.tensors import checkpoint_tensors
 
 from .case import TOLERANCE, Case, distance
@@ -47,7 +47,7 @@ sound = cache(lambda member, how: port(member, how=how))
 def execution(name):
     """Sorts names of taps into the order of execution."""
     layer = layer_of(name)
-    place = ORDER.index(shape_key(name))
+    place = ORDER.index(tap_kind(name))
     return (place > ORDER.index("ple") if layer is None else 0.5, -1 if layer is None else layer, place)
 
 
@@ -60,7 +60,7 @@ def first_difference(taps, right):
 
 
 def close(one, other):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert distance(one, other) < TOLERANCE[np.float32]
 
 
 def normed(x):
@@ -88,7 +88,7 @@ def test_a_port_without_a_mistake_takes_soft_tokens_as_transformers_does():
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_cached_run_and_sdpa_are_transformers_up_to_rounding(member, options):
     taps, reference = port(member, **options), case(member).reference(np.float32)
-    lacking = {shape_key(name) for name in reference.keys() - taps.keys()}
+    lacking = {tap_kind(name) for name in reference.keys() - taps.keys()}
     assert lacking == {"layers.*.attn.scores", "layers.*.attn.pattern"}
     for name, array in taps.items():
         assert array.shape == reference[name].shape, name
@@ -132,7 +132,7 @@ def test_two_mistakes_installed_together_both_act():
     both, scores = port("E2B", "A8", "D1"), port("E2B", "D1")["layers.0.attn.scores"]
     np.testing.assert_array_equal(both["layers.0.attn.scores"], scores)
     gate, up = both["layers.0.mlp.gate"], both["layers.0.mlp.up"]
-    np.testing.assert_allclose(both["layers.0.mlp.act"], gate / (1 + np.exp(-gate)) * up, rtol=1e-5, atol=1e-6)
+    close(both["layers.0.mlp.act"], gate / (1 + np.exp(-gate)) * up)
 
 
 @pytest.mark.parametrize("pair", [("B9", "G2"), ("D10", "E9"), ("E8", "D10"), ("B18", "J2"), ("D7", "B5")])
@@ -209,7 +209,7 @@ def test_layers_that_share_nothing_use_the_weights_that_the_file_holds_for_nothi
 def test_v_is_made_from_the_wrong_stage_of_k(name, source):
     taps = port("12B", name)
     layer = next(layer.index for layer in case("12B").config.layers if layer.k_eq_v)
-    np.testing.assert_allclose(taps[f"layers.{layer}.attn.v"], normed(taps[f"layers.{layer}.{source}"]), rtol=1e-4)
+    close(taps[f"layers.{layer}.attn.v"], normed(taps[f"layers.{layer}.{source}"]))
 
 
 def turned(x, pairs, angles):
