@@ -21,15 +21,14 @@ from functools import partial
 import numpy as np
 
 from . import TINY, load
-from .checkpoint import fingerprint, read_header, read_unused
+from .checkpoint import fingerprint
 from .conversation import Conversation
-from .debug.foreign import read_array, read_trace
 from .errors import Error
 from .files import make_directory, read_json, replacing
 from .model import no_tap
 from .released import RELEASED
 from .sampling import generate_ids, prompt_ids, settings, tokenizer_of
-from .taps import PRECISIONS, Finite, Trace, names_of
+from .taps import PRECISIONS, Finite, Trace
 from .tools.synth import synthesize
 from .turns import spelled
 
@@ -272,48 +271,36 @@ def diff(args):
     from .debug import diff, report
 
     model = load(args.weights, args.dtype)
-    theirs, tokens = _their_trace(args, model)
-    ours = _our_trace(args, model.config) if args.against else None
-    weights = ours.metadata.get("fingerprint") if ours else fingerprint(model.weights)
-    other = _other_run(theirs, tokens, weights)
-    if ours and ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
-        raise Error(f"{args.against}: is of another prompt than {args.theirs}")
-    if other:
-        comparison = diff.Comparison([], "", other[1], None, identity=other[0])
-    elif ours:
-        precision = args.precision or "float32"
-        comparison = diff.diff_captures(theirs.arrays, ours.arrays, model.config, precision)
-        comparison.notes += [f"{args.against}: ignored {line}" for line in ours.ignored]
-    else:
-        run = diff.Run(model, tokens, theirs.arrays, _soft_rows(args.soft))
-        comparison = diff.compare_traces(theirs.arrays, run, args.precision)
-    comparison.notes += _notes(theirs)
-    if args.plot and comparison.rows:
+    ids = _given_ids(args, model)
+    found = diff.diff_file(args.theirs, model, ids, args.mapping, args.soft, args.precision, args.against)
+    if args.plot and found.rows:
         from .tools import figures
 
         with replacing(args.plot) as temporary:
-            figures.error_by_depth(comparison).savefig(temporary, format="png", dpi=150)
-    print(json.dumps(comparison.to_dict()) if args.json else report.diff_text(comparison, args.all))
-    return 1 if comparison.first_broken or comparison.identity or theirs.unread else 0
+            figures.error_by_depth(found).savefig(temporary, format="png", dpi=150)
+    print(json.dumps(found.to_dict()) if args.json else report.diff_text(found, args.all))
+    return 0 if found.clean else 1
 
 
 def diagnose(args):
     """Name the known mistake behind somebody else's trace."""
     from .debug import diagnosis, report
-    from .debug.diff import Run
 
     model = load(args.weights, args.dtype)
-    theirs, tokens = _their_trace(args, model)
-    other = _other_run(theirs, tokens, fingerprint(model.weights))
-    if other:
-        result = diagnosis.Diagnosis(*other, None)
-    else:
-        unused = read_unused(model.directory, model.config)
-        run = Run(model, tokens, theirs.arrays, _soft_rows(args.soft), unused)
-        result = diagnosis.diagnose(theirs.arrays, run, args.precision, args.prefill)
-    result.notes += _notes(theirs)
-    print(json.dumps(result.to_dict()) if args.json else report.diagnosis_text(result))
-    return 0 if result.verdict == "rounding" and not theirs.unread else 1
+    ids = _given_ids(args, model)
+    found = diagnosis.diagnose_file(args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill)
+    print(json.dumps(found.to_dict()) if args.json else report.diagnosis_text(found))
+    return 0 if found.clean else 1
+
+
+def _given_ids(args, model):
+    """The prompt's ids by --ids or --prompt; None where neither is given."""
+    if args.ids is not None:
+        parts = args.ids.replace(",", " ").split()
+        if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
+            raise Error(f"--ids must be whole numbers such as '2,818,5279', not {args.ids!r}")
+        return [int(part) for part in parts]
+    return None if args.prompt is None else prompt_ids(model, _prompt(args), args.special)
 
 
 def faults(args):
@@ -323,77 +310,6 @@ def faults(args):
     entries = list(catalogue.FAULTS.values())
     rows = [{**vars(entry), "changes": len(entry.changes)} for entry in entries]
     print(json.dumps(rows) if args.json else report.faults_text(entries, catalogue.PROBES))
-
-
-def _their_trace(args, model):
-    """Read args.theirs -> a foreign.Foreign, and the ids: the given ones, else the file's."""
-    given = None
-    if args.ids is not None:
-        parts = args.ids.replace(",", " ").split()
-        if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
-            raise Error(f"--ids must be whole numbers such as '2,818,5279', not {args.ids!r}")
-        given = [int(part) for part in parts]
-    elif args.prompt is not None:
-        given = prompt_ids(model, _prompt(args), args.special)
-    theirs = read_trace(args.theirs, model.config, args.mapping)
-    if theirs.tokens is None:
-        if given is None:
-            raise Error(f"{args.theirs}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
-        # their ids may lack <bos> or hold it twice; a capture of the last position does not show the length
-        other = {len(ids): ids for ids in _with_and_without_bos(given)} if theirs.length > 1 else {}
-        theirs = read_trace(args.theirs, model.config, args.mapping, other.get(theirs.length, given))
-    return theirs, theirs.tokens if given is None else np.asarray(given)
-
-
-def _with_and_without_bos(ids):
-    """The ids of a port that leaves out <bos>, and of one that puts it there twice."""
-    return list(ids[1:]), [*ids[:1], *ids]
-
-
-def _our_trace(args, config):
-    """Read the second trace, --against. A mapping translates its names too, unless they are ours."""
-    own = set(names_of(config)) & set(read_header(args.against))
-    return read_trace(args.against, config, None if own else args.mapping)
-
-
-def _notes(theirs):
-    """Notes on what was recognised in a trace, what was ignored, and what could not be judged."""
-    notes = [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
-    if theirs.unread:
-        count = len(theirs.unread) + len(theirs.arrays)
-        notes.append(f"{len(theirs.unread)} of {count} arrays could not be read and are not judged")
-    return notes
-
-
-def _other_run(theirs, tokens, weights):
-    """(verdict, sentence) if the file says that it was made with another prompt or with other weights, else None.
-
-    weights: the fingerprint of ours, None if it is unknown.
-    """
-    stored, print_ = theirs.tokens, theirs.metadata.get("fingerprint")
-    alike = (tokens, *_with_and_without_bos(tokens))  # the comparison reports a wrong <bos>
-    if not any(np.array_equal(stored, ids) for ids in alike):
-        places = np.flatnonzero(stored[: len(tokens)] != tokens[: len(stored)])
-        place = int(places[0]) if len(places) else min(len(stored), len(tokens))
-        return "other-input", f"another prompt: the file's ids are not the given ones, from position {place} on"
-    if None not in (print_, weights) and print_ != weights:
-        return (
-            "other-weights",
-            f"other weights: the trace was made with {theirs.metadata.get('model', 'another model')}",
-        )
-    return None
-
-
-def _soft_rows(path):
-    """Read soft tokens from a safetensors file -> positions [M], rows [M, D]; None without a file."""
-    if path is None:
-        return None
-    header = read_header(path)
-    if not {"positions", "rows"} <= set(header):
-        raise Error(
-            f"{path}: must hold `positions` [M] and `rows` [M, D]; it holds {', '.join(sorted(header)) or 'none'}"
-        )
-    return read_array(header["positions"]), read_array(header["rows"]).astype(np.float32)
 
 
 def retention(args):

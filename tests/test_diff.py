@@ -12,8 +12,8 @@ from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
 from minigemma.__main__ import main
 from minigemma.checkpoint import write_safetensors
 from minigemma.debug.catalogue import FAULTS, applicable
-from minigemma.debug.diagnosis import diagnose
-from minigemma.debug.diff import Run, compare_traces, diff_captures
+from minigemma.debug.diagnosis import diagnose, diagnose_file
+from minigemma.debug.diff import Run, compare_traces, diff_captures, diff_file
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
 from minigemma.ops import visible
@@ -287,6 +287,18 @@ def test_our_own_trace_agrees_and_the_command_returns_0(own_trace, capsys):
     assert main(["diff", own_trace, "--against", own_trace]) == 0
     assert main(["diagnose", own_trace, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["verdict"] == "rounding"
+
+
+def test_python_gets_what_the_commands_print(own_trace, tmp_path):
+    tiny, trace = load(), Trace.load(own_trace)
+    assert diff_file(own_trace, tiny).clean and diagnose_file(own_trace, tiny).clean
+    other = tiny.tokenizer.encode("Tom went to the market.")
+    for found in (diff_file(own_trace, tiny, other), diagnose_file(own_trace, tiny, other)):
+        assert "another prompt" in found.sentence and not found.clean
+    trace.arrays["embed"] = trace["embed"].T
+    trace.save(tmp_path / "t.safetensors", **trace.metadata)
+    for found in (diff_file(tmp_path / "t.safetensors", tiny), diagnose_file(tmp_path / "t.safetensors", tiny)):
+        assert found.unread == ["embed"] and not found.clean
 
 
 def test_another_prompt_is_told_from_the_ids_and_the_command_returns_1(own_trace, capsys):

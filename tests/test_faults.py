@@ -17,7 +17,7 @@ from minigemma.debug.diagnosis import Search, diagnose
 from minigemma.debug.diff import Run, compare_traces
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
-from minigemma.taps import SHAPES, tap_kind
+from minigemma.taps import SHAPES, tap_kind, time_axis
 from minigemma.tensors import unused_tensors
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
@@ -183,15 +183,22 @@ def test_what_is_not_in_the_catalogue_is_located_and_not_named():
     assert (found.verdict, found.first_broken, found.faults) == ("unknown", "layers.3.attn.o", [])
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_a_missing_and_a_second_bos_are_named_from_the_last_position_too(last):
+@pytest.mark.parametrize("kept", ["all", "last logits", "last of all"])
+def test_a_missing_and_a_second_bos_are_named_from_the_last_position_too(kept):
     model = model_of("E2B")
     for id, tokens in (("J1", TOKENS[1:]), ("J2", np.concatenate([TOKENS[:1], TOKENS]))):
-        trace = Trace(["logits"] if last else None)
+        trace = Trace(["logits"] if kept == "last logits" else None)
         forward(tokens, model.weights, model.config, tap=trace)
-        theirs = {"logits": trace["logits"][-1:]} if last else dict(trace)
-        found = diagnose(theirs, Run(model, TOKENS, theirs))
-        assert [fault.id for fault in found.faults] == [id]
+        rows = [-1] if kept != "all" else range(len(tokens))
+        theirs = {name: array.take(rows, axis=time_axis(name)) for name, array in trace.items()}
+        assert [fault.id for fault in diagnose(theirs, Run(model, TOKENS, theirs)).faults] == [id]
+
+
+def test_a_mistake_is_named_from_the_last_position_of_all_taps():
+    model, trace = model_of("E2B"), Trace()
+    port_with(model, "E1").run(trace)
+    theirs = {name: array.take([-1], axis=time_axis(name)) for name, array in trace.items()}
+    assert diagnose(theirs, Run(model, TOKENS, theirs)).faults[0].id == "E1"
 
 
 def test_soft_tokens_reach_a_port_that_decodes():
@@ -207,7 +214,7 @@ def test_soft_tokens_reach_a_port_that_decodes():
 @pytest.mark.parametrize("prefill", [0, -3, len(TOKENS) + 1])
 def test_a_first_call_of_no_tokens_or_of_more_than_the_prompt_is_refused(prefill):
     model, theirs = model_of("E2B"), dict(Trace().arrays)
-    with pytest.raises(Error, match="their first call must have had from 1 to"):
+    with pytest.raises(Error, match="--prefill is the number of tokens in their first call, from 1 to"):
         diagnose(theirs, Run(model, TOKENS, theirs), prefill=prefill)
 
 
@@ -242,7 +249,7 @@ def test_what_one_known_mistake_leaves_is_said():
     port_with(model, "D1").run(lambda n, x: trace(n, x * sign if n == "layers.7.mlp.down" else x))
     found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
     assert (found.verdict, found.faults[0].id) == ("fault", "D1")
-    assert found.sentence.endswith("what it leaves is not in the catalogue: it begins at layers.7.mlp.down")
+    assert found.sentence.endswith("the rest is not in the catalogue: it begins at layers.7.mlp.down")
 
 
 @pytest.mark.parametrize("only", ["layers.*.resid_post", "layers.*.resid_mid"])

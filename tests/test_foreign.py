@@ -376,6 +376,7 @@ def test_impossible_ids_in_the_metadata_are_refused(text, tmp_path):
         ("layers.99.resid_pre", lambda x: x, "their model has more layers than the 10 of this config"),
         ("model.layers.10", lambda x: x, "their model has more layers"),
         ("hidden_states.11", lambda x: x, "their model has more layers"),
+        ("layers.10.input.1", lambda x: x, "their model has more layers"),
         ("layers.9.self_attn.k_proj", lambda x: x, "no K and V of its own; it reads those of layer 4"),
         ("layers.0.router.output.1", lambda x: x, "this model has no experts"),
         ("layers.0.per_layer_input_gate", lambda x: x, "no tap holds what this module makes"),
@@ -415,7 +416,7 @@ def test_experts_that_there_are_not_are_refused(wrong, tmp_path):
     assert_same(read_trace(path, config), trace, [name])
     as_floats[0, 0] = wrong
     foreign = read_trace(write(path, {name: as_floats, "embed": trace["embed"]}), config)
-    assert foreign.ignored == [f"{name}: holds numbers that are not those of experts, 0 to 5"]
+    assert foreign.ignored == [f"{name}: holds numbers that are not those of its experts, 0 to 5"]
 
 
 def test_a_file_of_which_nothing_is_understood_says_what_was_seen_and_what_to_do(tmp_path):
@@ -439,9 +440,9 @@ def test_a_file_of_which_nothing_is_understood_says_what_was_seen_and_what_to_do
         ('{"q": 3}', "3 is not a tap"),
         ('{"q": {"axes": "T"}}', "None is not a tap"),
         ('{"q": "layers.1{i}.attn.q"}', "is not a tap"),
-        ('{"q": "layers.{i}.attn.q"}', "must stand once on both sides, or on neither"),
-        ('{"q{i}{i}": "layers.{i}.attn.q"}', "must stand once on both sides, or on neither"),
-        ('{"q{i}": "layers.3.attn.q"}', "must stand once on both sides, or on neither"),
+        ('{"q": "layers.{i}.attn.q"}', "must appear once on both sides, or on neither"),
+        ('{"q{i}{i}": "layers.{i}.attn.q"}', "must appear once on both sides, or on neither"),
+        ('{"q{i}": "layers.3.attn.q"}', "must appear once on both sides, or on neither"),
         ('{"q{i}": {"tap": "layers.{i}.attn.q", "axes": "T D"}}', "its axes are T N H in some order"),
         ('{"q{i}": {"tap": "layers.{i}.attn.q", "axes": "T N* H"}}', "its axes are T N H in some order"),
         ('{"q{i}": {"tap": "layers.{i}.attn.q", "axes": ["T", "N", "H"]}}', "its axes are T N H in some order"),

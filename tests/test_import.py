@@ -89,6 +89,16 @@ def test_rooms_do_not_import_each_other_but_tools_may_import_all():
             assert {room_of(module) for module in own_imports(path)} <= {None, room}, path
 
 
+DEBUGGER = ("foreign", "replay", "samerun", "diff", "port", "catalogue", "diagnosis", "report")
+
+
+def test_the_debuggers_files_import_only_files_before_them():
+    for path in files("debug"):
+        part = path.relative_to(ROOT / "minigemma" / "debug").parts[0].removesuffix(".py")
+        before = {*DEBUGGER[: DEBUGGER.index(part)], part} if part in DEBUGGER else set()
+        assert {module.split(".")[1] for module in own_imports(path) if room_of(module)} <= before, path
+
+
 def test_only_the_figures_import_matplotlib():
     for path in (ROOT / "minigemma").rglob("*.py"):
         names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports(path)}

@@ -309,13 +309,13 @@ def test_a_golden_of_another_vocabulary_or_another_depth_is_refused(beside):
     with pytest.raises(Error, match="'short': id 2560 is outside this model's vocabulary, 0 to 2559"):
         check_goldens(beside([stored("short") | {"greedy_tokens": [2560]}]))
     deep = [{"taps": ["layers.10.resid_post"], "l2_norm": 1, "first_8": []}]
-    with pytest.raises(Error, match=r"'short': 'layers\.10\.resid_post' is no tap of this model"):
+    with pytest.raises(Error, match=r"'short': 'layers\.10\.resid_post' is not a tap of this model"):
         check_goldens(beside([stored("short") | {"hidden": deep}]))
     wide = [{"taps": ["embed"], "l2_norm": 1, "first_8": [0.5] * 129}]
     with pytest.raises(Error, match="'short': a hidden state has more values than this model's 128"):
         check_goldens(beside([stored("short") | {"hidden": wide}]))
     heads = [{"taps": ["layers.0.attn.q"], "l2_norm": 1, "first_8": []}]
-    with pytest.raises(Error, match="are no hidden states"):
+    with pytest.raises(Error, match="are not hidden states"):
         check_goldens(beside([stored("short") | {"hidden": heads}]))
     with pytest.raises(Error, match="has no list of goldens"):
         check_goldens(beside([]))

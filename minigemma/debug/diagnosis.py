@@ -1,12 +1,12 @@
-"""Which known mistake a port has made: every candidate of the catalogue is tried, the one that explains most is named.
+"""Which known mistake a port makes: every candidate of the catalogue is tried, and the one that explains most is named.
 
-A candidate is put into our pass, and the pass is compared with theirs op by op on their own inputs (trace.Replay). The
-true one leaves rounding and nothing else. What a candidate explains is the share of the excess that it removes, where
-excess is the sum over taps of log10(error / allowed error): large and small errors both count, and so does every tap
-that a wrong candidate makes worse.
+A candidate is put into our pass, and each op of that pass is compared with theirs on their inputs (replay.Replay). The
+right candidate leaves only rounding. A candidate explains the fraction of the excess that it removes. The excess is the
+sum over taps of log10(error / allowed error): large and small errors both count, and a wrong candidate pays for every
+tap that it makes worse.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import combinations
@@ -14,19 +14,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
-from ..taps import layer_of, tap_kind, time_axis
+from ..taps import layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import MARGIN, ROUNDING, compare_traces, healthy
-from .replay import Replay, by_position
+from .diff import MARGIN, ROUNDING, Run, compare_traces, healthy
+from .foreign import read_soft
+from .port import Port
+from .replay import Replay
+from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 
-NAMED = 0.8  # of the excess explained: enough to name a fault
-SHAPE_EXCESS = 6  # what a wrong shape counts, in decades
+NAMED = 0.8  # the fraction of the excess that a named fault must explain
+SHAPE_EXCESS = 6  # the excess of a wrong shape, and the largest of one tap, in decades
 
 
 @dataclass
-class Named:
-    """A fault of the catalogue and what it explains of a deviation."""
+class Finding:
+    """A fault of the catalogue, and how much of the excess it explains."""
 
     id: str
     title: str
@@ -37,16 +41,22 @@ class Named:
 
 @dataclass
 class Diagnosis:
-    """What is wrong with a port, as far as its trace tells."""
+    """What is wrong with a port, as far as its trace shows."""
 
     verdict: str  # fault, rounding, unknown, other-input, other-weights
     sentence: str
     first_broken: str | None
     faults: list = field(default_factory=list)  # the best first
-    rivals: list = field(default_factory=list)  # what explains nearly as much
+    rivals: list = field(default_factory=list)  # those that explain less
     next_probe: str | None = None
     comparison: object = None
     notes: list = field(default_factory=list)
+    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+
+    @property
+    def clean(self):
+        """Whether everything in the trace was judged and nothing in it is wrong."""
+        return self.verdict == "rounding" and not self.unread
 
     def to_dict(self):
         return {
@@ -64,33 +74,47 @@ class Candidate(NamedTuple):
     change: object
 
 
+class Trial(NamedTuple):
+    """How much of the excess some candidates explain together."""
+
+    candidates: tuple
+    explained: float  # the fraction of the excess that they remove
+    left: float  # a finer measure of what they leave
+    errors: dict  # tap -> own error with them in our pass
+
+    @property
+    def fault(self):
+        return self.candidates[0].fault
+
+    def rank(self):
+        """A sort key: the best trial has the smallest."""
+        return -round(self.explained, 2), self.left
+
+
 class Search:
-    """Runs candidates against one trace and keeps what each leaves unexplained."""
+    """Tries candidates on one trace."""
 
     def __init__(self, run, comparison, prefill):
-        self.run, self.prefill = run, prefill
-        own = healthy(run, ROUNDING[comparison.precision])[1]
-        kinds = {tap_kind(name): MARGIN * error for name, error in own.items()}
-        # a tap that a mistake adds, such as K of a layer that should read another's, may round as in the other layers
+        self.run, self.comparison, self.prefill = run, comparison, prefill
+        # a mistake may add a tap, such as the K of a layer that should read another's: allow it what other layers have
+        kinds = {tap_kind(name): error for name, error in comparison.allowed.items()}
         self.allowed = {name: kinds[tap_kind(name)] for name in run.theirs if tap_kind(name) in kinds}
-        self.allowed |= {name: MARGIN * error for name, error in own.items()}
+        self.allowed |= comparison.allowed
         judged = [row for row in comparison.rows if row.own is not None]
-        broken = [row.name for row in judged if row.verdict == "BROKEN"]
+        broken = [row for row in judged if row.verdict == "BROKEN"]
         shapes = [row.name for row in comparison.rows if row.verdict == "SHAPE"]
-        self.suspect = next((layer_of(row.name) for row in comparison.rows if row.name in broken + shapes), None)
-        self.before = {row.name: row.own.error for row in judged} | dict.fromkeys(shapes, np.inf)
-        self.broken = broken + shapes
-        wrong = [np.flatnonzero(row.own.errors > row.allowed)[0] for row in judged if row.verdict == "BROKEN"]
-        start = int(min(wrong, default=0))
+        self.own_error = {row.name: row.own.error for row in judged} | dict.fromkeys(shapes, np.inf)
+        self.broken = [*(row.name for row in broken), *shapes]
+        self.suspect = layer_of(comparison.first_broken or "")
+        start = int(min((np.flatnonzero(row.own.errors > row.allowed)[0] for row in broken), default=0))
         if prefill is None and 1 < start < len(run.tokens):
-            self.prefill = start  # decoding, if it was that, began there; RoPE's mistakes spare position 0 by nature
-        self.excess = self._excess(self.before)
+            self.prefill = start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
         arrays, replay = {}, Replay(run.theirs, run.config)
-        run.port().run(lambda name, array: replay(name, arrays.setdefault(name, array)))
+        run.through(lambda name, array: replay(name, arrays.setdefault(name, array)))
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
 
     def allows(self, name):
-        """The error of one op that is still rounding."""
+        """The largest error of one op that rounding explains."""
         return self.allowed.get(name, 1e-6)
 
     def _excess(self, errors):
@@ -102,175 +126,145 @@ class Search:
 
     @cached_property
     def coarse(self):
-        """Own errors of a port that works in float16."""
+        """Own errors of a healthy port that computes in float16."""
         return healthy(self.run, ROUNDING["float16"])[1]
 
     def candidates(self):
-        """The entries of the catalogue that this model and this run could show, the benign ones too."""
+        """The entries of the catalogue that this model and this run can show, harmless ones included."""
         facts = {"cached": self.prefill is not None, "soft": self.run.soft_tokens is not None}
         entries = [f for f in FAULTS.values() if applicable(f, self.run.config, unused=bool(self.run.unused), **facts)]
         return [Candidate(f, change) for f in entries for change in f.changes if f.id not in ("J1", "J2")]
 
     def errors(self, candidates):
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ."""
-        port = self.run.port(self.suspect)
+        run = self.run
+        port = Port(run.config, run.weights, run.tokens, run.soft_tokens, self.suspect, run.unused)
         cached = any("cached" in candidate.fault.needs for candidate in candidates)
         try:
             for candidate in candidates:
                 candidate.change(port)
-            replay = Replay(self.run.theirs, port.config, {} if cached else self.known)
+            replay = Replay(run.theirs, port.config, {} if cached else self.known)
             with np.errstate(all="ignore"):
                 port.run(replay, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):
             if len(candidates) == 1:
                 raise
-            return None  # two changes that cannot stand together, such as two other windows
+            return None  # two changes that exclude each other, such as two windows
         return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
 
-    def explains(self, candidates):
-        """(share of the excess explained, what is left as a finer measure, errors) of some mistakes together.
+    def trial(self, *candidates):
+        """Put these mistakes together into our pass -> Trial.
 
-        A tap whose shape stays wrong says nothing for or against a candidate; it only breaks a tie.
+        A tap whose shape stays wrong counts neither for nor against a candidate; it only breaks a tie.
         """
         errors = self.errors(candidates)
         if errors is None:
-            return -1.0, np.inf, {}
-        errors = {name: self.before[name] for name in self.before if name not in errors} | errors
+            return Trial(candidates, -1.0, np.inf, {})
+        errors = self.own_error | errors
         judged = {name: error for name, error in errors.items() if np.isfinite(error)}
         for pattern in filter(None, (candidate.fault.rounds for candidate in candidates)):
             for name in filter(lambda name: fnmatchcase(name, pattern), judged):
                 if judged[name] <= MARGIN * self.coarse[name]:
                     errors[name] = judged[name] = self.allows(name)
-        before = self._excess({name: self.before.get(name, 0) for name in judged})
-        fine = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
-        return (1 - self._excess(judged) / before if before else 0.0), fine, errors
+        before = self._excess({name: self.own_error.get(name, 0) for name in judged})
+        left = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
+        return Trial(candidates, 1 - self._excess(judged) / before if before else 0.0, left, errors)
 
-    def named(self, fault, share, errors):
+    def finding(self, fault, explained, errors):
+        """The Finding of a fault that explains this fraction of the excess; errors are those of its Trial."""
         mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allows(n)]
-        worst = max(self.broken, key=lambda name: self.before[name])
-        return Named(
-            fault.id,
-            fault.title,
-            round(float(share), 3),
+        worst = max(self.broken, key=lambda name: self.own_error[name])
+        evidence = (
             f"with it in our pass {len(mended)} of {len(self.broken)} broken taps agree; the error at {worst} goes "
-            f"from {self.before[worst]:.1e} to {errors.get(worst, np.inf):.1e}",
-            fault.remedy,
+            f"from {self.own_error[worst]:.1e} to {errors.get(worst, np.inf):.1e}"
         )
+        return Finding(fault.id, fault.title, round(float(explained), 3), evidence, fault.remedy)
+
+    def findings(self, trials):
+        """The Findings of those among these trials of one mistake that explain more than a tenth."""
+        return [self.finding(t.fault, t.explained, t.errors) for t in trials if t.explained > 0.1]
 
 
 def diagnose(theirs, run, precision=None, prefill=None):
     """Name the mistake behind a trace. theirs: tap name -> array; run: a diff.Run of the model and the ids.
 
-    prefill: how many tokens their first call had, where the others were decoded one by one with a cache.
+    prefill: the number of tokens in their first call, if they decoded the others one by one with a cache.
     """
     T = len(run.tokens)
     if prefill is not None and not 1 <= prefill <= T:
-        raise Error(f"their first call must have had from 1 to the prompt's {T} tokens, not {prefill} (--prefill)")
-    other = _other_length(theirs, run)
-    if other:
-        return other
+        raise Error(f"--prefill is the number of tokens in their first call, from 1 to the prompt's {T}, not {prefill}")
+    lengths = lengths_of(theirs, run)
+    if not (T in lengths or lengths <= {1}):
+        if found := _other_bos(lengths, run):
+            return found
+        raise Error(
+            f"the trace has {', '.join(map(str, sorted(lengths)))} positions and the prompt {T} ids; give the ids that "
+            "their run had, with --ids"
+        )
     comparison = compare_traces(theirs, run, precision)
     if comparison.identity:
         return Diagnosis(comparison.identity, comparison.sentence, comparison.first_broken, comparison=comparison)
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
         return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
-    if T > 1 and _lengths(theirs, run) == {1}:
-        other = _other_bos(theirs, run, T - 1) or _other_bos(theirs, run, T + 1)  # the last position tells no length
-        if other:
-            return other
-    search = Search(run, comparison, prefill)
-    singles = sorted(((search.explains([c]), c) for c in search.candidates()), key=_rank)
-    (share, _, errors), best = singles[0]
-    first = comparison.first_broken
-    whole = all(error <= search.allows(name) for name, error in errors.items())
-    if share >= NAMED and whole:
-        rivals = [(s, c) for s, c in singles[1:4] if s[0] > share - 0.02 and c.fault is not best.fault]
-        return _finding(comparison, search, [(best, share, errors)], singles, rivals, share)
-    pair = _best_pair(search, singles)
-    if pair and pair[0][0] >= max(NAMED, share + 0.02):
-        (total, _, errors), faults = pair
-        shares = [total - search.explains([other])[0] for other in reversed(faults)]
-        found = sorted(zip(faults, shares, [errors] * 2, strict=True), key=lambda item: -item[1])
-        return _finding(comparison, search, found, singles, [], total)
-    if share >= NAMED or (share > 0.3 and errors.get(first, np.inf) <= search.allows(first)):
-        left = next((n for n in run.order if errors.get(n, 0) > search.allows(n)), None)
-        found = _finding(comparison, search, [(best, share, errors)], singles, [], share)
-        found.sentence += f"; what it leaves is not in the catalogue: it begins at {left}"
+    if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # one position does not show the length
         return found
-    other = _unrelated(comparison, run)
-    if other:
+    search = Search(run, comparison, prefill)
+    singles = sorted(map(search.trial, search.candidates()), key=Trial.rank)
+    best, first = singles[0], comparison.first_broken
+    named = [(best.fault, best.explained)]
+    if best.explained >= NAMED and all(error <= search.allows(name) for name, error in best.errors.items()):
+        rivals = [t for t in singles[1:4] if t.explained > best.explained - 0.02 and t.fault is not best.fault]
+        return _faulty(search, named, best, singles, rivals)
+    pair = _best_pair(search, singles)
+    if pair and pair.explained >= max(NAMED, best.explained + 0.02):
+        adds = [pair.explained - search.trial(other).explained for other in reversed(pair.candidates)]
+        named = zip((candidate.fault for candidate in pair.candidates), adds, strict=True)
+        return _faulty(search, sorted(named, key=lambda item: -item[1]), pair, singles)
+    if best.explained >= NAMED or (best.explained > 0.3 and best.errors.get(first, np.inf) <= search.allows(first)):
+        left = next((n for n in run.shapes if best.errors.get(n, 0) > search.allows(n)), None)
+        found = _faulty(search, named, best, singles)
+        found.sentence += f"; the rest is not in the catalogue: it begins at {left}"
+        return found
+    if other := unrelated(comparison, run):
         return Diagnosis(*other, first, comparison=comparison)
     sentence = f"not in the catalogue: {comparison.sentence}"
-    near = [search.named(c.fault, s[0], s[2]) for s, c in singles[:3] if s[0] > 0.1]
+    near = search.findings(singles[:3])
     return Diagnosis("unknown", sentence, first, [], near, _capture(comparison, run), comparison)
 
 
-@np.errstate(invalid="ignore")
-def _unrelated(comparison, run):
-    """(verdict, sentence) where no mistake explains a trace because it is of another prompt or of other weights.
-
-    Asked last, and for traces without `embed`, which tells at once: their first tap then has nothing to do with ours.
-    """
-    judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
-    layers = [row for row in judged if layer_of(row.name) is not None]
-    if len(layers) < 3 or judged[0].name == "embed":
-        return None
-    name = judged[0].name
-    a, b = by_position(name, run.ours[name]), by_position(name, run.theirs[name])  # [T, n] each
-    if a.shape != b.shape or judged[0].verdict != "BROKEN":
-        return None
-    cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-30)  # [T]
-    wrong = judged[0].own.errors > judged[0].allowed  # [T]
-    start = int(wrong.argmax())
-    if start and np.median(cosines[wrong]) < 0.6:
-        return "other-input", (
-            f"another prompt, it seems: positions 0 to {start - 1} are right, and from {start} on {name} has "
-            "nothing to do with ours; compare the ids of the two runs"
-        )
-    if np.mean([row.verdict == "BROKEN" for row in layers]) > 0.8 and np.median(cosines) < 0.6:
-        return "other-weights", (
-            "other weights or another prompt, it seems: every layer is wrong on its own inputs, and no known mistake "
-            "explains it; compare the checkpoints, then the ids"
-        )
-    return None
-
-
-def _rank(item):
-    (share, left, _), _ = item
-    return -round(share, 2), left
-
-
 def _best_pair(search, singles):
-    """The two faults that together explain most, one of them among those that explain most alone."""
-    useful = [c for (share, _, _), c in singles if share > -0.5 and not c.fault.benign]
+    """The best Trial of two faults, at least one of which explains much alone."""
+    useful = [t.candidates[0] for t in singles if t.explained > -0.5 and not t.fault.benign]
     pairs = {frozenset((a, b)): (a, b) for a in useful[:2] for b in useful[:40]}
     pairs |= {frozenset((a, b)): (a, b) for a, b in combinations(useful[:8], 2)}
-    tried = [(search.explains(pair), pair) for pair in pairs.values() if pair[0].fault is not pair[1].fault]
-    return min(tried, key=_rank, default=None)
+    tried = [search.trial(*pair) for pair in pairs.values() if pair[0].fault is not pair[1].fault]
+    return min(tried, key=Trial.rank, default=None)
 
 
-def _finding(comparison, search, found, singles, rivals, total):
-    faults = [search.named(c.fault, share, errors) for c, share, errors in found]
+def _faulty(search, named, trial, singles, rivals=()):
+    """The Diagnosis of named faults: pairs (fault, the fraction it explains), and their common Trial."""
+    faults = [search.finding(fault, explained, trial.errors) for fault, explained in named]
     titles = " and ".join(f"{f.id}, {f.title}" for f in faults)
-    sentence = f"{titles}: explains {100 * max(total, 0):.0f}% of the deviation"
-    benign = [c.fault.benign for c, _, _ in found if c.fault.benign]
+    sentence = f"{titles}: explains {100 * max(trial.explained, 0):.0f}% of the deviation"
+    benign = [fault.benign for fault, _ in named if fault.benign]
     if benign:
         sentence += f"; harmless: {benign[0]}"
     ids = {f.id for f in faults}
-    runners = [search.named(c.fault, s[0], s[2]) for s, c in singles[:5] if c.fault.id not in ids and s[0] > 0.1]
+    runners = search.findings(t for t in singles[:5] if t.fault.id not in ids)
     probe = None
     if rivals:
-        names = list(dict.fromkeys([found[0][0].fault, *(c.fault for _, c in rivals)]))
-        taps = list(dict.fromkeys(f.first for f in names))
-        means = f"capture {', '.join(taps)}" if len(taps) > 1 else f"run {PROBES[names[1].probe]}"
-        probe = f"to tell {', '.join(f.id for f in names)} apart, {means}"
+        alike = list(dict.fromkeys([named[0][0], *(t.fault for t in rivals)]))
+        taps = list(dict.fromkeys(f.first for f in alike))
+        means = f"capture {', '.join(taps)}" if len(taps) > 1 else f"run {PROBES[alike[1].probe]}"
+        probe = f"to tell {', '.join(f.id for f in alike)} apart, {means}"
+    comparison = search.comparison
     return Diagnosis("fault", sentence, comparison.first_broken, faults, runners, probe, comparison)
 
 
 def _capture(comparison, run):
-    """What to capture next, where the first broken op stands among ops that were not captured."""
-    order, rows = list(run.order), {row.name: row for row in comparison.rows}
+    """What to capture next: the taps just before the first broken op, if they are missing. Else None."""
+    order, rows = list(run.shapes), {row.name: row for row in comparison.rows}
     first = order.index(comparison.first_broken)
     start = next((i for i in range(first - 1, -1, -1) if rows[order[i]].verdict != "MISSING"), -1)
     between = order[start + 1 : first]
@@ -278,7 +272,7 @@ def _capture(comparison, run):
 
 
 def _next_rung(run, prefill):
-    """The first rung of the probe ladder that this prompt did not reach."""
+    """The first probe of the ladder that this prompt does not cover, as advice. None after the last."""
     T, window = len(run.tokens), run.config.sliding_window
     if T < 9:
         return f"next, try {PROBES['nine']}"
@@ -291,35 +285,32 @@ def _next_rung(run, prefill):
     return f"next, try {PROBES['soft']}" if run.soft_tokens is None else None
 
 
-def _other_length(theirs, run):
-    """A trace of one token more or less than the prompt: <bos> missing, or twice. Other lengths are an Error."""
-    lengths, T = _lengths(theirs, run), len(run.tokens)
-    if not lengths or lengths <= {1, T} or T in lengths:
-        return None
-    for length in (T - 1, T + 1):
-        if lengths <= {1, length} and (other := _other_bos(theirs, run, length)):
-            return other
-    raise Error(
-        f"the trace has {', '.join(map(str, sorted(lengths)))} positions and the prompt {T} ids; give the ids that "
-        "their run had, with --ids"
-    )
+def _other_bos(lengths, run):
+    """The Diagnosis of a trace that agrees with the prompt without <bos>, or with two. Else None."""
+    for id, tokens in with_other_bos(run.tokens).items():
+        if not len(tokens) or not lengths <= {1, len(tokens)}:
+            continue
+        comparison = compare_traces(run.theirs, replace(run, tokens=tokens))
+        if comparison.first_broken is None:
+            fault = FAULTS[id]
+            evidence = f"their {len(tokens)} positions agree with the prompt's {len(run.tokens)} ids, {fault.title}"
+            finding = Finding(fault.id, fault.title, 1.0, evidence, fault.remedy)
+            return Diagnosis("fault", f"{fault.id}, {fault.title}", "embed", [finding], comparison=comparison)
+    return None
 
 
-def _lengths(theirs, run):
-    """How many positions their arrays have, those of another number of axes than ours left out."""
-    return {np.shape(a)[time_axis(n)] for n, a in theirs.items() if np.ndim(a) == len(run.order.get(n, ()))}
+def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None):
+    """Name the mistake in a file of another engine's intermediates -> Diagnosis, with notes about the file.
 
-
-def _other_bos(theirs, run, length):
-    """The Diagnosis of a trace that fits the prompt without its <bos>, or with two: `length` tokens. Else None."""
-    if not length:
-        return None
-    T = len(run.tokens)
-    port, fault = run.port(), FAULTS["J1" if length < T else "J2"]
-    fault.changes[0](port)
-    comparison = compare_traces(theirs, run.with_tokens(port.tokens))
-    if comparison.first_broken is not None:
-        return None
-    evidence = f"their {length} positions agree with the prompt's {T} ids, {fault.title}"
-    named = Named(fault.id, fault.title, 1.0, evidence, fault.remedy)
-    return Diagnosis("fault", f"{fault.id}, {fault.title}", "embed", [named], comparison=comparison)
+    Arguments and errors as in diff.diff_file; prefill as in `diagnose`.
+    """
+    theirs, tokens = read_theirs(path, model, ids, mapping)
+    if other := stated(theirs, tokens, fingerprint(model.weights)):
+        found = Diagnosis(*other, None)
+    else:
+        unused = read_unused(model.directory, model.config)
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused)
+        found = diagnose(theirs.arrays, run, precision, prefill)
+    found.notes += notes_of(theirs)
+    found.unread = theirs.unread
+    return found

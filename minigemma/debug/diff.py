@@ -1,29 +1,31 @@
-"""Somebody else's trace against our pass: which taps agree, which only drifted, and which op is the first broken one.
+"""Another engine's trace against our pass: which taps agree, which only drift, and which op is the first broken one.
 
-Two numbers stand behind each verdict. *Away* is the distance between their array and ours, both from the beginning.
-*Own* is the distance when the op is given their inputs (trace.Replay): what the op itself adds. How much of either a
-healthy port shows is not guessed but measured: our pass is run once with the rounding of their number format in it.
+Each verdict rests on two numbers. *Away* is the difference between their array and ours when each engine ran its own
+pass. *Own* is the difference when our op gets their inputs (replay.Replay): the error of the op itself. How large both
+are in a healthy port is measured: our pass runs once more with the rounding of their number format in it.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 
 import numpy as np
 
+from ..checkpoint import fingerprint
 from ..errors import Error
 from ..files import json_number
-from ..ops import linear, rope
+from ..model import forward
+from ..ops import rope
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, tap_kind, time_axis
-from .port import Port
-from .replay import MASKED, Replay, by_position, compare, hidden_keys, unmasked, wrong_masks
+from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, tap_kind
+from .foreign import read_soft
+from .replay import MASKED, Replay, compare, differences, hidden_keys, wrong_masks
+from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
-# What is added to a pass to see what rounding does: one unit in the last place, and for 32 and 64 bits more, because
-# there the order of a sum of thousands outweighs its roundings.
+# Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
+# order of a sum of thousands of terms matters more than the rounding of each term.
 ROUNDING = dict(zip(PRECISIONS, (2.0**-44, 2.0**-22, 2.0**-11, 2.0**-8), strict=True))
-MARGIN = 8  # times that is still healthy: runs of transformers reach 5.4, where an expert rounds often before its tap
-BLIND = 0.5  # an op that rounding alone may put off by so much cannot be told from another op
-# Ops that round more often than others before their tap: norm, product, activation, product, weight, norm of an expert.
+MARGIN = 8  # times the measured error is still healthy: transformers reaches 5.4, at experts, which round often
+BLIND = 0.5  # above this error rounding alone could explain the difference, so the op cannot be judged
+# Ops that round several times before their tap; an expert: norm, product, activation, product, weight, norm.
 STEPS = {"layers.*.mlp.moe_out": 4, "layers.*.router.probs": 3, "layers.*.ple.gate": 2, "ple.context": 2}
 
 # What makes each tap, in words for the first broken op.
@@ -79,20 +81,27 @@ class Row:
     verdict: str  # OK, DRIFT, BROKEN, SHAPE or MISSING
     away: object = None  # Difference of the two runs
     own: object = None  # Difference when the op is given their inputs
-    allowed: float = 0.0  # of `own`
+    allowed: float = 0.0  # the largest own error that rounding explains
 
 
 @dataclass
 class Comparison:
-    """Their trace beside ours."""
+    """The result of comparing two traces."""
 
     rows: list
     precision: str
     sentence: str  # the finding in one sentence
     first_broken: str | None
     hint: str | None = None
-    identity: str | None = None  # "other-input" or "other-weights" where it is not this run at all
+    identity: str | None = None  # "other-input" or "other-weights": the trace is not of this run
     notes: list = field(default_factory=list)
+    allowed: dict = field(default_factory=dict)  # tap -> the largest own error that rounding explains
+    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+
+    @property
+    def clean(self):
+        """Whether everything in the trace was judged and nothing in it is broken."""
+        return not (self.first_broken or self.identity or self.unread)
 
     def to_dict(self):
         def one(row):
@@ -113,52 +122,42 @@ class Comparison:
         }  # fmt: skip
 
 
+@dataclass(eq=False)
 class Run:
-    """What our side of a comparison needs: a model, a prompt, and the names that were captured."""
+    """Our side of a comparison: a model, a prompt, and the names of the captured taps.
 
-    def __init__(self, model, tokens, theirs, soft_tokens=None, unused=None):
-        self.model, self.config, self.weights, self.tokens = model, model.config, model.weights, np.asarray(tokens)
-        self.theirs, self.soft_tokens, self.unused = theirs, soft_tokens, unused
-        self.ours = Trace(list(theirs))
+    soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold. Raises
+    Error where our own pass is not finite.
+    """
+
+    model: object
+    tokens: np.ndarray  # [T]
+    theirs: dict  # tap -> array
+    soft_tokens: tuple | None = None
+    unused: dict | None = None
+
+    def __post_init__(self):
+        self.config, self.weights, self.tokens = self.model.config, self.model.weights, np.asarray(self.tokens)
+        self.ours = Trace(list(self.theirs))
+        self.shapes = {}  # of every tap, in the order of execution
         self.healthy = {}  # size of rounding -> what `healthy` found
-        self.order = Trace()  # every tap's name in the order of execution, its array not kept
+
+        def first(name, array):
+            self.shapes[name] = array.shape
+            return self.ours(name, array)
+
         try:
-            self.port().run(Finite(self._first))
+            self.through(Finite(first))
         except Error as error:
             raise Error(f"our own pass cannot judge theirs: {error}") from None
 
-    def _first(self, name, array):
-        self.order.arrays[name] = array.shape
-        return self.ours(name, array)
-
-    def port(self, suspect=None):
-        return Port(self.config, self.weights, self.tokens, self.soft_tokens, suspect, self.unused)
-
-    def with_tokens(self, tokens):
-        return Run(self.model, tokens, self.theirs, self.soft_tokens, self.unused)
-
-    @cached_property
-    def keys(self):
-        """K after RoPE of the layers that write it: layer -> [S, K, H]."""
-        keys = Trace("layers.*.attn.rot_k")
-        self.port().run(keys)
-        return {layer_of(name): array for name, array in keys.items()}
-
-    def away(self, theirs):
-        """Their arrays against ours, both from the beginning -> tap: Difference."""
-        found = {}
-        for name, array in self.ours.items():
-            ours, axis = array, time_axis(name)
-            if name in theirs and theirs[name].ndim == ours.ndim and theirs[name].shape[axis] == 1:
-                ours = np.take(ours, [-1], axis=axis)  # they kept the last position only
-            if name in theirs and theirs[name].shape == ours.shape and not name.endswith("router.experts"):
-                settled = unmasked(name, theirs[name], ours, self.config, len(self.tokens))
-                found[name] = compare(name, ours, settled)
-        return found
+    def through(self, tap):
+        """Run our pass with this tap."""
+        forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
 
 
 class Noise:
-    """A tap that rounds: it multiplies each number by 1 and a random part up to `size`, the same for one seed."""
+    """A tap that imitates rounding: it multiplies each number by 1 plus a random part of at most `size`."""
 
     def __init__(self, size, seed):
         self.size, self.rng = size, np.random.default_rng(seed)
@@ -171,54 +170,63 @@ class Noise:
 
 
 def healthy(run, size):
-    """What a port that only rounds would show -> two dicts, tap: error from the beginning, and of the op alone.
+    """The errors of a port that only rounds -> two dicts, tap: error of the whole pass, and of the op alone.
 
-    RoPE's angles are float32 there, as most engines have them: 6e-5 off at position 1,000. In 16 bits a rounding can
-    turn a choice of experts or a close softmax, so the worst of several draws counts.
+    Its RoPE angles are float32, as in most engines: off by 6e-5 at position 1,000. In 16 bits rounding can change a
+    choice of experts or a close softmax, so the largest error of several draws counts.
     """
     if size in run.healthy:
         return run.healthy[size]
     away, own = {}, {}
     for seed in range(1 if size < ROUNDING["float16"] else 3):
-        port = run.port()
-        for name, source in (("attn.rot_q", "attn.q"), ("attn.rot_k", "attn.k")):
-            port.edit(name, partial(_turned_in_float32, source))
-        rounded, noise = Trace(list(run.theirs)), Noise(size, seed)
-        port.run(lambda name, array, rounded=rounded, noise=noise: rounded(name, noise(name, array)))
+        rounded = Trace(list(run.theirs))
+        run.through(_rounding(run.config, Noise(size, seed), rounded))
         replay = Replay(rounded)
-        run.port().run(replay)
-        for found, worst in ((run.away(rounded), away), (replay.found, own)):
+        run.through(replay)
+        for found, worst in ((differences(run.ours, rounded, run.config), away), (replay.found, own)):
             for name, difference in found.items():
                 worst[name] = max(worst.get(name, 0.0), difference.error)
     run.healthy[size] = _at_least_typical(away), _at_least_typical(own)
     return run.healthy[size]
 
 
-def _turned_in_float32(source, at, x):
-    """An edit: RoPE on the tap `source` with its angles in float32."""
-    positions = at.positions[-len(x) :, None, None].astype(np.float32)  # [T, 1, 1]
-    angles = positions * at.layer.inv_freq.astype(np.float32)  # [T, 1, H/2]
-    return rope(at[source], np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
+def _rounding(config, noise, tap):
+    """A tap that adds noise, computes RoPE's angles in float32, and then calls another tap."""
+    before = {}  # q and k of the current layer, before RoPE
+
+    def rounding(name, x):
+        part = name.rpartition(".")[2]
+        if part in ("rot_q", "rot_k"):
+            x = _turned_in_float32(before[part[-1]], config.layers[layer_of(name)].inv_freq)
+        x = tap(name, noise(name, x))
+        if part in ("q", "k"):
+            before[part] = x
+        return x
+
+    return rounding
+
+
+def _turned_in_float32(x, inv_freq):
+    """RoPE on x [T, N, H], positions 0 to T - 1, with its angles in float32."""
+    angles = np.arange(len(x), dtype=np.float32)[:, None, None] * inv_freq.astype(np.float32)  # [T, 1, H/2]
+    return rope(x, np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
 
 
 def _at_least_typical(errors):
-    """One random draw says little of one tap: take no less than the median over the layers that have that tap."""
+    """One random draw says little about one tap: take at least the median of that tap over the layers."""
     kinds = {}
     for name, error in errors.items():
         kinds.setdefault(tap_kind(name), []).append(error)
     typical = {kind: float(np.median(values)) for kind, values in kinds.items()}
     result = {name: max(error, typical[tap_kind(name)], 1e-12) for name, error in errors.items()}
     for name, error in result.items():
-        if name.endswith("router.experts"):  # measured in probability, so as exact as the probabilities
+        if name.endswith("router.experts"):  # compared by probability, so as exact as the probabilities
             result[name] = max(error, result.get(name.replace("experts", "probs"), 0))
     return result
 
 
-LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
-
-
 def infer_precision(theirs, own, run):
-    """The number format of their engine: from values that 16 bits can hold, else from the error of its products."""
+    """Their engine's number format: from the values, if 16 bits hold them exactly, else from its products' errors."""
     for precision, rounded in (("bfloat16", lambda x: widen(narrow(x))), ("float16", lambda x: x.astype(np.float16))):
         with np.errstate(over="ignore"):
             short = [np.array_equal(rounded(x), x) for x in theirs.values() if x.dtype == np.float32]
@@ -237,59 +245,78 @@ def infer_precision(theirs, own, run):
 def compare_traces(theirs, run, precision=None):
     """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
     replay = Replay(theirs, run.config)
-    run.port().run(replay)
-    own, away = replay.found, run.away(theirs)
+    run.through(replay)
+    own, away = replay.found, differences(run.ours, theirs, run.config)
     precision = precision or infer_precision(theirs, own, run)
-    may_away, may_own = healthy(run, ROUNDING[precision])
-    rows = []
-    for name in run.order:
-        if name not in theirs:
-            rows.append(Row(name, None, "MISSING"))
-            continue
-        shape = tuple(np.shape(theirs[name]))
-        if name in replay.misshapen or name not in own:
-            rows.append(Row(name, shape, "SHAPE"))
-            continue
-        allowed = MARGIN * may_own[name]
-        if not own[name].error <= allowed:
-            verdict = "BROKEN"
-        elif name in away and not away[name].error <= MARGIN * may_away[name]:
-            verdict = "DRIFT"
-        else:
-            verdict = "OK"
-        rows.append(Row(name, shape, verdict, away.get(name), own[name], allowed))
+    may_away, may_own = ({n: MARGIN * e for n, e in errors.items()} for errors in healthy(run, ROUNDING[precision]))
+    judged = {}
+    for name, found in own.items():
+        drifted = name in away and not away[name].error <= may_away[name]
+        verdict = "BROKEN" if not found.error <= may_own[name] else "DRIFT" if drifted else "OK"
+        judged[name] = verdict, away.get(name), found, may_own[name]
+    rows = [_row(name, theirs, judged) for name in run.shapes]
     bad = next((row for row in rows if row.verdict in ("BROKEN", "SHAPE")), None)
-    identity = identify(rows, theirs, run)
-    if identity:
-        return Comparison(rows, precision, identity[1], bad and bad.name, None, identity[0])
-    if bad is None:
-        return Comparison(rows, precision, _no_break(rows, precision), None)
-    hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
-    return Comparison(rows, precision, _broken(bad, rows, precision, replay.misshapen), bad.name, hint)
+    found = Comparison(rows, precision, "", bad and bad.name, allowed=may_own)
+    if other := identify(rows, theirs, run):
+        found.identity, found.sentence = other
+    elif bad is None:
+        found.sentence = _no_break(rows, precision)
+    else:
+        found.sentence = _broken(bad, rows, precision, replay.misshapen)
+        found.hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
+    return found
 
 
 def diff_captures(theirs, ours, config, precision):
-    """Two captured traces, without weights -> Comparison: no op can be judged by itself, only where they part."""
-    rows, allowed = [], 64 * ROUNDING[precision]
-    for name in names_of(config):
-        if name not in theirs or name not in ours:
-            rows.append(Row(name, None, "MISSING"))
-        elif theirs[name].shape != ours[name].shape:
-            rows.append(Row(name, theirs[name].shape, "SHAPE"))
-        else:
-            away = compare(name, *_comparable(name, ours[name], theirs[name], config))
-            verdict = "OK" if away.error <= allowed else "DRIFT"
-            rows.append(Row(name, theirs[name].shape, verdict, away, away, allowed))
+    """Two captured traces, without weights -> Comparison. It shows where they part; no op can be judged by itself."""
+    judged, allowed = {}, 64 * ROUNDING[precision]
+    both = {name: array for name, array in theirs.items() if name in ours}
+    for name, array in both.items():
+        if array.shape == ours[name].shape:
+            away = compare(name, *_comparable(name, ours[name], array, config))
+            judged[name] = "OK" if away.error <= allowed else "DRIFT", away, away, allowed
+    rows = [_row(name, both, judged) for name in names_of(config)]
     first = next((row.name for row in rows if row.verdict in ("DRIFT", "SHAPE")), None)
-    captured = sum(row.verdict != "MISSING" for row in rows)
-    sentence = f"all {captured} taps that both hold agree within {precision} rounding"
+    sentence = f"all {len(both)} taps that both hold agree within {precision} rounding"
     if first:
         sentence = f"the two part at {first}; give --weights in place of --against to judge each op by itself"
     return Comparison(rows, precision, sentence, first)
 
 
+def _row(name, theirs, judged):
+    """The Row of a tap. judged: tap -> (verdict, away, own, allowed), for taps of the right shape."""
+    if name not in theirs:
+        return Row(name, None, "MISSING")
+    return Row(name, tuple(np.shape(theirs[name])), *judged.get(name, ("SHAPE",)))
+
+
+def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, against=None):
+    """Compare a file of another engine's intermediates with our pass -> Comparison, with notes about the file.
+
+    model: a Model. ids: the prompt's, needed if the file does not hold them. mapping: a file that translates names, see
+    foreign.read_trace. soft: a file of soft tokens, see foreign.read_soft. against: a second trace to compare with, in
+    place of our pass. Raises Error for files that cannot be read, and for two traces of different prompts.
+    """
+    theirs, tokens = read_theirs(path, model, ids, mapping)
+    ours = read_second(against, model.config, mapping) if against else None
+    if ours and ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
+        raise Error(f"{against}: is of another prompt than {path}")
+    weights = ours.metadata.get("fingerprint") if ours else fingerprint(model.weights)
+    if other := stated(theirs, tokens, weights):
+        found = Comparison([], "", other[1], None, identity=other[0])
+    elif ours:
+        found = diff_captures(theirs.arrays, ours.arrays, model.config, precision or "float32")
+        found.notes += [f"{against}: ignored {line}" for line in ours.ignored]
+    else:
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft))
+        found = compare_traces(theirs.arrays, run, precision)
+    found.notes += notes_of(theirs)
+    found.unread = theirs.unread
+    return found
+
+
 def _comparable(name, a, b, config):
-    """Two captures of one tap without what is not finite in both, and without masked keys where one has masked them."""
+    """Two captures of one tap, with non-finite values that agree, and masked scores, set to 0."""
     alike = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
     if name.endswith("attn.scores") and min(a.min(), b.min()) <= MASKED:
         alike |= hidden_keys(config, name, a.shape, a.shape[-1])
@@ -303,14 +330,14 @@ def _no_break(rows, precision):
     if drifted:
         worst = max(drifted, key=lambda row: row.away.error)
         sentence = (
-            f"no op is broken: each of {captured} taps is right within {precision} rounding on its own inputs; small "
+            f"no op is broken: on its own inputs each of {captured} taps is right within {precision} rounding; small "
             f"errors add up to {worst.away.error:.1e} at {worst.name}"
         )
     blind = [row.name for row in rows if row.allowed > BLIND]
     if blind:
         more = f" and {len(blind) - 1} more" if len(blind) > 1 else ""
         sentence += (
-            f"; but {blind[0]}{more} cannot be judged so: rounding alone can turn what comes before, such as a choice "
+            f"; but {blind[0]}{more} cannot be judged: rounding alone can change what comes before, such as a choice "
             "of experts; capture every tap before it"
         )
     return sentence
@@ -325,7 +352,7 @@ def _broken(bad, rows, precision, misshapen):
     what = f"the first broken op is {bad.name} ({OPS[tap_kind(bad.name)]})"
     if bad.verdict == "SHAPE":
         ours, theirs = misshapen.get(bad.name, (None, bad.shape))
-        should = f" and should be {list(ours)}" if ours else ", which this prompt does not give"
+        should = f" and should be {list(ours)}" if ours else ", which does not fit this prompt"
         return f"{what}: its shape is {list(theirs)}{should}"
     size = f"on their own inputs it is off by {bad.own.error:.1e}, where {precision} rounding allows {bad.allowed:.1e}"
     if between:
@@ -337,70 +364,9 @@ def _broken(bad, rows, precision, misshapen):
     return f"{what}: {size}"
 
 
-# ------------------------------------------------------------------------------------------ the same model and input?
-WEIGHTLESS = (
-    "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "resid_mid", "resid_ffn", "mlp.act",
-)  # fmt: skip
-
-
-def identify(rows, theirs, run):
-    """("other-input" | "other-weights", sentence) where the trace is of another prompt or another model, else None."""
-    judged = {row.name: row for row in rows if row.own is not None}
-    embed = judged.get("embed")
-    if embed and embed.verdict == "BROKEN":
-        found = _other_tokens(embed, theirs["embed"], run)
-        if found:
-            return found
-    ours = [row for name, row in judged.items() if name.split(".", 2)[-1] in WEIGHTLESS]
-    learned = [row for name, row in judged.items() if name.split(".", 2)[-1] in LINEAR]
-    broken = [row for row in learned if row.verdict == "BROKEN"]
-    if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
-        sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
-        if sound > 0.9:
-            return "other-weights", (
-                f"this looks like other weights: {len(broken)} of {len(learned)} matrix products are wrong on their "
-                "own inputs, while the ops without weights are right; compare checkpoint names and revisions"
-            )
-    return None
-
-
-def _other_tokens(embed, theirs, run):
-    """Whose rows of the token table are their embeddings, where those are not our tokens'?"""
-    if len(theirs) != len(run.tokens):
-        return None
-    wrong = np.flatnonzero(embed.own.errors > embed.allowed)  # positions
-    rows = by_position("embed", theirs)[wrong]  # [M, D]
-    cosines = by_position("embed", run.ours["embed"])[wrong]  # [M, D]
-    cosines = (cosines * rows).sum(-1) / (np.linalg.norm(cosines, axis=-1) * np.linalg.norm(rows, axis=-1) + 1e-30)
-    turned = cosines < 0.9  # a factor leaves the direction
-    if not turned.any():
-        return None
-    table, rows = run.weights.embed_tokens, rows[turned].astype(np.float32)
-    sizes = np.concatenate([np.linalg.norm(np.asarray(table[i : i + 8192]), axis=-1)
-                            for i in range(0, table.shape[0], 8192)])  # [V]  # fmt: skip
-    match = linear(rows, table) / (sizes * np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-30)  # [M, V]
-    best, rowlike = match.argmax(-1), match.max(-1) > 0.98  # [M] each
-    close = rowlike & (best != run.tokens[wrong][turned])  # our token's row stands there where an image's belongs
-    if close.mean() > 0.5:
-        shown = [
-            f"position {p}: {run.tokens[p]}, theirs {t}"
-            for p, t, c in zip(wrong[turned], best, close, strict=True)
-            if c
-        ]
-        return "other-input", (
-            f"another prompt: {int(close.sum())} of {len(run.tokens)} embeddings are those of other tokens "
-            f"({'; '.join(shown[:3])}{'; ...' if len(shown) > 3 else ''})"
-        )
-    if turned.mean() > 0.5 and rowlike.mean() <= 0.5:
-        return "other-weights", (
-            "other weights, or a damaged token table: their embeddings are no rows of ours, whatever the token"
-        )
-    return None
-
-
 # ---------------------------------------------------------------------------------- what the wrong array looks like
 def find_hint(bad, run):
-    """What relates their array to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
+    """How their array relates to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
     layer = layer_of(bad.name)
     near = [tap_kind(bad.name)] if layer is None else [tap_kind(bad.name), f"layers.{layer}.*"]
     taken, keep = {}, Trace(near)
@@ -411,11 +377,11 @@ def find_hint(bad, run):
             taken["ours"] = array
         return replay(name, keep(name, array))
 
-    run.port().run(tap)
+    run.through(tap)
     ours, theirs = np.asarray(taken["ours"], np.float64), np.asarray(run.theirs[bad.name], np.float64)
     if ours.shape != theirs.shape:  # the last position only
         return None
-    unknown = np.False_
+    unknown = np.False_  # values that say nothing: masked scores
     if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():
         unknown = theirs <= MASKED  # [N, T, S]
         if words := _mask(unknown, hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens))):
@@ -425,7 +391,7 @@ def find_hint(bad, run):
         count = (~np.isfinite(theirs)).sum()
         return f"{count} of its {theirs.size} numbers are not finite: an overflow, or a division by 0"
     if not theirs.any():
-        return "it is all zeros: the op's result is not used, or the buffer is never written"
+        return "it is all zeros: the op's result is not used, or its buffer is never written"
     good = max(bad.allowed, 1e-5)
 
     def fits(candidate):
@@ -491,7 +457,7 @@ def _rearranged(name, ours, theirs, fits):
         for shift in (1, -1) if letter in axes and ours.shape[axes.index(letter)] > 2 else ():
             moved, axis = np.roll(ours, shift, axes.index(letter)), axes.index(letter)
             edge = tuple(slice(None) if i != axis else 0 if shift == 1 else -1 for i in range(len(axes)))
-            moved[edge] = theirs[edge]  # nobody knows what came in at the edge
+            moved[edge] = theirs[edge]  # what came in at the edge is unknown
             tries[f"its {words} are shifted by {shift}"] = moved
     if axes[-1] == "H":
         T, N, H = ours.shape
@@ -510,20 +476,22 @@ def _rearranged(name, ours, theirs, fits):
 
 
 def _elsewhere(name, keep, fits):
-    """Their array is another of our taps: the op was left out, or another layer's was taken."""
+    """Their array equals another of our taps: the op was left out, or the array is another layer's."""
     for other, array in keep.items():
         if other != name and array.dtype.kind == "f" and fits(np.asarray(array, np.float64)):
             return f"it equals {other}"
     return None
 
 
-def _donor(name, run, keep, fits):
-    """Scores of a KV-sharing layer that fit the K of another layer."""
-    i = layer_of(name)
-    if i is None or not name.endswith("attn.scores"):
+def _donor(bad, run, keep, fits):
+    """Their scores of a KV-sharing layer come from the K of a wrong layer."""
+    i = layer_of(bad)
+    if i is None or not bad.endswith("attn.scores"):
         return None
-    q = np.asarray(keep[f"layers.{i}.attn.rot_q"], np.float64)  # [T, N, H]
-    for j, k in run.keys.items():
+    q, keys = np.asarray(keep[f"layers.{i}.attn.rot_q"], np.float64), Trace("layers.*.attn.rot_k")  # [T, N, H]
+    run.through(keys)
+    for name, k in keys.items():  # [S, K, H]
+        j = layer_of(name)
         comparable = k.shape[-1] == q.shape[-1] and q.shape[1] % k.shape[1] == 0
         if j == run.config.layers[i].kv_from or not comparable:
             continue
@@ -533,13 +501,13 @@ def _donor(name, run, keep, fits):
 
 
 def _positions(bad, run):
-    """Which tokens are wrong, where not all are."""
+    """Which positions are wrong, if some are right."""
     errors = bad.own.errors
     wrong = np.flatnonzero(errors > bad.allowed)
     if len(wrong) in (0, len(errors)):
         return None
     window, asked = run.config.sliding_window, ""
-    if bad.name == next(name for name in run.order if name in run.theirs):  # nothing before it tells another token
+    if bad.name == next(name for name in run.shapes if name in run.theirs):  # no tap before it shows a wrong token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked

@@ -2,8 +2,8 @@
 
 A foreign file differs in names (transformers' module paths, or anything through a mapping file) and in layout (a batch
 axis, heads before positions, flattened heads, 16 bits a value, the last position only). Names are looked up in a table.
-Layouts are recognised from shapes: the config gives the length of every axis but T. What cannot be told is refused with
-its reason and never guessed.
+Layouts are recognised from shapes: the config gives the length of every axis but T. An array whose layout stays unclear
+is refused with a reason; nothing is guessed.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from ..ops import softcap
 from ..packed import widen
 from ..taps import SHAPES, layer_of, names_of, tap_kind
 
-# What goes into a module of transformers' Gemma 4 > what comes out, as taps; "-" is a value that no tap holds.
+# What goes into a module of transformers' Gemma 4 > what comes out, as taps; "-" is a value without a tap.
 # Source: transformers 5.23.0, models/gemma4/modeling_gemma4.py.
 MODEL_MODULES = {
     "embed_tokens": "- > embed",
     "embed_tokens_per_layer": "- > ple.token",
-    "per_layer_model_projection": "embed > -",  # not yet scaled
+    "per_layer_model_projection": "embed > -",  # before its scale
     "per_layer_projection_norm": "- > ple.context",
     "rotary_emb": "- > -",
     "norm": "layers.{last}.resid_post > final_norm",
@@ -63,21 +63,21 @@ LAYER_MODULES = {  # the paths follow `layers.i`
     ".experts.act_fn": "- > -",
     ".post_feedforward_layernorm_2": "- > mlp.moe_out",
     ".post_feedforward_layernorm": "- > mlp_out",
-    ".per_layer_input_gate": "resid_ffn > -",  # not yet through gelu
+    ".per_layer_input_gate": "resid_ffn > -",  # before gelu
     ".act_fn": "- > ple.gate",
     ".per_layer_projection": "ple.gated > ple.proj",
     ".post_per_layer_input_norm": "ple.proj > ple_out",
 }
 PREFIX = re.compile(r"((base_model|language_model|model)\.)+")
 SIDE = re.compile(r"(.*?)([.:](in|input|inputs|out|output|outputs)([.:]([0-9]))?)?", re.DOTALL)
-LISTED = re.compile(r"(hidden_state|attention)s?[._\[]([0-9]{1,5})\]?")  # as output_hidden_states=True gives them
+LISTED = re.compile(r"(hidden_state|attention)s?[._\[]([0-9]{1,5})\]?")  # as output_hidden_states=True names them
 LAYER = re.compile(r"^layers\.([0-9]{1,5})")
 
-AXES = SHAPES | {"layers.*.ple": "T P", "uncapped": "T V"}  # two that are made into taps: ple[:, i], and logits
+AXES = SHAPES | {"layers.*.ple": "T P", "uncapped": "T V"}  # two that become taps: ple[:, i], and logits
 TOKENS = ("tokens", "input_ids", "ids")
 FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
-ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # two records of one value may differ by so much; else by 1e-5
+ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # allowed difference of two records of one value; else 1e-5
 
 
 @dataclass(eq=False)
@@ -85,28 +85,28 @@ class Foreign:
     """A trace in our terms. An array with one row on its T axis, where there are more tokens, is of the last one."""
 
     arrays: dict  # tap -> array in our axes, in the order of execution
-    tokens: np.ndarray | None  # [T] int64; None where neither the file nor the caller says
+    tokens: np.ndarray | None  # [T] int64; None if neither the file nor the caller gives them
     metadata: dict
-    notes: list  # one line for each thing that was recognised and converted
+    notes: list  # one line for each kind of conversion
     ignored: list  # "key: reason"
-    unread: list  # those of them that are a tap's: what is wrong in them is not seen
-    length: int  # T: how many tokens the arrays are of
+    unread: list  # keys among them that belong to a tap: these arrays are not judged
+    length: int  # T: the number of tokens
 
 
 class Item(NamedTuple):
-    """An array of the file, and what is known of it so far."""
+    """An array of the file, and what is known about it so far."""
 
     key: str
-    stored: object  # weights.Stored
+    stored: object  # checkpoint.Stored
     tap: str | None = None
-    indirect: bool = False  # what a module was given, or derived: another key may hold it as it was made
+    indirect: bool = False  # recorded as a module's input, or derived; prefer a key that recorded the output
     axes: str | None = None  # as a mapping file states them
     rows: int | None = None  # on its T axis
-    layouts: tuple = ()  # that its shape fits
+    layouts: tuple = ()  # that fit its shape
 
 
 class Refused(Exception):
-    """Why one array cannot be read; the others may be."""
+    """Why one array cannot be read. The others can still be."""
 
 
 def read_trace(path, config, mapping=None, ids=None):
@@ -116,78 +116,119 @@ def read_trace(path, config, mapping=None, ids=None):
     `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
     {"tap": ..., "axes": "1 N T H"} in place of the name, to state axes (letters of SHAPES; 1 a batch axis; N*H two in
     one). ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or metadata. Metadata `axes`,
-    "T N H" or "N T H", decides where as many tokens as heads leave it open. Raises Error where nothing is understood.
+    "T N H" or "N T H", decides if there are as many tokens as heads. Raises Error if no array is understood.
     """
-    header, metadata = read_header(path), _metadata(path)
-    file = np.asarray(np.memmap(path, np.uint8, "r"))
-    tokens = _tokens(path, header, metadata, file, config, ids)
-    notes, ignored, unread, arrays, sources, counts = [], [], [], {}, {}, Counter()
-    rules = _rules(path, mapping, header, notes)
+    return Reader(path, config, mapping, ids).read()
 
-    def each(step, items):
-        """What the step makes of each item, without those that it refuses."""
+
+class Reader:
+    """Reads one file into a Foreign, `trace`."""
+
+    def __init__(self, path, config, mapping, ids):
+        self.path, self.config, self.names = path, config, dict.fromkeys(names_of(config))  # quick to look up
+        self.header, self.file = read_header(path), np.asarray(np.memmap(path, np.uint8, "r"))
+        metadata = _metadata(path)
+        tokens = _tokens(path, self.header, metadata, self.file, config, ids)
+        self.trace = Foreign({}, tokens, metadata, [], [], [], 0 if tokens is None else len(tokens))
+        self.rules = _rules(path, mapping, self.header, self.trace.notes)
+        self.sources, self.converted = {}, Counter()  # tap -> its Item; what was converted -> of how many arrays
+
+    def read(self):
+        """All arrays of the file, each through the same steps -> Foreign."""
+        trace = self.trace
+        items = [Item(key, stored) for key, stored in sorted(self.header.items()) if key not in TOKENS]
+        found = sorted(self.each(_usable, self.each(self.find, items)), key=lambda item: item.indirect)
+        if trace.tokens is None:
+            trace.length = _positions(found, self.config)
+        items = self.each(self.fit, found)
+        orders = _orders(items, self.config)
+        self.each(self.keep, self.each(lambda item: _decide(item, orders, trace.metadata.get("axes")), items))
+        self.join_ple()
+        if not trace.arrays:
+            raise Error(f"{self.path}: {self.why_nothing(found)}")
+        trace.arrays = {name: trace.arrays[name] for name in self.names if name in trace.arrays}
+        counts = self.converted.items()
+        trace.notes += [f"{count} {'array' if count == 1 else 'arrays'} had {what}" for what, count in counts]
+        return trace
+
+    def each(self, step, items):
+        """The step's results for all items that it does not refuse."""
         results = []
         for item in items:
             try:
                 results.append(step(item))
             except Refused as reason:
-                ignored.append(f"{_short(item.key)}: {reason}")
-                unread.extend([_short(item.key)] if item.tap else [])
+                self.trace.ignored.append(f"{_short(item.key)}: {reason}")
+                self.trace.unread += [_short(item.key)] if item.tap else []
         return results
 
-    def keep(item):
-        tap, array = _convert(item, _values(file, item.stored), config, T)
-        if tap in arrays:
-            _expect_same(tap, item, array, sources[tap], arrays[tap])
+    def find(self, item):
+        """The item with its tap. Raises Refused if it has none."""
+        for pattern, tap, axes in self.rules:
+            if match := pattern.fullmatch(item.key):
+                item = item._replace(tap=_ours(tap.replace("{i}", match[1] if match.groups() else "")), axes=axes)
+                break
         else:
-            arrays[tap], sources[tap] = array, item
-            counts.update(_converted(item, T))
+            tap, indirect = _named(item.key, self.config)
+            item = item._replace(tap=tap, indirect=indirect)
+        if reason := _absent(item.tap, self.config, self.names):
+            raise Refused(reason)
+        return item
 
-    items = [Item(key, stored) for key, stored in sorted(header.items()) if key not in TOKENS]
-    items = each(_usable, each(lambda item: _find(item, config, rules), items))
-    items.sort(key=lambda item: item.indirect)
-    T = _positions(items, config) if tokens is None else len(tokens)
-    unfit, items = items, each(lambda item: _shape(item, config, T), items)
-    orders = _orders(items, config)
-    each(keep, each(lambda item: _decide(item, orders, metadata.get("axes")), items))
-    _join_ple(arrays, sources, config, ignored)
-    if not arrays and len(unread) == len(ignored) and (other := _positions(unfit, config)) not in (1, T):
-        raise Error(
-            f"{path}: holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
-        )
-    if not arrays:
-        raise Error(
-            f"{path}: no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
+    def fit(self, item):
+        """The item with its rows, T or 1 for the last position only, and the layouts its shape fits. Raises Refused."""
+        shape, T = item.stored.shape, self.trace.length
+
+        def layouts(shape, length, rows):
+            return _layouts(item, shape, _sizes(item.tap, self.config, length, rows))
+
+        for rows in (T, 1):
+            if fitting := layouts(shape, T, rows):
+                return item._replace(rows=rows, layouts=fitting)
+        if shape and shape[0] > 1 and layouts(shape[1:], T, T):
+            raise Refused(f"holds a batch of {shape[0]}; capture one sequence")
+        for other in sorted({*shape} - {1}):
+            if layouts(shape, other, other):
+                raise Refused(f"holds {other} positions, and the prompt has {T}")
+        axes = item.axes or AXES[tap_kind(item.tap)]
+        expected = _lengths(axes, _sizes(item.tap, self.config, T, T))
+        raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
+
+    def keep(self, item):
+        """Take the item's array; a second record of one tap must agree with the first."""
+        arrays, T = self.trace.arrays, self.trace.length
+        tap, array = _convert(item, _values(self.file, item.stored), self.config, T)
+        if tap in arrays:
+            _expect_same(tap, item, array, self.sources[tap], arrays[tap])
+        else:
+            arrays[tap], self.sources[tap] = array, item
+            self.converted.update(_converted(item, T))
+
+    def join_ple(self):
+        """Join the parts of `ple`: each layer's second input is one."""
+        arrays, names = self.trace.arrays, [f"layers.{layer.index}.ple" for layer in self.config.layers]
+        parts = {name: arrays.pop(name) for name in names if name in arrays}
+        if not parts or "ple" in arrays:
+            return
+        if len(parts) == len(names) and len({part.shape for part in parts.values()}) == 1:
+            arrays["ple"] = np.stack(list(parts.values()), axis=1)  # [T, L, P]
+            return
+        keys = [_short(self.sources[name].key) for name in parts]
+        self.trace.ignored += [f"{key}: ple takes this of all layers, at all positions" for key in keys]
+
+    def why_nothing(self, found):
+        """Why no array is understood, and what the user can do. found: the items that have a tap."""
+        ignored, T = self.trace.ignored, self.trace.length
+        if len(self.trace.unread) == len(ignored) and (other := _positions(found, self.config)) not in (1, T):
+            return f"holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
+        return (
+            f"no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
             "transformers' module paths, or translated by a mapping file, JSON such as "
             '{"blk.{i}.q_norm": "layers.{i}.attn.q"}'
         )
-    notes += [f"{count} {'array' if count == 1 else 'arrays'} had {what}" for what, count in counts.items()]
-    return Foreign(
-        arrays={name: arrays[name] for name in names_of(config) if name in arrays},
-        tokens=tokens,
-        metadata=metadata,
-        notes=notes,
-        ignored=ignored,
-        unread=unread,
-        length=T,
-    )
 
 
 # Names
-
-
-def _find(item, config, rules):
-    """The item with its tap. Raises Refused where there is none."""
-    for pattern, tap, axes in rules:
-        if match := pattern.fullmatch(item.key):
-            item = item._replace(tap=_ours(tap.replace("{i}", match[1] if match.groups() else "")), axes=axes)
-            break
-    else:
-        tap, indirect = _named(item.key, config)
-        item = item._replace(tap=tap, indirect=indirect)
-    if reason := _absent(item.tap, config):
-        raise Refused(reason)
-    return item
 
 
 def _usable(item):
@@ -201,13 +242,13 @@ def _usable(item):
 
 
 def _ours(name):
-    """A tap's name, `layers.03` as `layers.3`; None where it is not one."""
+    """A tap's name, `layers.03` as `layers.3`; None for any other name."""
     known = "*" not in name and LAYER.sub("layers.*", name) in SHAPES
     return LAYER.sub(lambda match: f"layers.{int(match[1])}", name) if known else None
 
 
 def _named(key, config):
-    """A key -> its tap, and whether it is indirect. Raises Refused."""
+    """A key -> its tap, and whether it is indirect. Raises Refused if no tap holds it."""
     if tap := _ours(key):
         return tap, False
     path = PREFIX.sub("", key, count=1)
@@ -216,7 +257,7 @@ def _named(key, config):
         i = int(listed[2])
         if listed[1] == "attention":
             return f"layers.{i}.attn.pattern", False
-        # the last one comes after the final norm, so what leaves the last layer is not among them
+        # the last one is taken after the final norm, so the last layer's output is not in the list
         return "embed" if i == 0 else "final_norm" if i == last + 1 else f"layers.{i}.resid_pre", True
     path, _, side, _, index = SIDE.fullmatch(path).groups()
     if layer := LAYER.match(path):
@@ -233,18 +274,18 @@ def _named(key, config):
     return at + tap.replace("{last}", str(last)), given or tap == "uncapped"
 
 
-def _absent(tap, config):
-    """Why this model has no such tap; None where it has."""
-    layer, part = layer_of(tap), tap_kind(tap).removeprefix("layers.*.")
+def _absent(tap, config, names):
+    """Why this model has no such tap; None if it has. names: all taps of the model."""
+    layer, kind = layer_of(tap), tap_kind(tap)
     if layer is not None and layer >= config.num_hidden_layers:
         return f"their model has more layers than the {config.num_hidden_layers} of this config"
-    if part.startswith("ple") and not config.hidden_size_per_layer_input:
+    if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each becomes
+        return None
+    if kind.removeprefix("layers.*.").startswith("ple"):
         return "this model has no per-layer embeddings"
-    if part.startswith(("router.", "mlp.dense", "mlp.moe")) and not config.enable_moe_block:
-        return "this model has no experts"
-    if re.fullmatch(r"attn\.(k|v|k_raw|v_raw|rot_k)", part) and config.layers[layer].shares_kv:
+    if kind.startswith("layers.*.attn."):
         return f"this layer has no K and V of its own; it reads those of layer {config.layers[layer].kv_from}"
-    return None
+    return "this model has no experts"
 
 
 def _rules(path, mapping, header, notes):
@@ -254,9 +295,9 @@ def _rules(path, mapping, header, notes):
         tap, axes = (target.get("tap"), target.get("axes")) if isinstance(target, dict) else (target, None)
         where, ours = f"{mapping}: {_short(theirs)}", _ours(str(tap).replace("layers.{i}.", "layers.0."))
         if ours is None:
-            raise Error(f"{where}: {_short(str(tap))} is not a tap; names are like layers.{{i}}.attn.q, see trace.py")
+            raise Error(f"{where}: {_short(str(tap))} is not a tap; names are like layers.{{i}}.attn.q, see taps.py")
         if theirs.count("{i}") != tap.count("{i}"):
-            raise Error(f"{where}: the layer's number, {{i}}, must stand once on both sides, or on neither")
+            raise Error(f"{where}: the layer's number, {{i}}, must appear once on both sides, or on neither")
         if axes is not None:
             axes = str(axes) if "T" in str(axes) else f"T {axes}"  # without T: the last position
             if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(SHAPES[tap_kind(ours)].split()):
@@ -294,7 +335,7 @@ def _metadata(path):
 
 
 def _tokens(path, header, metadata, file, config, ids):
-    """The prompt's ids [T] from the caller, else the file; None where neither has them. Raises Error for others."""
+    """The prompt's ids [T] from the caller, else from the file, else None. Raises Error for impossible ids."""
     where = path
     if ids is not None:
         where = "the ids given"
@@ -311,7 +352,7 @@ def _tokens(path, header, metadata, file, config, ids):
         return None
     try:
         return as_tokens(ids, EMPTY, config)
-    except ValueError as error:  # an Error, or what NumPy says of a ragged list
+    except ValueError as error:  # an Error, or NumPy's for a ragged list
         raise Error(f"{where}: {error}") from None
 
 
@@ -339,9 +380,9 @@ def _lengths(layout, sizes):
 
 
 def _layouts(item, shape, sizes):
-    """The layouts, such as "N T H", that a shape fits; several only where they differ in meaning.
+    """The layouts, such as "N T H", that fit a shape; several only if they differ in meaning.
 
-    Axes of one are free, wherever they stand: they move no data.
+    Axes of length 1 may appear anywhere: they move no data.
     """
     first, *rest = AXES[tap_kind(item.tap)].split()
     layouts = [item.axes or " ".join([first, *rest])]
@@ -355,7 +396,7 @@ def _layouts(item, shape, sizes):
 
 
 def _positions(items, config):
-    """How many positions most arrays have, where no one says how many tokens there are."""
+    """The number of positions that most arrays have, for a trace without ids."""
     votes = Counter()
     for item in items:
         shape = item.stored.shape
@@ -365,29 +406,13 @@ def _positions(items, config):
     return max(votes, key=votes.get, default=1)
 
 
-def _shape(item, config, T):
-    """The item with its rows (T, or 1 for the last position only) and the layouts its shape fits. Raises Refused."""
-    shape = item.stored.shape
-    for rows in (T, 1):
-        if layouts := _layouts(item, shape, _sizes(item.tap, config, T, rows)):
-            return item._replace(rows=rows, layouts=layouts)
-    if shape and shape[0] > 1 and _layouts(item, shape[1:], _sizes(item.tap, config, T, T)):
-        raise Refused(f"holds a batch of {shape[0]}; capture one sequence")
-    for other in sorted({*shape} - {1}):
-        if _layouts(item, shape, _sizes(item.tap, config, other, other)):
-            raise Refused(f"holds {other} positions, and the prompt has {T}")
-    axes = item.axes or AXES[tap_kind(item.tap)]
-    expected = _lengths(axes, _sizes(item.tap, config, T, T))
-    raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
-
-
 def _group(tap):
-    """Arrays that an engine holds in one layout: q, k and v at the same step."""
+    """The name of a group of arrays that an engine holds in one layout: q, k and v at the same step."""
     return re.sub(r"(attn\.(rot_)?)[qkv](_raw)?$", r"\1\3", tap_kind(tap))
 
 
 def _orders(items, config):
-    """group -> whether positions come first (True) or heads (False), said by arrays whose shape leaves no doubt."""
+    """group -> whether positions (True) or heads (False) come first, from the arrays with only one possible layout."""
     orders = defaultdict(set)
     for item in items:
         sizes, layout = _sizes(item.tap, config, item.rows, item.rows), item.layouts[0]
@@ -398,7 +423,7 @@ def _orders(items, config):
 
 
 def _decide(item, orders, stated):
-    """The item with one layout. Raises Refused where neither its like nor the file's metadata says which."""
+    """The item with one layout. Raises Refused if neither its group nor the file's metadata decides."""
     if len(item.layouts) == 1:
         return item
     said = orders.get(_group(item.tap)) or {{"T N H": True, "N T H": False}.get(str(stated))}
@@ -414,21 +439,30 @@ def _decide(item, orders, stated):
 
 
 def _values(file, stored):
-    """The numbers of an array in the mapped file, in one row; copied only where they are widened to float32."""
+    """The numbers of an array in the mapped file, as one axis; copied only if they are widened to float32."""
     dtype = np.dtype((FLOATS | INTEGERS)[stored.dtype])
     values = file[stored.offset : stored.offset + math.prod(stored.shape) * dtype.itemsize].view(dtype)
     return widen(values) if stored.dtype in ROUNDING else values
 
 
 def read_array(stored):
-    """A weights.Stored of any number format -> array; 16 bits are widened to float32."""
+    """A checkpoint.Stored of any number format -> array; 16 bits are widened to float32."""
     if stored.dtype not in FLOATS | INTEGERS:
         raise Error(f"{stored.path}: holds {stored.dtype}; minigemma reads {', '.join(FLOATS | INTEGERS)}")
     return _values(np.asarray(np.memmap(stored.path, np.uint8, "r")), stored).reshape(stored.shape)
 
 
+def read_soft(path):
+    """Soft tokens in a safetensors file -> their positions [M] and rows [M, D]. Raises Error if one is missing."""
+    header = read_header(path)
+    if not {"positions", "rows"} <= set(header):
+        held = ", ".join(sorted(header)) or "none"
+        raise Error(f"{path}: must hold `positions` [M] and `rows` [M, D]; it holds {held}")
+    return read_array(header["positions"]), read_array(header["rows"]).astype(np.float32)
+
+
 def _convert(item, values, config, T):
-    """The tap it is, and the array in our axes. Raises Refused for experts that there are not."""
+    """The tap, and its array in our axes. Raises Refused for experts that do not exist."""
     sizes, theirs = _sizes(item.tap, config, T, item.rows), _letters(item.layouts[0])
     ours = AXES[tap_kind(item.tap)].split()
     array = values.reshape([sizes[letter] for letter in theirs]).transpose([theirs.index(letter) for letter in ours])
@@ -436,16 +470,16 @@ def _convert(item, values, config, T):
         return "logits", softcap(array, config.final_logit_softcapping)
     if item.tap.endswith("router.experts"):
         if not np.isin(array, np.arange(config.num_experts)).all():
-            raise Refused(f"holds numbers that are not those of experts, 0 to {config.num_experts - 1}")
+            raise Refused(f"holds numbers that are not those of its experts, 0 to {config.num_experts - 1}")
         array = array.astype(np.int64)
     return item.tap, array
 
 
 def _expect_same(tap, item, array, first, kept):
-    """Two records of one value must agree; raises Error where they do not.
+    """Raises Error if two records of one value differ.
 
-    An indirect one is Refused instead: what a module is given may differ from what was made before it, in a port that
-    is wrong between the two, and that is no reason not to look at the rest.
+    Raises Refused if the second is indirect: in a port with a mistake between two modules the input of the one may
+    differ from the output of the other, and the rest of the trace can still be judged.
     """
     if array.shape == kept.shape:
         if np.array_equal(array, kept, equal_nan=True):
@@ -461,7 +495,7 @@ def _expect_same(tap, item, array, first, kept):
 
 
 def _converted(item, T):
-    """What was done to an array, in words that follow "43 arrays had"."""
+    """What an array had that was converted, in words that follow "43 arrays had"."""
     layout, axes = item.layouts[0], AXES[tap_kind(item.tap)]
     if item.rows < T:
         yield "the last position only"
@@ -475,16 +509,3 @@ def _converted(item, T):
         yield f"16 bits a value ({item.stored.dtype})"
     if item.tap == "uncapped":
         yield "no softcap, as lm_head has none: it was applied"
-
-
-def _join_ple(arrays, sources, config, ignored):
-    """Each layer's second input is its part of `ple`: all of them together are the whole."""
-    names = [f"layers.{layer.index}.ple" for layer in config.layers]
-    parts = {name: arrays.pop(name) for name in names if name in arrays}
-    if not parts or "ple" in arrays:
-        return
-    if len(parts) < len(names) or len({part.shape for part in parts.values()}) > 1:
-        ignored += [f"{_short(sources[name].key)}: ple takes this of all layers, at all positions" for name in parts]
-        return
-    arrays["ple"] = np.stack(list(parts.values()), axis=1)  # [T, L, P]
-    sources["ple"] = sources[names[0]]

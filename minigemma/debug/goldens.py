@@ -1,9 +1,9 @@
 """This machine's numbers against goldens: ids, top logits, greedy tokens and hidden states that a reference computed.
 
 For a user with real weights this is the first command to run. Goldens come from `goldens.json` beside the weights
-(weights/make_goldens.py makes one with transformers) or, where there is none, from `published_goldens.json` here: what
-others published from Google's weights. No released weights can be had where minigemma is built, so the published ones
-have never been run here; their tolerances are estimates, and each says where it comes from.
+(weights/make_goldens.py makes one with transformers) or, without it, from `published_goldens.json` here: what
+others published from Google's weights. minigemma's authors have no released weights, so the published goldens have
+never been run; their tolerances are estimates, and each says where it comes from.
 
 Released weights are bfloat16 numbers. minigemma and a reference "in float32" both compute with them in float32 and
 differ by the order of their sums alone, with one exception: transformers multiplies the embeddings by sqrt(D) in the
@@ -45,16 +45,16 @@ class Golden:
     source: str
     compute: str  # what the source says of its precision
     ids: list[int]
-    prompt: str | None  # the text of the ids, <bos> left out
-    messages: list[dict] | None  # or the chat
     top_logits: dict[int, float]  # id -> logit at the last position, after the softcap
     greedy_tokens: list[int]
     hidden: list[dict]  # {"taps": [names], "l2_norm": ..., "first_8": [...]} of the last position
     within: dict  # {"logits": absolute, "hidden": relative, "why": ...}
+    prompt: str | None = None  # the text of the ids, <bos> left out
+    messages: list[dict] | None = None  # or the chat
 
 
 def read_goldens(path):
-    """A goldens file -> [Golden]. Raises Error where it is not one."""
+    """A goldens file -> [Golden]. Raises Error if it is not one."""
     data = read_json(path)
     entries = data.get("goldens")
     if not isinstance(entries, list) or not entries:
@@ -62,49 +62,45 @@ def read_goldens(path):
     return [_golden(data, entry, f"{path}: golden {number}") for number, entry in enumerate(entries)]
 
 
+FORM = {  # an entry of a goldens file, but for its ids
+    "name": str, "model": str, "source": str, "compute": str, "prompt": str,
+    "messages": [{"role": str, "content": str}],
+    "top_logits": {"indices": [int], "values": [float]},
+    "greedy_tokens": [int],
+    "hidden": [{"taps": [str], "l2_norm": float, "first_8": [float]}],
+}  # fmt: skip
+LEFT_OUT = {
+    "prompt": None, "messages": None, "top_logits": {"indices": [], "values": []}, "greedy_tokens": [], "hidden": [],
+}  # fmt: skip
+WITHIN = {"logits": float, "hidden": float, "why": str}
+
+
 def _golden(data, entry, where):
     try:
-        within = data["tolerances"][entry["tolerance"]]
-        top = entry.get("top_logits", {"indices": [], "values": []})
-        states = [
-            {
-                "taps": [_text(tap) for tap in state["taps"]],
-                "l2_norm": _real(state["l2_norm"]),
-                "first_8": [_real(value) for value in state["first_8"]],
-            }
-            for state in entry.get("hidden", [])
-        ]
-        if not all(state["taps"] and state["l2_norm"] > 0 for state in states):
-            raise ValueError("a hidden state needs a tap and an l2_norm above 0")
-        messages = entry.get("messages")
-        return Golden(
-            name=_text(entry["name"]),
-            model=_text(entry["model"]),
-            source=_text(entry["source"]),
-            compute=_text(entry["compute"]),
-            ids=_ids(entry["ids"]),
-            prompt=None if entry.get("prompt") is None else _text(entry["prompt"]),
-            messages=messages and [{key: _text(message[key]) for key in ("role", "content")} for message in messages],
-            top_logits=dict(zip(map(index, top["indices"]), map(_real, top["values"]), strict=True)),
-            greedy_tokens=[index(id) for id in entry.get("greedy_tokens", [])],
-            hidden=states,
-            within={"logits": _real(within["logits"]), "hidden": _real(within["hidden"]), "why": _text(within["why"])},
-        )
+        whole = LEFT_OUT | {key: value for key, value in entry.items() if value is not None}
+        found = {key: _expect(form, whole[key]) for key, form in FORM.items() if whole[key] is not None}
+        for state in found["hidden"]:
+            if not state["taps"] or state["l2_norm"] <= 0:
+                raise ValueError("a hidden state needs a tap and an l2_norm above 0")
+        top = found["top_logits"]
+        found["top_logits"] = dict(zip(top["indices"], top["values"], strict=True))
+        return Golden(ids=_ids(entry["ids"]), within=_expect(WITHIN, data["tolerances"][entry["tolerance"]]), **found)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         example = "weights/tiny/goldens.json shows the form"
         raise Error(f"{where} cannot be read ({type(error).__name__}: {error}); {example}") from None
 
 
-def _text(value):
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} should be text")
-    return value
-
-
-def _real(value):
-    if isinstance(value, str) or not math.isfinite(value):
-        raise ValueError(f"{value!r} should be a finite number")
-    return float(value)
+def _expect(form, value):
+    """A JSON value as str, float, int, [form] or {key: form}. Raises TypeError, ValueError or KeyError."""
+    if isinstance(form, dict):
+        return {key: _expect(part, value[key]) for key, part in form.items()}
+    if isinstance(form, list):
+        return [_expect(form[0], item) for item in value]
+    if form is int:
+        return index(value)
+    if isinstance(value, str) != (form is str) or (form is float and not math.isfinite(value)):
+        raise ValueError(f"{value!r} should be {'text' if form is str else 'a finite number'}")
+    return form(value)
 
 
 def _ids(ids):
@@ -201,7 +197,7 @@ def _refuse_foreign(golden, config):
     for state in golden.hidden:
         if any(SHAPES.get(tap_kind(tap)) != "T D" for tap in state["taps"]):
             raise Error(
-                f"golden {golden.name!r}: {state['taps']} are no hidden states; see the T D of minigemma/trace.py"
+                f"golden {golden.name!r}: {state['taps']} are not hidden states; see the T D of minigemma/taps.py"
             )
         if len(state["first_8"]) > config.hidden_size:
             raise Error(
@@ -244,7 +240,7 @@ def _check_numbers(model, golden, edit):
         logits, cache = prefill(golden.ids, model.weights, model.config)  # [V]
     for tap in taps:
         if tap not in trace:
-            raise Error(f"golden {golden.name!r}: {tap!r} is no tap of this model; names are in minigemma/trace.py")
+            raise Error(f"golden {golden.name!r}: {tap!r} is not a tap of this model; names are in minigemma/taps.py")
     checks = [_check_hidden(state, trace, golden.within["hidden"]) for state in golden.hidden]
     if golden.top_logits:
         checks.append(_check_logits(logits, golden))

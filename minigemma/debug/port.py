@@ -29,9 +29,9 @@ class Port:
         layers = [SimpleNamespace(**vars(layer)) for layer in weights.layers]
         self.weights = SimpleNamespace(**{**vars(weights), "layers": layers})
         self.edits = defaultdict(list)  # name of a tap, a layer's without its number -> [function(at, array) -> array]
-        self.seen = defaultdict(dict)  # the taps of the present call, by layer
+        self.seen = defaultdict(dict)  # the taps of the current call, by layer
         self.after_call = lambda cache: cache
-        self.start = 0  # position of the present call's first token
+        self.start = 0  # position of the current call's first token
         self.mistakes = []  # ids of the catalogue's entries that were put in
 
     def copy(self):
@@ -64,7 +64,7 @@ class Port:
         self.config = replace(self.config, layers=layers)
 
     def run(self, tap=no_tap, prefill=None):
-        """The pass -> logits [T, V]. prefill: so many tokens in the first call, then the others one by one."""
+        """The pass -> logits [T, V]. prefill: the number of tokens in the first call; the others follow one by one."""
 
         def watched(name, array):
             i = layer_of(name)
@@ -81,7 +81,7 @@ class Port:
         rows, cache = [], EMPTY
         for self.start, end in pairwise(bounds):
             self.seen.clear()
-            # whole where there is one call, so that a position outside the prompt is refused
+            # one call gets all of them, so that a position outside the prompt is refused
             soft = self.soft_tokens if prefill is None else self._soft_between(self.start, end)
             call = self.tokens[self.start : end]
             with self.named_errors():
@@ -100,7 +100,7 @@ class Port:
 
 
 class At:
-    """Where an edit stands: at["mlp.gate"] is a tap that this layer, or the part before the layers, gave before."""
+    """The place of an edit: at["mlp.gate"] is an earlier tap of this layer, or of the part before the layers."""
 
     def __init__(self, port, i):
         self.port, self.config, self.i = port, port.config, i

@@ -1,4 +1,4 @@
-"""Somebody's intermediates beside ours: how far two arrays of one tap differ, and each op judged on their inputs."""
+"""Another engine's intermediates beside ours: differences of arrays, and each op judged on their inputs."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ def by_position(name, array):
 
 
 def compare(name, ours, theirs):
-    """Two arrays of one tap and one shape -> Difference; infinitely far where theirs is not finite."""
+    """Two arrays of one tap and one shape -> Difference; infinite at positions where theirs is not finite."""
     a, b = by_position(name, ours), by_position(name, theirs)  # [T, n] each
     finite = np.isfinite(b).all(-1)  # [T]
     b = np.where(finite[:, None], b, a)  # [T, n]
@@ -62,10 +62,10 @@ def wrong_masks(masked, hidden):
 
 
 def unmasked(name, theirs, ours, config, end):
-    """Their array; of scores captured after the mask, ours in place of the masked ones, which say nothing.
+    """Their array; in scores captured after the mask, masked ones are replaced by ours, because they say nothing.
 
-    A masked key that is visible keeps its value, which is far from ours, and a hidden one left unmasked becomes NaN.
-    config: None where it is not known; then each masked key is taken to be hidden. end: as in `hidden_keys`.
+    A key that is masked though visible keeps its value, far from ours; a hidden key left unmasked becomes NaN.
+    config: None if it is not known; then every masked key counts as hidden. end: as in `hidden_keys`.
     """
     if not name.endswith("attn.scores") or not (theirs <= MASKED).any():
         return theirs
@@ -74,15 +74,31 @@ def unmasked(name, theirs, ours, config, end):
     return np.where(masked & hidden, ours, np.where(wrong_masks(masked, hidden)[1], np.nan, theirs))
 
 
-class Replay:
-    """A tap that compares every intermediate with somebody else's and then goes on with theirs.
+def differences(ours, theirs, config):
+    """Two whole traces -> tap: Difference, for taps whose shapes agree.
 
-    Each op is so judged on *their* input: an error that an op only passes on does not count against it, and one pass
-    tells a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
-    theirs: tap name -> array. Arrays of one position, from a longer prompt, are its last. Where theirs is not finite or
-    has another shape, the pass goes on with ours. config: of the pass, to tell which masked scores had to be masked.
-    known: tap name -> (our array, Difference) of an earlier replay: most ops give again what they gave then, and
-    looking at their bits is quicker than comparing anew.
+    An array of theirs with one position is compared with our last one. Choices of experts are left to Replay.
+    """
+    found = {}
+    for name in [name for name in ours if name in theirs and not name.endswith("router.experts")]:
+        a, b, axis = ours[name], theirs[name], time_axis(name)
+        end = a.shape[axis]
+        if a.ndim == b.ndim and b.shape[axis] == 1:
+            a = np.take(a, [-1], axis=axis)
+        if a.shape == b.shape:
+            found[name] = compare(name, a, unmasked(name, b, a, config, end))
+    return found
+
+
+class Replay:
+    """A tap that compares every intermediate with another engine's and then goes on with theirs.
+
+    So each op is judged on *their* input: an error that an op only passes on does not count against it, and one pass
+    separates a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
+    theirs: tap name -> array. If it has one position of a longer prompt, that is the last. If theirs is not finite or
+    has another shape, the pass goes on with ours. config: of the pass; it says which scores must be masked.
+    known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and checking
+    that is quicker than comparing anew.
     """
 
     def __init__(self, theirs, config=None, known=None):
@@ -114,14 +130,15 @@ class Replay:
         return theirs.astype(array.dtype)
 
     def _theirs_at(self, name, array):
-        """Their array for this call's positions; None where it was not captured, or cannot be cut to this call."""
+        """Their array for this call's positions; None if it was not captured, or cannot be cut to this call."""
         if name not in self.theirs:
             return None
         theirs, axis = np.asarray(self.theirs[name]), time_axis(name)
         length = theirs.shape[axis] if theirs.ndim > axis else 0
         if length == 1 and array.shape[axis] > 1:  # the last position only
+            last = np.take(array, [-1], axis=axis)
             before = np.take(array, range(array.shape[axis] - 1), axis=axis)
-            return np.concatenate([before, theirs], axis=axis) if before[..., :1].ndim == theirs.ndim else theirs
+            return np.concatenate([before, theirs], axis=axis) if last.shape == theirs.shape else theirs
         whole = self.start == 0 and length == array.shape[axis]
         if whole or length < self.end:
             return theirs
@@ -130,25 +147,25 @@ class Replay:
         return np.take(theirs, range(self.start, self.end), axis=axis)
 
     def _router(self, name, ours, theirs):
-        """Differences of a router, for which the order of the chosen experts does not matter."""
+        """The Difference of a router's tap; the order of the chosen experts does not matter."""
         if name.endswith("probs"):
             return compare(name, ours, theirs)
         best = np.argsort(-self.probs, axis=-1, kind="stable")[:, : ours.shape[1]]  # [T, k], as the pass chooses
         chosen = np.asarray(self.theirs.get(name.replace(".weights", ".experts"), best)).astype(int)  # [T, k]
         if chosen.shape != best.shape:
             chosen = best
-        if name.endswith("experts"):  # what probability the other choice gives away: ties may go either way
+        if name.endswith("experts"):  # the probability that their choice loses: a tie may go either way
             p, q = (np.take_along_axis(self.probs, e, -1).sum(-1) for e in (best, theirs.astype(int)))  # [T] each
             return Difference((p - q) / p, 1.0, 1.0)
         dense = np.zeros((2, *self.probs.shape))  # [2, T, E]
         np.put_along_axis(dense[0], best, ours, -1)
         np.put_along_axis(dense[1], chosen, theirs, -1)
-        other = (np.sort(best) != np.sort(chosen)).any(-1)  # [T]: another choice is judged at `experts`, not twice
+        other = (np.sort(best) != np.sort(chosen)).any(-1)  # [T]: a wrong choice counts at `experts`, not here again
         dense[1][other] = dense[0][other]
         return compare(name.replace(".weights", ".probs"), *dense)
 
     def _keep(self, name, new):
-        """Several calls of one sequence make one Difference: its positions one after another, the worst of the rest."""
+        """Join the Differences of several calls: all positions, and the worst cosine and ratio."""
         if name in self.found and self.start > 0:
             old = self.found[name]
             new = Difference(

@@ -1,0 +1,163 @@
+"""Is it the same run? How a trace of another prompt, of other weights, or without <bos> is recognised.
+
+The checks, in this order: the ids and the fingerprint in the file (`stated`), the number of positions (`lengths_of`),
+the embeddings and the matrix products (`identify`), and, if no known mistake explains the trace, its first tap
+(`unrelated`). A verdict is a pair: "other-input" or "other-weights", and a sentence.
+"""
+
+import numpy as np
+
+from ..checkpoint import read_header
+from ..errors import Error
+from ..ops import linear
+from ..taps import layer_of, names_of, time_axis
+from .foreign import read_trace
+from .replay import by_position
+
+LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+WEIGHTLESS = (
+    "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "resid_mid", "resid_ffn", "mlp.act",
+)  # fmt: skip
+
+
+def read_theirs(path, model, ids=None, mapping=None):
+    """A trace and its prompt -> foreign.Foreign, and the ids [T]: the given ones, else the file's.
+
+    A file without ids is also read if the given ids fit its length only without <bos>, or with two.
+    Raises Error if neither the caller nor the file has ids.
+    """
+    theirs = read_trace(path, model.config, mapping)
+    if theirs.tokens is None:
+        if ids is None:
+            raise Error(f"{path}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
+        # the port may have no <bos>, or two; a trace of the last position alone does not show its length
+        other = {len(near): near for near in with_other_bos(ids).values()} if theirs.length > 1 else {}
+        theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids))
+    return theirs, theirs.tokens if ids is None else np.asarray(ids)
+
+
+def read_second(path, config, mapping=None):
+    """The second trace of a comparison -> foreign.Foreign. A mapping translates its names unless they are ours."""
+    own = set(names_of(config)) & set(read_header(path))
+    return read_trace(path, config, None if own else mapping)
+
+
+def with_other_bos(ids):
+    """The catalogue's id of the mistake -> the ids that a port with it reads: no <bos>, or two."""
+    return {"J1": np.asarray(ids[1:]), "J2": np.asarray([*ids[:1], *ids])}
+
+
+def notes_of(theirs):
+    """Lines about a trace: what was converted, what was ignored, and how many arrays are not judged."""
+    notes = [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
+    if theirs.unread:
+        count = len(theirs.unread) + len(theirs.arrays)
+        notes.append(f"{len(theirs.unread)} of {count} arrays could not be read and are not judged")
+    return notes
+
+
+def stated(theirs, tokens, fingerprint):
+    """The verdict if the file's own ids or fingerprint are those of another run, else None.
+
+    fingerprint: of our weights, None if it is not known.
+    """
+    alike = (tokens, *with_other_bos(tokens).values())  # a wrong <bos> is a mistake that the comparison names
+    if not any(np.array_equal(theirs.tokens, ids) for ids in alike):
+        places = np.flatnonzero(theirs.tokens[: len(tokens)] != tokens[: len(theirs.tokens)])
+        place = int(places[0]) if len(places) else min(len(theirs.tokens), len(tokens))
+        return "other-input", f"another prompt: the file's ids are not the given ones, from position {place} on"
+    stored = theirs.metadata.get("fingerprint")
+    if None not in (stored, fingerprint) and stored != fingerprint:
+        name = theirs.metadata.get("model", "another model")
+        return "other-weights", f"other weights: the trace was made with {name}"
+    return None
+
+
+def lengths_of(theirs, run):
+    """The numbers of positions that their arrays have; arrays with a wrong number of axes are left out."""
+    return {np.shape(a)[time_axis(n)] for n, a in theirs.items() if np.ndim(a) == len(run.shapes.get(n, ()))}
+
+
+def identify(rows, theirs, run):
+    """The verdict if the embeddings or the matrix products are those of another run, else None."""
+    judged = {row.name: row for row in rows if row.own is not None}
+    embed = judged.get("embed")
+    if embed and embed.verdict == "BROKEN":
+        found = _other_tokens(embed, theirs["embed"], run)
+        if found:
+            return found
+    ours = [row for name, row in judged.items() if name.split(".", 2)[-1] in WEIGHTLESS]
+    learned = [row for name, row in judged.items() if name.split(".", 2)[-1] in LINEAR]
+    broken = [row for row in learned if row.verdict == "BROKEN"]
+    if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
+        sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
+        if sound > 0.9:
+            return "other-weights", (
+                f"this looks like other weights: {len(broken)} of {len(learned)} matrix products are wrong on their "
+                "own inputs, while the ops without weights are right; compare checkpoint names and revisions"
+            )
+    return None
+
+
+def _other_tokens(embed, theirs, run):
+    """The verdict from embeddings that are wrong: whose rows of the token table are they?"""
+    if len(theirs) != len(run.tokens):
+        return None
+    wrong = np.flatnonzero(embed.own.errors > embed.allowed)  # positions
+    rows = by_position("embed", theirs)[wrong]  # [M, D]
+    cosines = by_position("embed", run.ours["embed"])[wrong]  # [M, D]
+    cosines = (cosines * rows).sum(-1) / (np.linalg.norm(cosines, axis=-1) * np.linalg.norm(rows, axis=-1) + 1e-30)
+    turned = cosines < 0.9  # a wrong scale keeps the direction
+    if not turned.any():
+        return None
+    table, rows = run.weights.embed_tokens, rows[turned].astype(np.float32)
+    sizes = np.concatenate([np.linalg.norm(np.asarray(table[i : i + 8192]), axis=-1)
+                            for i in range(0, table.shape[0], 8192)])  # [V]  # fmt: skip
+    match = linear(rows, table) / (sizes * np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-30)  # [M, V]
+    best, rowlike = match.argmax(-1), match.max(-1) > 0.98  # [M] each
+    close = rowlike & (best != run.tokens[wrong][turned])  # our own token's row: a soft token is missing
+    if close.mean() > 0.5:
+        shown = [
+            f"position {p}: {run.tokens[p]}, theirs {t}"
+            for p, t, c in zip(wrong[turned], best, close, strict=True)
+            if c
+        ]
+        return "other-input", (
+            f"another prompt: {int(close.sum())} of {len(run.tokens)} embeddings are those of other tokens "
+            f"({'; '.join(shown[:3])}{'; ...' if len(shown) > 3 else ''})"
+        )
+    if turned.mean() > 0.5 and rowlike.mean() <= 0.5:
+        return "other-weights", (
+            "other weights, or a damaged token table: their embeddings are not rows of our token table"
+        )
+    return None
+
+
+@np.errstate(invalid="ignore")
+def unrelated(comparison, run):
+    """The verdict if the first tap of a trace is unrelated to ours, else None.
+
+    For traces that no known mistake explains, and that lack `embed`, from which `identify` already knows.
+    """
+    judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
+    layers = [row for row in judged if layer_of(row.name) is not None]
+    if len(layers) < 3 or judged[0].name == "embed":
+        return None
+    name = judged[0].name
+    a, b = by_position(name, run.ours[name]), by_position(name, run.theirs[name])  # [T, n] each
+    if a.shape != b.shape or judged[0].verdict != "BROKEN":
+        return None
+    cosines = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1) + 1e-30)  # [T]
+    wrong = judged[0].own.errors > judged[0].allowed  # [T]
+    start = int(wrong.argmax())
+    if start and np.median(cosines[wrong]) < 0.6:
+        return "other-input", (
+            f"probably another prompt: positions 0 to {start - 1} are right, and from {start} on {name} is unrelated "
+            "to ours; compare the ids of the two runs"
+        )
+    if np.mean([row.verdict == "BROKEN" for row in layers]) > 0.8 and np.median(cosines) < 0.6:
+        return "other-weights", (
+            "probably other weights, or another prompt: nearly every layer is wrong on its own inputs, and no known "
+            "mistake explains it; compare the checkpoints, then the ids"
+        )
+    return None
