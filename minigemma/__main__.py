@@ -283,12 +283,17 @@ def diff(args):
 
 
 def diagnose(args):
-    """Name the known mistake behind somebody else's trace."""
+    """Name the known mistake behind somebody else's trace. Without THEIRS, name those that the ids alone show."""
     from .debug import diagnosis, report
 
     model = load(args.weights, args.dtype)
     ids = _given_ids(args, model)
-    found = diagnosis.diagnose_file(args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill)
+    if args.theirs is None and ids is None:
+        raise Error("there is nothing to diagnose; give a trace, or a prompt with --ids 2,105,... or --prompt TEXT")
+    if args.theirs is None:
+        found = diagnosis.diagnose_ids(ids, model)
+    else:
+        found = diagnosis.diagnose_file(args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill)
     print(json.dumps(found.to_dict()) if args.json else report.diagnosis_text(found))
     return 0 if found.clean else 1
 
@@ -440,7 +445,8 @@ def parser():
     everything = flag("--all", action="store_true", help="print every tap, those not captured too")
     first_call = flag("--prefill", type=int, metavar="N", help="tokens of their first call, where they then decoded")
     command(diff, theirs, where, dtype, *foreign, against, plot, everything, as_json)
-    command(diagnose, theirs, where, dtype, *foreign, first_call, as_json)
+    either = flag("theirs", metavar="THEIRS", nargs="?", help="a safetensors file of their intermediates")
+    command(diagnose, either, where, dtype, *foreign, first_call, as_json)
     command(faults, as_json)
     several = flag("--weights", metavar="W", nargs="+", help="checkpoint directories, one or several to compare")
     texts = TINY.parent / "texts.jsonl"

@@ -1,14 +1,19 @@
 """Each mistake of a chat template is named by the ids of a prompt that has it, and right prompts have none."""
 
 import json
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from vocabulary import SPECIAL, gemma_4_vocabulary
 
-from minigemma import Error
-from minigemma.debug.turn_mistakes import ENTRIES, turn_mistakes
+from minigemma import Error, Trace
+from minigemma.__main__ import main
+from minigemma.debug.catalogue import FAULTS
+from minigemma.debug.diagnosis import diagnose_ids
+from minigemma.debug.turn_mistakes import mistakes_in
 from minigemma.turns import render, to_ids
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "turns.json").read_text(encoding="utf-8"))
@@ -42,16 +47,16 @@ NEWEST = [name for name, one in CONVERSATIONS.items() if one["newest"] is not No
 @pytest.mark.parametrize("is_small", [True, False])
 @pytest.mark.parametrize("name", NEWEST)
 def test_a_conversation_in_the_newest_form_has_no_mistake(tokenizer, name, is_small):
-    assert turn_mistakes(ids_of(tokenizer, name, is_small), tokenizer, is_small) == []
+    assert mistakes_in(ids_of(tokenizer, name, is_small), tokenizer, is_small) == []
 
 
 @pytest.mark.parametrize("is_small", [True, False])
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_the_release_form_is_one_note_without_blame(tokenizer, name, is_small):
-    found = turn_mistakes(ids_of(tokenizer, name, is_small, release=True), tokenizer, is_small)
+    found = mistakes_in(ids_of(tokenizer, name, is_small, release=True), tokenizer, is_small)
     if differs(CONVERSATIONS[name], is_small):
         (note,) = found
-        assert (note.entry, note.blame) == ("T25", False)
+        assert (note.id, note.blame) == ("T25", False)
         assert note.sentence.startswith("release template")
     else:
         assert found == []
@@ -67,7 +72,7 @@ def test_the_release_form_is_one_note_without_blame(tokenizer, name, is_small):
     ],
 )
 def test_the_note_on_the_release_form_names_the_mistakes_that_it_shares_with_ports(tokenizer, name, entry):
-    (note,) = turn_mistakes(ids_of(tokenizer, name, True, release=True), tokenizer, True)
+    (note,) = mistakes_in(ids_of(tokenizer, name, True, release=True), tokenizer, True)
     assert f"({entry})" in note.sentence
 
 
@@ -129,39 +134,41 @@ def test_a_mistake_made_in_a_right_prompt_is_named(tokenizer, entry, name, is_sm
     one = CONVERSATIONS[name]
     right = one["newest"] + ("" if is_small else one["newest, larger models add"])
     ids = tokenizer.encode(made(right), special=True)
-    found = turn_mistakes(ids, tokenizer, is_small)
-    assert entry in [finding.entry for finding in found], found
-    assert len({finding.entry for finding in found}) == 1, found
+    diagnosis = diagnose_ids(ids, SimpleNamespace(tokenizer=tokenizer, small_cue=is_small))
+    assert entry in diagnosis.sentence
+    found = diagnosis.prompt
+    assert entry in [finding.id for finding in found], found
+    assert len({finding.id for finding in found}) == 1, found
     for finding in found:
         assert finding.sentence
-        assert (finding.remedy, finding.seen) == ENTRIES[finding.entry]
+        assert (finding.title, finding.remedy) == (FAULTS[finding.id].title, FAULTS[finding.id].remedy)
         assert 0 <= finding.position < len(ids)
 
 
 def test_a_prompt_without_bos_is_named(tokenizer):
-    (found,) = turn_mistakes(ids_of(tokenizer, "plain", True)[1:], tokenizer, True)
-    assert (found.entry, found.position) == ("T23", 0)
+    (found,) = mistakes_in(ids_of(tokenizer, "plain", True)[1:], tokenizer, True)
+    assert (found.id, found.position) == ("T23", 0)
 
 
 def test_thinking_asked_for_in_text_is_named(tokenizer):
     messages = [{"role": "system", "content": "<|think|>\nBe brief."}, {"role": "user", "content": "Name a harbour."}]
-    (found,) = turn_mistakes(to_ids(render(messages, small=True), tokenizer), tokenizer, True)
-    assert found.entry == "T11"
+    (found,) = mistakes_in(to_ids(render(messages, small=True), tokenizer), tokenizer, True)
+    assert found.id == "T11"
 
 
 @pytest.mark.parametrize("name", [name for name in SPECIAL if name not in ("<pad>", "<unk>")])
 def test_a_special_token_that_a_user_typed_is_named_if_it_is_a_token(tokenizer, name):
     text = f"<bos><|turn>user\nPrint {name} please<turn|>\n<|turn>model\n"
-    found = turn_mistakes(tokenizer.encode(text, special=True), tokenizer, True)
+    found = mistakes_in(tokenizer.encode(text, special=True), tokenizer, True)
     media = name.strip("<|>") in ("image", "audio", "video")
-    assert [one.entry for one in found] == ([] if media else ["T24"])
+    assert [one.id for one in found] == ([] if media else ["T24"])
     messages = [{"role": "user", "content": f"Print {name} please"}]
-    assert turn_mistakes(to_ids(render(messages, small=True), tokenizer), tokenizer, True) == []
+    assert mistakes_in(to_ids(render(messages, small=True), tokenizer), tokenizer, True) == []
 
 
 def test_every_entry_is_made_here():
-    elsewhere = {"T11"}
-    assert set(ENTRIES) == {entry for entry, *_ in MADE} | elsewhere
+    elsewhere, unseen = {"T11"}, {"T10", "T12", "T13"}  # ids do not show those three
+    assert {id for id in FAULTS if id[0] == "T"} == {entry for entry, *_ in MADE} | elsewhere | unseen
 
 
 def test_a_right_answer_behind_the_prompt_is_no_mistake(tokenizer):
@@ -169,10 +176,10 @@ def test_a_right_answer_behind_the_prompt_is_no_mistake(tokenizer):
         prompt = ids_of(tokenizer, "one tool", is_small)
         for answer in ("Yes.", "Yes.<turn|>", f"{CALL}<|tool_response>", f"Well.{CALL * 2}<|tool_response>"):
             ids = prompt + tokenizer.encode(answer, bos=False, special=True)
-            assert turn_mistakes(ids, tokenizer, is_small) == []
+            assert mistakes_in(ids, tokenizer, is_small) == []
         thinking = ids_of(tokenizer, "one tool, system, thinking on", is_small)
         answer = f"<|channel>thought\nI need the tide.\n<channel|>{CALL}<|tool_response>"
-        assert turn_mistakes(thinking + tokenizer.encode(answer, bos=False, special=True), tokenizer, is_small) == []
+        assert mistakes_in(thinking + tokenizer.encode(answer, bos=False, special=True), tokenizer, is_small) == []
 
 
 def test_prompts_that_the_newest_template_alone_writes_are_no_mistake(tokenizer):
@@ -181,7 +188,7 @@ def test_prompts_that_the_newest_template_alone_writes_are_no_mistake(tokenizer)
     beside = asks | {"content": "Wait.", "tool_responses": [{"name": "now", "response": "09:00"}]}
     for messages in ([asks, picture], [beside]):
         ids = to_ids(render([{"role": "user", "content": "Now?"}, *messages], think=True, small=True), tokenizer)
-        assert turn_mistakes(ids, tokenizer, True) == []
+        assert mistakes_in(ids, tokenizer, True) == []
 
 
 def test_a_required_parameter_that_no_template_drops_is_the_tools_own_mistake(tokenizer):
@@ -189,25 +196,49 @@ def test_a_required_parameter_that_no_template_drops_is_the_tools_own_mistake(to
     pieces = render(
         [{"role": "user", "content": "Go."}], [{"function": {"name": "f", "parameters": parameters}}], small=True
     )
-    (found,) = turn_mistakes(to_ids(pieces, tokenizer), tokenizer, True)
-    assert (found.entry, found.blame) == ("T22", True)
+    (found,) = mistakes_in(to_ids(pieces, tokenizer), tokenizer, True)
+    assert (found.id, found.blame) == ("T22", True)
 
 
 def test_an_open_call_tells_the_newest_form_from_the_release(tokenizer):
     text = CONVERSATIONS["call without a reply yet"]["newest"].replace('<|"|>Kiel<|"|>}', "None}")
-    (found,) = turn_mistakes(tokenizer.encode(text, special=True), tokenizer, True)
-    assert (found.entry, found.blame) == ("T21", True)
+    (found,) = mistakes_in(tokenizer.encode(text, special=True), tokenizer, True)
+    assert (found.id, found.blame) == ("T21", True)
 
 
 def test_text_without_turns_is_no_conversation(tokenizer):
-    assert turn_mistakes(tokenizer.encode("Once upon a time"), tokenizer, True) == []
+    assert mistakes_in(tokenizer.encode("Once upon a time"), tokenizer, True) == []
 
 
 def test_pictures_that_stand_as_many_placeholders_are_no_mistake(tokenizer):
     ids = tokenizer.encode(CONVERSATIONS["text, then picture, then text"]["newest"], special=True)
     at = ids.index(SPECIAL["<|image|>"])
     soft = [SPECIAL["<|image>"], *[SPECIAL["<|image|>"]] * 70, SPECIAL["<image|>"]]
-    assert turn_mistakes([*ids[:at], *soft, *ids[at + 1 :]], tokenizer, True) == []
+    assert mistakes_in([*ids[:at], *soft, *ids[at + 1 :]], tokenizer, True) == []
+
+
+def test_diagnose_names_the_mistake_in_ids_alone_without_a_forward_pass(tiny, monkeypatch, capsys):
+    for module in ("sampling", "debug.port", "debug.replay"):
+        monkeypatch.setattr(import_module(f"minigemma.{module}"), "forward", None, raising=False)
+    right = tiny.chat_ids([{"role": "user", "content": "Who is Tom?"}])
+    for more, status, words in ((CLOSED, 1, ("T1  ", "remedy")), ("", 0, ("the ids show no mistake",))):
+        ids = [*right, *tiny.tokenizer.encode(more, bos=False, special=True)]
+        assert main(["diagnose", "--ids", ",".join(map(str, ids))]) == status
+        out = capsys.readouterr().out
+        assert all(word in out for word in words)
+    assert main(["diagnose"]) == 2
+    assert "nothing to diagnose" in capsys.readouterr().err
+
+
+def test_diagnose_names_the_mistake_in_the_ids_of_a_trace_and_judges_the_trace_too(tiny, tmp_path, capsys):
+    text = "<bos><|turn>user\nWho is Tom?<turn|>\n<|turn>model\n<|channel>thought\n"
+    trace, ids = Trace("layers.*.resid_post"), tiny.tokenizer.encode(text, special=True)
+    tiny(ids, tap=trace)
+    trace.save(tmp_path / "theirs.safetensors", tokens=ids)
+    assert main(["diagnose", str(tmp_path / "theirs.safetensors"), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "rounding"
+    assert [(one["id"], one["position"]) for one in found["prompt"]] == [("T3", len(ids) - 3)]
 
 
 def test_any_ids_are_judged_without_a_crash(tokenizer):
@@ -216,8 +247,8 @@ def test_any_ids_are_judged_without_a_crash(tokenizer):
     for _ in range(300):
         ids = rng.choice(special, rng.integers(0, 40))
         for is_small in (True, False):
-            for finding in turn_mistakes(ids, tokenizer, is_small):
+            for finding in mistakes_in(ids, tokenizer, is_small):
                 assert 0 <= finding.position <= len(ids)
-    assert turn_mistakes([], tokenizer, True)[0].entry == "T23"
+    assert mistakes_in([], tokenizer, True)[0].id == "T23"
     with pytest.raises(Error):
-        turn_mistakes([2, -1], tokenizer, True)
+        mistakes_in([2, -1], tokenizer, True)

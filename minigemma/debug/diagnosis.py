@@ -16,6 +16,7 @@ import numpy as np
 
 from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
+from ..sampling import tokenizer_of
 from ..taps import layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
 from .diff import MARGIN, ROUNDING, Run, compare_traces, healthy
@@ -23,6 +24,7 @@ from .foreign import read_soft
 from .port import Port
 from .replay import Replay
 from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
+from .turn_mistakes import mistakes_in
 
 NAMED = 0.8  # the fraction of the excess that a named fault must explain
 SHAPE_EXCESS = 6  # the excess of a wrong shape, and the largest of one tap, in decades
@@ -43,26 +45,28 @@ class Finding:
 class Diagnosis:
     """What is wrong with a port, as far as its trace shows."""
 
-    verdict: str  # fault, rounding, unknown, other-input, other-weights
+    verdict: str  # fault, rounding, unknown, other-input, other-weights; prompt, where the ids alone are judged
     sentence: str
     first_broken: str | None
     faults: list = field(default_factory=list)  # the best first
     rivals: list = field(default_factory=list)  # those that explain less
     next_probe: str | None = None
     comparison: object = None
+    prompt: list = field(default_factory=list)  # turn_mistakes.Mistake, what the ids alone show
     notes: list = field(default_factory=list)
     unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
 
     @property
     def clean(self):
-        """Whether everything in the trace was judged and nothing in it is wrong."""
-        return self.verdict == "rounding" and not self.unread
+        """Whether everything was judged and nothing is wrong, neither in the trace nor in the prompt's ids."""
+        return self.verdict in ("rounding", "prompt") and not self.unread and not any(m.blame for m in self.prompt)
 
     def to_dict(self):
         return {
             "verdict": self.verdict, "sentence": self.sentence, "first_broken": self.first_broken,
             "faults": [vars(fault) for fault in self.faults], "rivals": [vars(fault) for fault in self.rivals],
-            "next_probe": self.next_probe, "precision": self.comparison and self.comparison.precision,
+            "prompt": [vars(mistake) for mistake in self.prompt], "next_probe": self.next_probe,
+            "precision": self.comparison and self.comparison.precision,
             "hint": self.comparison and self.comparison.hint, "notes": self.notes,
         }  # fmt: skip
 
@@ -305,6 +309,7 @@ def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None
     Arguments and errors as in diff.diff_file; prefill as in `diagnose`.
     """
     theirs, tokens = read_theirs(path, model, ids, mapping)
+    prompt = mistakes_in(tokens, model.tokenizer, model.small_cue) if model.tokenizer else []
     if other := stated(theirs, tokens, fingerprint(model.weights)):
         found = Diagnosis(*other, None)
     else:
@@ -312,5 +317,12 @@ def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None
         run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused)
         found = diagnose(theirs.arrays, run, precision, prefill)
     found.notes += notes_of(theirs)
-    found.unread = theirs.unread
+    found.unread, found.prompt = theirs.unread, prompt
     return found
+
+
+def diagnose_ids(ids, model):
+    """Name the mistakes of a chat template in the ids of a prompt, without a forward pass -> Diagnosis."""
+    prompt = mistakes_in(ids, tokenizer_of(model), model.small_cue)
+    names = ", ".join(dict.fromkeys(mistake.id for mistake in prompt))
+    return Diagnosis("prompt", f"the ids show {names}" if names else "the ids show no mistake", None, prompt=prompt)

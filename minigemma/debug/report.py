@@ -54,6 +54,9 @@ def diagnosis_text(diagnosis):
         lines.append(f"what it looks like: {diagnosis.comparison.hint}")
     for fault in diagnosis.faults:
         lines += ["", f"{fault.id}  {fault.title}", f"evidence  {fault.evidence}", f"remedy    {fault.remedy}"]
+    for mistake in diagnosis.prompt:
+        lines += ["", f"{mistake.id}  {mistake.title}", f"id {mistake.position:<6} {mistake.sentence}"]
+        lines += [f"remedy    {mistake.remedy}"]
     if diagnosis.rivals:
         near = [(f"{fault.id}  {fault.title}", f"{100 * fault.explains:.1f} %") for fault in diagnosis.rivals]
         lines += ["", table(["runners-up", "explains"], near)]

@@ -1,7 +1,7 @@
 """Mistakes of chat templates and of history that the ids of a prompt show, without a forward pass.
 
-The entries are mistakes that real ports made, numbered T1 to T26. Ids do not show T10 (thinking that nobody asked for;
-it shows as T3), T12 and T13 (where a reader of the answer begins), nor a forged turn of a user that is well formed.
+The mistakes are T1 to T26 of the catalogue. Ids do not show T10 (thinking that nobody asked for; it shows as T3), T12
+and T13 (where a reader of the answer begins), nor a forged turn of a user that is well formed.
 """
 
 import re
@@ -11,67 +11,30 @@ from typing import NamedTuple
 
 from .. import turns
 from ..errors import Error
+from .catalogue import FAULTS
 
-# entry: (remedy, where it was seen)
-CUE = "end the prompt as the size wants: only larger models, with thinking off, get a closed empty thought"
-STOPS = "look up the stop ids by name: <eos>, <turn|> and <|tool_response>, or 1, 106 and 50"
-ENTRIES = {
-    "T1": (CUE, "ComfyUI#15278; ollama#15490, #15560; lmstudio#1805"),
-    "T2": (CUE, "ollama 96b202d34 to e585ecd11; SillyTavern#5403"),
-    "T3": (
-        "open a thought only behind a reply with thinking on; elsewhere the model does",
-        "odysseus#2955; mlxcel#686",
-    ),
-    "T4": ("write turns as <|turn>ROLE ... <turn|>, with the tokens of these names", "subtitleedit#12714"),
-    "T5": (STOPS, "the #172 and #181 of a public port"),
-    "T6": (STOPS, "FreeToken#201; vllm-mlx#383; llama.cpp#21418"),
-    "T7": (f"{STOPS}, inside a grammar too", "Rapid-MLX#1177"),
-    "T8": ("split an answer by the ids of its special tokens before decoding", "vllm#38858, #39027, #45832"),
-    "T9": (
-        "roles are system, user and model; a thought stands between <|channel>thought and <channel|>",
-        "lmstudio#2013; kernel-ai-assistant#941, #946; hermes-webui#648",
-    ),
-    "T11": ("put the token <|think|> first in the system turn, not its name", "kernel-ai-assistant#946; omlx#560"),
-    "T14": ("remove thoughts from the turns before the last user turn", "openclaw#68704; omlx#1028"),
-    "T15": ("keep a turn's thoughts before its calls until the user speaks", "hermes-agent#70745; textgen#7578"),
-    "T16": (
-        "write a reply as <|tool_response>..<tool_response|> right behind its call, in the same model turn",
-        "transformers#45257; llama.cpp#21418",
-    ),
-    "T17": ("close a turn once; calls, replies and the answer are one model turn", "ollama#17182; club-3090#737"),
-    "T18": (
-        "read arguments with a parser that counts braces outside strings",
-        "mlx-vlm#914, #916; Rapid-MLX#1102; vmlx-swift#76; AReno#36",
-    ),
-    "T19": ('put strings between two <|"|> tokens, without JSON quotes or escapes', "ollama#15241, #15254; vllm"),
-    "T20": ("parse the arguments first: the format wants an object, not its JSON text", "Automodel#3885"),
-    "T21": ("write null", "ollama#17182; vllm"),
-    "T22": ("declare every parameter, whatever its name", "ollama#15670, #18468; omlx#741"),
-    "T23": ("write <bos> once, at the start; the tokenizer adds none", "unsloth#10312; vllm#52304"),
-    "T24": ("encode what a user typed as text", "gemma#768; llama.cpp#24382; transformers#47822"),
-    "T25": ("use the template published on 2026-07-09, or turns.py", "FastFlowLM#634; Rapid-MLX; club-3090#737"),
-    "T26": ("leave empty thoughts out of the history, even where the cue had one", "vllm#42559; club-3090#737"),
-}
 FOREIGN_TURNS = re.compile(r"<start_of_turn>|<\|im_start\|>|<\|turn>")
 FOREIGN_THOUGHT = re.compile(r"\s*<(think|\|/think\||\|thinking\||reasoning)>")
 CUT_CALL = re.compile(r"(call|response):[\w.-]+\{")
 OPENED = ["\n", turns.CHANNEL, f"{turns.NAME}\n"]
 REPEATS = 4  # the same call so many times in a row
-MAYBE = ("T7", "T15")  # what a model may have written so
 # The tokens of a turn. A user who typed the name of another one gave it as text.
 ALLOWED = {"user": {*turns.MEDIA.values()}, "system": {turns.THINK, turns.TOOL, turns.END_OF_TOOL, turns.QUOTE}}
 
 
 @dataclass(frozen=True)
-class Finding:
-    """entry: its number. position: of the id that shows it. blame: False for what may be meant so."""
+class Mistake:
+    """An entry of the catalogue in the ids of a prompt.
 
-    entry: str
+    position: of the id that shows it. blame: False for what may be meant so, or what a model may have written itself.
+    """
+
+    id: str
+    title: str
     position: int
     sentence: str
     remedy: str
-    seen: str
-    blame: bool = True
+    blame: bool
 
 
 class Piece(NamedTuple):
@@ -92,10 +55,10 @@ class Turn:
     end: int | None = None
 
 
-def turn_mistakes(ids, tokenizer, small):
-    """The ids of a prompt -> [Finding, ...]. small: whether the model has the cue of E2B and E4B.
+def mistakes_in(ids, tokenizer, small):
+    """The ids of a prompt -> [Mistake, ...]. small: whether the model has the cue of E2B and E4B.
 
-    A prompt in the form of the release template (2026-04-02) gives one finding without blame, which lists its signs.
+    A prompt in the form of the release template (2026-04-02) gives one mistake without blame, which lists its signs.
     """
     search = _Search(_pieces(ids, tokenizer), small)
     search.run()
@@ -125,32 +88,28 @@ class _Search:
         self.found = []  # (entry, position, sentence, whether the release template writes this)
         self.newest = False  # whether something is as only the later templates write it
 
-    def find(self, entry, position, sentence, release=False):
-        self.found.append((entry, position, sentence, release))
+    def find(self, id, position, sentence, release=False, blame=True):
+        self.found.append((id, position, sentence, release, blame))
 
     def findings(self):
-        """What was found, each sentence once. If all signs speak for the release template, they are one finding."""
-        found = {(entry, sentence): (position, release) for entry, position, sentence, release in reversed(self.found)}
-        found = sorted((position, *key, release) for key, (position, release) in found.items())
+        """What was found, each sentence once. If all signs speak for the release template, they are one mistake."""
+        found = {(one[0], one[2]): one for one in reversed(self.found)}  # the first of each
+        found = sorted(found.values(), key=lambda one: one[1])
         signs = [] if self.newest else [one for one in found if one[3]]
-        findings = [
-            Finding(entry, position, sentence, *ENTRIES[entry], blame=entry not in MAYBE)
-            for position, entry, sentence, release in found
-            if not (release and signs)
-        ]
+        mistakes = [_mistake(id, *rest, blame) for id, *rest, release, blame in found if not (release and signs)]
         if signs:
-            named = [sentence + f" ({entry})" * (entry != "T25") for _, entry, sentence, _ in signs]
+            named = [sentence + f" ({id})" * (id != "T25") for id, _, sentence, *_ in signs]
             sentence = f"release template, the form of 2026-04-02: {'; '.join(named)}"
-            findings.append(Finding("T25", signs[0][0], sentence, *ENTRIES["T25"], blame=False))
-        return findings
+            mistakes.append(_mistake("T25", signs[0][1], sentence, blame=False))
+        return mistakes
 
     def run(self):
         starts = [piece.position for piece in self.pieces if piece.mark == turns.BOS]
+        parts = list(self.split())
         if starts[:1] != [0]:
-            self.find("T23", 0, "the ids do not begin with <bos>")
+            self.find("T23", 0, "the ids do not begin with <bos>", blame=bool(parts))  # the ids of a probe need none
         if 1 in starts:
             self.find("T23", 1, "<bos> is there twice")
-        parts = list(self.split())
         if not parts:
             text = "".join(piece.text for piece in self.pieces if piece.mark is None)
             if foreign := FOREIGN_TURNS.search(text):
@@ -267,7 +226,7 @@ class _Search:
         for piece, follows in pairwise([*body, None]):
             thought = (thought or piece.mark == turns.CHANNEL) and piece.mark != turns.END_OF_REPLY
             if piece.mark == turns.CALL and self.thinks and not earlier and not thought:
-                self.find("T15", piece.position, "no thought before a call, though thinking is on", release=True)
+                self.find("T15", piece.position, "no thought before a call, though thinking is on", True, blame=False)
             if piece.mark == turns.REPLY and follows is None:
                 self.newest = True  # the release template closes the turn here
             elif piece.mark == turns.REPLY and (follows.mark or not follows.text.startswith("response:")):
@@ -278,7 +237,7 @@ class _Search:
         texts = ["".join(parts) for parts, _, _ in calls]
         for i in range(len(texts) - REPEATS + 1):
             if len(set(texts[i : i + REPEATS])) == 1:
-                self.find("T7", calls[i][1], "the same call is written again and again")
+                self.find("T7", calls[i][1], "the same call is written again and again", blame=False)
 
     def values(self, parts, position, kind):
         """The inside of a call or a reply."""
@@ -334,6 +293,10 @@ class _Search:
             self.find("T3", position, "the cue opens a thought")
         elif not turn.body and not self.small and not self.thinks:
             self.find("T2", position, "the cue of a larger model lacks the closed empty thought")
+
+
+def _mistake(id, position, sentence, blame):
+    return Mistake(id, FAULTS[id].title, position, sentence, FAULTS[id].remedy, blame)
 
 
 def _enclosed(body, opening, closing):

@@ -6,17 +6,17 @@ compares it with what somebody's port computed.
 
 An id is a letter, which names the file, and a number; a small letter tells near relatives apart:
 A embedding (with norms, activations and the head), B ple, C layer_scalar, D attention, E rope, F sharing, G window,
-H experts, J tokens, L false_alarms, M mlp.
+H experts, J tokens, L false_alarms, M mlp, T turns.
 """
 
-from . import attention, embedding, experts, false_alarms, layer_scalar, mlp, ple, rope, sharing, tokens, window
+from . import attention, embedding, experts, false_alarms, layer_scalar, mlp, ple, rope, sharing, tokens, turns, window
 from .changes import to_bfloat16
 from .entry import PROBES, Fault
 
 __all__ = ["FAULTS", "PROBES", "Fault", "applicable", "to_bfloat16"]
 
 PARTS = (
-    embedding, ple, layer_scalar, attention, rope, sharing, window, experts, tokens, false_alarms, mlp
+    embedding, ple, layer_scalar, attention, rope, sharing, window, experts, tokens, false_alarms, mlp, turns
 )  # fmt: skip
 FAULTS = {fault.id: fault for part in PARTS for fault in part.ENTRIES}
 

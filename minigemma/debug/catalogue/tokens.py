@@ -3,6 +3,7 @@
 import numpy as np
 
 from .entry import Fault
+from .turns import CUE
 
 
 def no_bos(port):
@@ -21,7 +22,7 @@ ENTRIES = (
           remedy="the chat template writes <bos>: do not add another", seen="kekzl/imp#9; ollama#15252",
           changes=two_bos),
     Fault("J3", "the generation prompt opens a thought channel", probe="ids",
-          symptom="greedy decoding collapses to <pad>", remedy="end the prompt with <|turn>model and a newline",
+          symptom="greedy decoding collapses to <pad>", remedy=CUE,
           seen="lablup/mlxcel#686"),
     Fault("J4", "SentencePiece or byte-level BPE instead of rank-merge BPE on text with U+2581", probe="ids",
           symptom="the model answers another question; decoding the ids still gives the right text",
