@@ -20,6 +20,7 @@ import transformers
 import minigemma
 from minigemma import generate_ids
 from minigemma.interventions import token_losses
+from minigemma.turns import render
 
 from . import reference  # noqa: F401  (one thread)
 
@@ -154,6 +155,38 @@ def test_the_chat_template_gives_the_ids_of_our_chat_with_one_bos(messages, ours
     ids = fast.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ours.chat_ids(messages) == ids
     assert ids.count(fast.bos_token_id) == 1
+
+
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "turns.json").read_text(encoding="utf-8"))
+PARTS = {"image", "audio", "video", "image_url", "input_audio"}
+
+
+def supported(conversation):
+    """Whether the tiny weights' template can write it: no tools, no media."""
+    parts = [part for m in conversation["messages"] if isinstance(m.get("content"), list) for part in m["content"]]
+    fields = {field for message in conversation["messages"] for field in message}
+    return not (
+        conversation.get("tools") or fields & {"tool_calls", "tool_responses"} or PARTS & {p["type"] for p in parts}
+    )
+
+
+@pytest.mark.parametrize("conversation", GOLDENS["conversations"], ids=lambda one: one["name"])
+def test_the_chat_template_writes_what_googles_newest_writes_or_refuses(template, conversation):
+    options = conversation["options"]
+
+    def rendered():
+        return template.apply_chat_template(
+            conversation["messages"], tools=conversation.get("tools"), tokenize=False,
+            add_generation_prompt=options["cue"], enable_thinking=options["think"],
+        )  # fmt: skip
+
+    if supported(conversation):
+        assert rendered() == conversation["newest"]
+        pieces = render(conversation["messages"], None, options["think"], small=True, cue=options["cue"])
+        assert "".join(pieces) == rendered()
+    else:
+        with pytest.raises(Exception, match=r"not trained to call tools|reads text only"):
+            rendered()
 
 
 def test_the_chat_template_asks_for_a_thought_in_the_system_turn(template):
