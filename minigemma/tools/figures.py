@@ -49,6 +49,36 @@ def part_bars(accounts):
     return _finish(axes, "parameters stored, billions", legend=BESIDE)
 
 
+def token_boxes(ids, labels, groups, across=100):
+    """A text as the model reads it: a box for each token, with its label and its id. A line ends behind a line break.
+
+    groups: name -> labels of the special tokens that get one colour. across: most characters of a line.
+    """
+    places, right, line = [], 0, 0
+    for id, label in zip(ids, labels, strict=True):
+        width = max(len(label), len(str(id))) + 1
+        if right and right + width > across:
+            right, line = 3, line + 1
+        places.append((right, line, width, label, id))
+        right += width + 0.4
+        if label.endswith("\\n"):
+            right, line = 0, line + 1
+    lines = 1 + max(place[1] for place in places)
+    axes = _axes(0.095 * across, 0.5 * lines + 0.4)
+    axes.axis("off")
+    colours = dict(zip(groups, ("#56B4E9", "#009E73", "#E69F00"), strict=False))
+    colour_of = {label: colours[name] for name, of_group in groups.items() for label in of_group}
+    for left, line, width, label, id in places:
+        axes.barh(-line, width, left=left, height=0.8, color=colour_of.get(label, "#EEEEEE"), alpha=0.7)
+        axes.text(left + width / 2, 0.12 - line, label, ha="center", va="center", family="monospace", fontsize=9)
+        axes.text(left + width / 2, -0.26 - line, str(id), ha="center", va="center", color="#444444", fontsize=6.5)
+    for name, colour in colours.items():
+        axes.barh(0, 0, color=colour, label=name)
+    axes.set_xlim(0, across)
+    axes.set_ylim(0.5 - lines, 0.5)
+    return _finish(axes, legend=ABOVE | {"ncols": 3, "fontsize": 9})
+
+
 def iceberg(models):
     """Parameters of each model in billions: above the line those that every token multiplies, below the others.
 
