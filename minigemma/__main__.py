@@ -418,7 +418,7 @@ def parser():
     )
     think = flag("--think", action="store_true", help="ask the model to think first; thoughts go to stderr")
     tools = flag("--tools", metavar="FILE", help="a JSON list of the tools that the model may call")
-    talk = (flag("--system", metavar="TEXT", help="what the model is told before the conversation"), think, tools)
+    talk = (flag("--system", metavar="TEXT", help="a system message at the start of the conversation"), think, tools)
     command(generate, prompt, special, where, dtype, *talk, *sampling, check)
     command(chat, where, dtype, *talk, *sampling, check)
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
