@@ -1119,7 +1119,7 @@ def prompts(base, rng):
                 raise Broken("special tokens came from text")
             if model.tokenizer.decode(ids) != text.replace("▁", " "):
                 raise Broken("the text is not what was written")
-            _no_injection(model.tokenizer, text)
+            _no_injection(model, text)
         pieces = list(minigemma.generate(model, text, max_new_tokens=2, seed=0))
         return "".join(pieces)
 
