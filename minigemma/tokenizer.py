@@ -12,14 +12,26 @@ from .errors import Error
 from .files import check_file
 
 LARGEST = 256 * 2**20  # bytes of a tokenizer.json; Gemma 4's has 32 MB
-BOS, TURN, END_OF_TURN = "<bos>", "<|turn>", "<turn|>"
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token that is one byte of a character
 INVALID, UTF8 = "\ufffd", codecs.getincrementaldecoder("utf-8")
 LONGEST_HELD = 8  # ids that wait for the rest of a character, in tokenizers without byte tokens; a character is 4 bytes
 
 
+class Mark(str):
+    """A special token, by its name. In a conversation, every other str is text, whatever it looks like."""
+
+
+BOS, EOS, TURN, END_OF_TURN, THINK = map(Mark, ("<bos>", "<eos>", "<|turn>", "<turn|>", "<|think|>"))
+CHANNEL, END_OF_CHANNEL, TOOL, END_OF_TOOL = map(Mark, ("<|channel>", "<channel|>", "<|tool>", "<tool|>"))
+CALL, END_OF_CALL, QUOTE = map(Mark, ("<|tool_call>", "<tool_call|>", '<|"|>'))
+REPLY, END_OF_REPLY = map(Mark, ("<|tool_response>", "<tool_response|>"))
+IMAGE, AUDIO, VIDEO = map(Mark, ("<|image|>", "<|audio|>", "<|video|>"))
+MARKS = [BOS, EOS, TURN, END_OF_TURN, THINK, CHANNEL, END_OF_CHANNEL, TOOL, END_OF_TOOL, CALL, END_OF_CALL, QUOTE]
+MARKS += [REPLY, END_OF_REPLY, IMAGE, AUDIO, VIDEO]
+
+
 class Tokenizer:
-    """The tokenizer.json of a checkpoint directory."""
+    """The tokenizer.json of a checkpoint directory. marks: id -> Mark; bos: the id of <bos>, None if there is none."""
 
     def __init__(self, path):
         import tokenizers
@@ -33,7 +45,7 @@ class Tokenizer:
             raise Error(f"{path}: the tokenizers library cannot read this tokenizer.json ({error})") from None
         self._text.no_truncation()  # a tokenizer.json may ask for both; a prompt stays as it was written
         self._text.no_padding()
-        self.bos, self._turn, self._end_of_turn = (self.id(token) for token in (BOS, TURN, END_OF_TURN))
+        self.bos, self.marks = self.id(BOS), {self.id(mark): mark for mark in MARKS}
 
     def __len__(self):
         return self._text.get_vocab_size()
@@ -58,8 +70,8 @@ class Tokenizer:
             ) from None
         self._text.encode_special_tokens = not special
         ids = self._text.encode(text, add_special_tokens=False).ids
-        if not special and not {self.bos, self._turn, self._end_of_turn}.isdisjoint(ids):
-            raise Error(f"this tokenizer.json turns plain text into {BOS}, {TURN} or {END_OF_TURN}; do not trust it")
+        if not special and (wrong := self.marks.keys() & set(ids)):
+            raise Error(f"this tokenizer.json turns plain text into {self.marks[wrong.pop()]}; do not trust it")
         if bos and self.bos is not None and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]
         return ids

@@ -34,19 +34,12 @@ from pathlib import Path
 from .errors import Error
 from .files import check_file
 from .messages import SCHEMA_SHAPE, TOOL_SHAPE, Message, check, check_json, checked_messages
+from .tokenizer import (
+    AUDIO, BOS, CALL, CHANNEL, END_OF_CALL, END_OF_CHANNEL, END_OF_REPLY, END_OF_TOOL, END_OF_TURN, EOS, IMAGE, MARKS,
+    QUOTE, REPLY, THINK, TOOL, TURN, VIDEO, Mark,
+)  # fmt: skip
 
 
-class Mark(str):
-    """A special token, by its name. Every other str in a rendering is text, whatever it looks like."""
-
-
-BOS, EOS, TURN, END_OF_TURN, THINK = map(Mark, ("<bos>", "<eos>", "<|turn>", "<turn|>", "<|think|>"))
-CHANNEL, END_OF_CHANNEL, TOOL, END_OF_TOOL = map(Mark, ("<|channel>", "<channel|>", "<|tool>", "<tool|>"))
-CALL, END_OF_CALL, QUOTE = map(Mark, ("<|tool_call>", "<tool_call|>", '<|"|>'))
-REPLY, END_OF_REPLY = map(Mark, ("<|tool_response>", "<tool_response|>"))
-IMAGE, AUDIO, VIDEO = map(Mark, ("<|image|>", "<|audio|>", "<|video|>"))
-MARKS = [BOS, EOS, TURN, END_OF_TURN, THINK, CHANNEL, END_OF_CHANNEL, TOOL, END_OF_TOOL, CALL, END_OF_CALL, QUOTE]
-MARKS += [REPLY, END_OF_REPLY, IMAGE, AUDIO, VIDEO]
 ENDS = {END_OF_TURN, REPLY, EOS}  # what ends an answer: its turn, a call that waits for the reply, the text
 
 MEDIA = {"image": IMAGE, "audio": AUDIO, "video": VIDEO}
@@ -139,15 +132,12 @@ def _text(message, release, space=""):
 
 def to_ids(pieces, tokenizer):
     """Pieces -> ids: marks by their name, text as text. Raises Error where the vocabulary lacks such a token."""
-    marks = {tokenizer.id(mark) for mark in MARKS}
     ids = []
     for is_mark, run in groupby(pieces, lambda piece: isinstance(piece, Mark)):
         for piece in run if is_mark else ["".join(run)]:
             new = [tokenizer.id(piece)] if is_mark else tokenizer.encode(piece, bos=False)
             if new == [None]:
                 raise Error(f"this tokenizer has no {piece} token; use the tokenizer.json of an -it checkpoint")
-            if not is_mark and not marks.isdisjoint(new):
-                raise Error("this tokenizer.json makes special tokens of plain text; do not trust it")
             ids += new
     return ids
 
@@ -338,8 +328,7 @@ def stream(ids, tokenizer, prompt=()):
     Special tokens are found by their id, before anything is decoded. The end of the prompt decides whether the answer
     begins inside a thought: with thinking on, a model may still answer at once.
     """
-    marks = {tokenizer.id(mark): mark for mark in MARKS}
-    reader = _Reader(tokenizer)
+    marks, reader = tokenizer.marks, _Reader(tokenizer)
     prompt = [int(id) for id in prompt]
     last = next((i for i in reversed(range(len(prompt))) if prompt[i] in marks), None)
     if last is not None and marks[prompt[last]] == CHANNEL:

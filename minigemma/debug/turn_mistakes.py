@@ -66,11 +66,10 @@ def mistakes_in(ids, tokenizer, small):
 
 
 def _pieces(ids, tokenizer):
-    marks = {tokenizer.id(mark): mark for mark in turns.MARKS}
     ids, pieces = [int(id) for id in ids], []
     if any(not 0 <= id < 2**31 for id in ids):
         raise Error("these are not the ids of a prompt: some are below 0 or above 2,147,483,647")
-    for mark, run in groupby(enumerate(ids), lambda pair: marks.get(pair[1])):
+    for mark, run in groupby(enumerate(ids), lambda pair: tokenizer.marks.get(pair[1])):
         positions, run_ids = zip(*run, strict=True)
         if mark is None:
             pieces.append(Piece(positions[0], None, tokenizer.decode(run_ids)))
