@@ -40,22 +40,25 @@ def generate(args):
 
     Where the model then calls a tool, the call is printed as JSON, and the next line of the input is the tool's reply.
     """
-    model = load(args.weights, args.dtype)
+    model, prompt = load(args.weights, args.dtype), _prompt(args)
+    ids = prompt_ids(model, prompt, args.special)
     if args.system is None and args.tools is None and not args.think:
-        _stream(model, prompt_ids(model, _prompt(args), args.special), args)
+        _stream(model, ids, args)
         return
     if args.special:
         raise Error("--special is for a prompt that has its own turns; leave out --system, --think and --tools")
-    conversation, messages = _conversation(model, args), [{"role": "user", "content": _prompt(args)}]
+    conversation, messages = _conversation(model, args), [{"role": "user", "content": prompt}]
     while messages:
         calls = _answer(conversation, messages, args)
         messages = calls and _next(calls)
 
 
 def chat(args):
-    """Talk with the model. At a terminal a pasted text is one turn, with its blank lines; from a pipe each line is a
-    turn, and blank lines are skipped. /exit or the end of the input ends the conversation. Ctrl-C during an answer
-    stops the answer. Where the model calls a tool, the call is printed as JSON, and the next text is the tool's reply.
+    """Talk with the model.
+
+    At a terminal a pasted text is one turn, with its blank lines; from a pipe each line is a turn, and blank lines are
+    skipped. /exit or the end of the input ends the conversation. Ctrl-C during an answer stops the answer. Where the
+    model calls a tool, the call is printed as JSON, and the next text is the tool's reply.
     """
     model = load(args.weights, args.dtype)
     source = model.generation_source

@@ -262,9 +262,10 @@ def test_a_hostile_file_is_one_line_and_nothing_on_stdout(tmp_path, capsys, text
         assert err.startswith("minigemma: ")
 
 
-def test_special_is_not_for_a_conversation(capsys):
-    assert main(["generate", "x", "--special", "--think"]) == 2
-    assert "--special" in capsys.readouterr().err
+@pytest.mark.parametrize(("words", "complaint"), [(["x", "--special"], "--special"), ([""], "prompt is empty")])
+def test_a_prompt_that_is_no_turn_is_refused(capsys, words, complaint):
+    assert main(["generate", *words, "--think"]) == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_turns_shows_each_id_with_its_token_and_colour_on_a_terminal_alone(tmp_path, capsys, tools, tiny, monkeypatch):
