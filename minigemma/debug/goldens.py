@@ -29,7 +29,7 @@ from ..model import no_tap
 from ..packed import narrow, widen
 from ..released import RELEASED, released_config, released_name
 from ..sampling import prefill
-from ..taps import SHAPES, Edit, Trace, tap_kind
+from ..taps import TAPS, Edit, Trace, axes_of, tap_kind
 
 PUBLISHED = Path(__file__).with_name("published_goldens.json")
 FITS, TIE, DIFFERS, UNCHECKED = "fits", "tie within rounding", "differs", "not checked"
@@ -195,7 +195,7 @@ def _refuse_foreign(golden, config):
                 f"golden {golden.name!r}: id {id} is outside this model's vocabulary, 0 to {config.vocab_size - 1}"
             )
     for state in golden.hidden:
-        if any(SHAPES.get(tap_kind(tap)) != "T D" for tap in state["taps"]):
+        if any(tap_kind(tap) not in TAPS or axes_of(tap) != ("T", "D") for tap in state["taps"]):
             raise Error(
                 f"golden {golden.name!r}: {state['taps']} are not hidden states; see the T D of minigemma/taps.py"
             )
