@@ -25,11 +25,11 @@ whole_directories = pytest.mark.parametrize("name", TRAINED)  # tiny and its twi
 @pytest.fixture(scope="module")
 def stories():
     """The corpus generator, which is a program beside the weights and no part of the package."""
-    sys.path.insert(0, str(WEIGHTS))
+    sys.path.insert(0, str(WEIGHTS / "training"))
     import stories
 
     yield stories
-    sys.path.remove(str(WEIGHTS))
+    sys.path.remove(str(WEIGHTS / "training"))
 
 
 def questions_beyond_the_window(stories, model, count):

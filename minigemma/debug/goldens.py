@@ -1,9 +1,9 @@
 """This machine's numbers against goldens: ids, top logits, greedy tokens and hidden states that a reference computed.
 
 For a user with real weights this is the first command to run. Goldens come from `goldens.json` beside the weights
-(weights/make_goldens.py makes one with transformers) or, where there is none, from `published_goldens.json` here: what
-others published from Google's weights. No released weights can be had where minigemma is built, so the published ones
-have never been run here; their tolerances are estimates, and each says where it comes from.
+(weights/training/make_goldens.py makes one with transformers) or, where there is none, from `published_goldens.json`
+here: what others published from Google's weights. No released weights can be had where minigemma is built, so the
+published ones have never been run here; their tolerances are estimates, and each says where it comes from.
 
 Released weights are bfloat16 numbers. minigemma and a reference "in float32" both compute with them in float32 and
 differ by the order of their sums alone, with one exception: transformers multiplies the embeddings by sqrt(D) in the
@@ -58,7 +58,7 @@ def read_goldens(path):
     data = read_json(path)
     entries = data.get("goldens")
     if not isinstance(entries, list) or not entries:
-        raise Error(f"{path}: has no list of goldens; weights/make_goldens.py writes one")
+        raise Error(f"{path}: has no list of goldens; weights/training/make_goldens.py writes one")
     return [_golden(data, entry, f"{path}: golden {number}") for number, entry in enumerate(entries)]
 
 
@@ -133,7 +133,7 @@ def goldens_for(config, directory):
     if not fitting:
         what = "a model of this config.json" if size is None else f"gemma-4-{size}{'-it' if tuned else ''}"
         known = f" (there are some of {of_size[0].model})" if of_size else ""
-        make = f"make {beside} with transformers: python weights/make_goldens.py --weights {directory}"
+        make = f"make {beside} with transformers: python weights/training/make_goldens.py --weights {directory}"
         raise Error(f"{directory}: no goldens are known for {what}{known}; {make}")
     return fitting
 

@@ -1,6 +1,6 @@
 """Writes goldens.json beside weights: what transformers computes with them in float32, for `minigemma verify`.
 
-    python weights/make_goldens.py --weights weights/tiny
+    python weights/training/make_goldens.py --weights weights/tiny
 
 The prompts are held-out stories of stories.py: a short one, one a token shorter than the window, one as long, one a
 token longer, one of more than twice the window, and a chat. Text becomes ids by the tokenizers library alone, so
@@ -17,7 +17,7 @@ import torch
 import transformers
 from stories import tell_story
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # minigemma lies beside this folder, not in it
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where minigemma lies
 from minigemma.files import replacing
 
 TOP, FIRST, GREEDY = 8, 8, 16
@@ -127,7 +127,7 @@ def main():
         about = {
             "name": name,
             "model": directory.resolve().name,
-            "source": "goldens.json, made by weights/make_goldens.py",
+            "source": "goldens.json, made by weights/training/make_goldens.py",
         }
         about |= {"compute": f"{versions}, float32", "tolerance": "float32"}
         about["prompt" if isinstance(source, str) else "messages"] = source

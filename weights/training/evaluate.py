@@ -1,6 +1,6 @@
 """Measures the tiny weights on held-out stories and prints the tables of weights/README.md.
 
-    python weights/evaluate.py --weights weights/tiny
+    python weights/training/evaluate.py --weights weights/tiny
 
 The 4-gram baseline sees every document the model was trained on (made again from the seed), its one free number is
 fitted on the validation split, and it predicts the same held-out tokens. The weights are the saved bfloat16 ones,

@@ -1,7 +1,7 @@
 """Short plain-English stories, and questions about them, from a seed: the corpus of the tiny weights.
 
-    python weights/stories.py --split heldout -n 5          prints five held-out stories with their labels
-    python weights/stories.py --split heldout -n 990 --jsonl > weights/texts.jsonl
+    python weights/training/stories.py --split heldout -n 5          prints five held-out stories with their labels
+    python weights/training/stories.py --split heldout -n 990 --jsonl > weights/texts.jsonl
 
 Standard library only. Story number n of a split is a function of (SEED, split, n) alone, the same on every machine.
 A story follows one plot; in its first part stand facts (where the kite is, who has the drum) that come back, in prose

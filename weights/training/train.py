@@ -1,6 +1,6 @@
 """Trains the tiny weights: tokenizer, corpus, model, from one seed.
 
-    python weights/train.py --out weights/tiny
+    python weights/training/train.py --out weights/tiny
 
 The model is transformers' own Gemma4ForCausalLM. What transformers saves of it, whole.py makes a whole directory.
 Only its attention is computed here, in blocks, because a window of 32 costs little when nothing else is computed.

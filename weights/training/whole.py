@@ -1,6 +1,6 @@
 """Makes a saved text model a whole directory, with the files, names and fields of Google's own checkpoints.
 
-    python weights/whole.py weights/tiny
+    python weights/training/whole.py weights/tiny
 
 Some engines read only that form: config.json nests the text model in `text_config`, tensors are named
 `model.language_model.*`, every layer has k_proj, v_proj and k_norm, and the tokenizer comes with its special tokens and
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, processors
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # minigemma lies beside this folder, not in it
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where minigemma lies
 from minigemma import Config
 from minigemma.checkpoint import find_text_tensors, write_safetensors
 from minigemma.config import GLOBAL
