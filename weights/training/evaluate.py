@@ -13,11 +13,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import frames
 import numpy as np
 import torch
 import torch.nn.functional as F
-from stories import KINDS, MOMENTS, PLOTS, tell_story
+from stories import FACTS, KINDS, MOMENTS, PARTS, PLOTS, SUM, tell_story
 from tokenizers import Tokenizer
 from train import (
     BOS,
@@ -228,9 +227,9 @@ def sentences(text):
 
 
 def frame_count():
-    """Sentence frames, each of them a sentence or two."""
-    facts = sum(len(kind[part].splitlines()) for kind in frames.FACTS.values() for part in ("lead", "tell", "back"))
-    others = (MOMENTS, frames.OPENINGS, frames.ENDINGS, frames.NEXT, frames.MORE, frames.FEWER)
+    """How many sentence frames there are; the questions, the chat and the links between sentences are not counted."""
+    facts = sum(len(kind[part]) for kind in FACTS.values() for part in ("lead", "tell", "back"))
+    others = (MOMENTS, PARTS["opening"], PARTS["ending"], PARTS["next"], SUM["more"], SUM["fewer"])
     return facts + sum(len(step) for plot in PLOTS for step in plot) + sum(map(len, others))
 
 
