@@ -47,7 +47,7 @@ def part_bars(accounts):
 def iceberg(models):
     """What a token's pass multiplies, above the waterline, and what is only stored, below.
 
-    models: name -> {"stored": parameters, "computed": parameters}, as accounting.overview()["models"].
+    models: name -> {"stored": parameters, "computed": parameters}, as account.compute.overview()["models"].
     """
     figure, axes = _axes(8, 4.5)
     names = list(models)
