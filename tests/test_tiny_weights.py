@@ -39,6 +39,7 @@ def stories():
         ("{A} had {a animal.1} that", "{A} had {an animal.1} that", "a slot must be like {animal}"),
         ("at dusk a <bat> flew", "at dusk a bat flew", "must be marked as <bat>"),
         ("Mia, Anna", "Mia,, Anna", "empty word"),
+        ("Mia, Anna", "Mia", "same number of names"),
         ("girls = '''", "girls '''", "line"),
     ],
 )

@@ -2,9 +2,9 @@
 
     python weights/training/evaluate.py --weights weights/tiny
 
-The 4-gram baseline sees every document the model was trained on (made again from the seed), its one free number is
-fitted on the validation split, and it predicts the same held-out tokens. The weights are the saved bfloat16 ones,
-computed in float32.
+The 4-gram baseline reads every document that the model was trained on (made again from the seed). Its one free number
+is fitted on the validation split, and it predicts the same held-out tokens. The model computes in float32 with the
+saved bfloat16 weights.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def logits_of(model, ids):
 
 
 def padded(texts, size=32):
-    """Batches of documents of like length: (numbers, ids [B, T] padded with 0)."""
+    """Batches of documents of similar length: (numbers, ids [B, T] padded with 0)."""
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
@@ -139,7 +139,7 @@ def model_loss(model, texts):
 
 @torch.no_grad()
 def without_ple(weights):
-    """The same model in which PLE adds nothing to any layer: the norm of a projection to zero is zero."""
+    """The same model, but PLE adds nothing to any layer: its projection is zero, and so is the norm of that."""
     model = load(weights)
     for layer in model.get_decoder().layers:
         layer.per_layer_projection.weight.zero_()
@@ -148,8 +148,10 @@ def without_ple(weights):
 
 # ------------------------------------------------------------------------------------------------------------ recall
 def recall_questions(tokenizer, count):
-    """Questions about held-out stories -> [dict]. `distance`: tokens from the last mention of the value in the prompt
-    to the first token of the answer, so a distance above the window is out of every sliding layer's sight.
+    """Questions about held-out stories -> [dict].
+
+    `distance`: tokens from the last mention of the value in the prompt to the first token of the answer. Above the
+    window no sliding layer sees the mention.
     """
     found = []
     for number in range(count):
@@ -168,7 +170,7 @@ def recall_questions(tokenizer, count):
 
 
 def answered(model, questions):
-    """Whether greedy decoding gives each expected answer, whole and to the end of the turn. -> [bool]"""
+    """Whether greedy decoding gives each expected answer completely, with the end of the turn. -> [bool]"""
     right = [False] * len(questions)
     for numbers, ids in padded([question["ids"] for question in questions]):
         best = logits_of(model, ids).argmax(-1)
@@ -234,7 +236,7 @@ def frame_count():
 
 
 def corpus_facts(count, heldout):
-    """Counts over the training stories, and how new the held-out ones are."""
+    """Counts over `count` training stories, and how many held-out stories and sentences are new. -> dict"""
     words, known, stories, senses = Counter(), set(), set(), Counter()
     for number in range(count):
         story = tell_story("train", number)

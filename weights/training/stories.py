@@ -50,11 +50,11 @@ class Story:
     questions: list[Question] = field(default_factory=list)
     people: tuple[str, str] = ("", "")
     thing: str = ""
-    brief: bool = False  # facts only, no plot: these teach to answer before long stories can
+    brief: bool = False  # facts without a plot: training needs these easy texts too
 
 
 class Zipf:
-    """Draws from a list, the word of rank r with weight r**-power."""
+    """Draws from a list; the item of rank r has weight r**-power."""
 
     def __init__(self, items, power=1.0):
         self.items = items
@@ -94,7 +94,10 @@ def read_frames(path):
                 raise SystemExit(f"{path}: {'.'.join(keys)}: {item!r}: {wrong}")
         return items
 
-    return read(raw)
+    frames = read(raw)
+    if len(frames["names"]["girls"]) != len(frames["names"]["boys"]):
+        raise SystemExit(f"{path}: names.girls and names.boys must have the same number of names")
+    return frames
 
 
 def _problem(frame, keys, slots):
@@ -164,6 +167,7 @@ KINDS = {  # kind -> where X and V are drawn from, and its share of the facts
 
 
 def a(noun):
+    """The noun after "a" or "an"; a mark may come before it."""
     return ("an " if noun.lstrip("\x01")[0] in "aeiou" else "a ") + noun
 
 
