@@ -95,15 +95,15 @@ def focus_documents():
         return list(filter(None, pool.map(focus_document, range(DOCUMENTS, DOCUMENTS + FOCUS), chunksize=500)))
 
 
-def answer_weights(ids):
+def loss_weights_of(ids):
     """[T] -> the weight of the loss on each token: more on short model turns, which answer a question."""
-    weights = np.ones(len(ids), np.float32)
+    loss_weights = np.ones(len(ids), np.float32)
     opened = np.flatnonzero(ids == TURN)
     closed = np.flatnonzero(ids == END_OF_TURN)
     for turn, (start, end) in enumerate(zip(opened, closed, strict=True)):
         if turn and end - start < 30 and ids[start + 1] != ids[opened[0] + 1]:
-            weights[start + 3 : end] = ANSWER_WEIGHT
-    return weights
+            loss_weights[start + 3 : end] = ANSWER_WEIGHT
+    return loss_weights
 
 
 def pack(encoded, row=ROW):
@@ -124,11 +124,11 @@ def pack(encoded, row=ROW):
         best[1].append(ids)
         if best[0] > row - 40 or len(opened) > 64:
             opened.remove(max(opened, key=lambda bin_: bin_[0]))
-    tokens, weights = np.zeros((len(rows), row), np.int16), np.zeros((len(rows), row), np.float16)
+    tokens, loss_weights = np.zeros((len(rows), row), np.int16), np.zeros((len(rows), row), np.float16)
     for number, (length, parts) in enumerate(rows):
         tokens[number, :length] = np.concatenate(parts)
-        weights[number, :length] = np.concatenate([answer_weights(part) for part in parts])
-    return tokens, weights
+        loss_weights[number, :length] = np.concatenate([loss_weights_of(part) for part in parts])
+    return tokens, loss_weights
 
 
 def encode(tokenizer, texts):
@@ -275,16 +275,16 @@ def hidden(model, ids):
     return model.model(input_ids=ids, attention_mask=masks, use_cache=False, **extra).last_hidden_state
 
 
-def loss_of(model, ids, weights, short=True):
-    """ids, weights [B, T] -> mean cross-entropy in nats a token, weighted and plain. short: products in bfloat16."""
+def loss_of(model, ids, loss_weights, short=True):
+    """ids, loss_weights [B, T] -> mean cross-entropy in nats a token, weighted and plain. short: bfloat16 products."""
     with torch.autocast("cpu", torch.bfloat16, enabled=short):
         states = hidden(model, ids)[:, :-1].flatten(0, 1)
         logits = states @ model.model.embed_tokens.weight.T
     cap = model.config.final_logit_softcapping
     logits = cap * torch.tanh(logits.float() / cap)
     each = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (each * weights).sum() / weights.sum(), each[weights > 0].mean().detach()
+    loss_weights = loss_weights[:, 1:].flatten()
+    return (each * loss_weights).sum() / loss_weights.sum(), each[loss_weights > 0].mean().detach()
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -310,8 +310,9 @@ def schedule(step, steps, more):
 
 
 @torch.no_grad()
-def validation_loss(compute, model, tokens, weights, batch):
-    total = [compute(model, tokens[i : i + batch], weights[i : i + batch])[1] for i in range(0, len(tokens), batch)]
+def validation_loss(compute, model, tokens, loss_weights, batch):
+    slices = [slice(i, i + batch) for i in range(0, len(tokens), batch)]
+    total = [compute(model, tokens[part], loss_weights[part])[1] for part in slices]
     return float(torch.stack(total).mean())
 
 
@@ -320,20 +321,20 @@ def rows_of(work, tokenizer, split, count):
     path = work / f"{split}-{count}.npz"
     if not path.exists():
         texts = focus_documents() if split == "focus" else documents(split, count)
-        tokens, weights = pack(encode(tokenizer, texts))
+        tokens, loss_weights = pack(encode(tokenizer, texts))
         with open(path.with_suffix(".part"), "wb") as file:
-            np.savez(file, tokens=tokens, weights=weights)
+            np.savez(file, tokens=tokens, loss_weights=loss_weights)
         os.replace(path.with_suffix(".part"), path)
     stored = np.load(path)
-    return stored["tokens"], stored["weights"]
+    return stored["tokens"], stored["loss_weights"]
 
 
-def batches(tokens, weights, size, seed):
-    """Yield (ids, weights) [size, row] in a seeded order, each row once; an incomplete last batch is dropped."""
+def batches(tokens, loss_weights, size, seed):
+    """Yield (ids, loss_weights) [size, row] in a seeded order, each row once; an incomplete last batch is dropped."""
     order = np.random.default_rng(seed).permutation(len(tokens))
     for start in range(0, len(order) - size + 1, size):
         pick = order[start : start + size]
-        yield torch.from_numpy(tokens[pick].astype(np.int64)), torch.from_numpy(weights[pick].astype(np.float32))
+        yield torch.from_numpy(tokens[pick].astype(np.int64)), torch.from_numpy(loss_weights[pick].astype(np.float32))
 
 
 def train(args):
@@ -344,13 +345,13 @@ def train(args):
     if not (work / "tokenizer.json").exists():
         train_tokenizer(documents("train", 10_000)).save(str(work / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
-    tokens, weights = rows_of(work, tokenizer, "train", args.documents)
+    tokens, loss_weights = rows_of(work, tokenizer, "train", args.documents)
     held, held_weights = (torch.from_numpy(x) for x in rows_of(work, tokenizer, "validation", VALIDATION))
     held, held_weights = held.long(), held_weights.float()
     model = make_model(make_config(args))
     optimizers = make_optimizers(model, args)
     steps = min(len(tokens) // args.batch, args.steps or sys.maxsize)
-    stages, more = [batches(tokens, weights, args.batch, args.seed)], 0
+    stages, more = [batches(tokens, loss_weights, args.batch, args.seed)], 0
     if args.focus:
         practice = rows_of(work, tokenizer, "focus", FOCUS)
         more = min(len(practice[0]) // args.batch, args.focus)
@@ -364,7 +365,8 @@ def train(args):
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
     size = sum(p.numel() for p in model.parameters())
-    print(f"{size:,} parameters, {len(tokens):,} rows, {int((weights > 0).sum()):,} tokens, {steps:,} + {more:,} steps")
+    learned = int((loss_weights > 0).sum())
+    print(f"{size:,} parameters, {len(tokens):,} rows, {learned:,} tokens, {steps:,} + {more:,} steps")
     measure = functools.partial(loss_of, short=not args.float32)
     compute = torch.compile(measure) if args.compile else measure
     start, running = time.time() - seconds, []
