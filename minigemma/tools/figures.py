@@ -52,7 +52,7 @@ def part_bars(accounts):
 def iceberg(models):
     """Parameters of each model in billions: above the line those that every token multiplies, below the others.
 
-    models: name -> {"stored": parameters, "computed": parameters}, as compute.overview()["models"].
+    models: name -> {"stored": parameters, "computed": parameters}, as account.compute.overview()["models"].
     """
     axes = _axes(8, 4.5)
     names = list(models)
