@@ -81,7 +81,7 @@ def turns(args):
     """Show a conversation as the model reads it: its ids and their tokens. FILE is a JSON list of messages."""
     model = load(args.weights)
     ids = model.chat_ids(read_json(args.file, list), _tools(args), args.think)
-    print(json.dumps(ids) if args.json else spelled(ids, tokenizer_of(model), coloured=_is_terminal(sys.stdout)))
+    return ids, spelled(ids, tokenizer_of(model), coloured=_is_terminal(sys.stdout)), 0
 
 
 def trace(args):
@@ -219,15 +219,18 @@ def synth(args):
     print(f"{args.directory}: gemma-4-{args.name} with random values, {size / 1e9:.2f} GB")
 
 
+# Commands with --json return (data for JSON, text for people, exit status); `main` prints one of the two.
+
+
 def params(args):
     """Count a model's parameters by part and by layer; without a name, the released models side by side."""
     from .account import compute, parameters, report
 
     if args.what is None:
-        result, text = compute.overview(), report.overview_text
-    else:
-        result, text = parameters.count(args.what).to_dict(), report.params_text
-    print(json.dumps(result) if args.json else text(result))
+        found = compute.overview()
+        return found, report.overview_text(found), 0
+    found = parameters.count(args.what).to_dict()
+    return found, report.params_text(found), 0
 
 
 def memory(args):
@@ -235,9 +238,9 @@ def memory(args):
     from .account import memory, parameters, report
 
     account = parameters.count(args.what)
-    context = account.config.max_position_embeddings if args.context is None else args.context
-    result = memory.memory_account(account, context)
-    print(json.dumps(result) if args.json else report.memory_text(result))
+    limit = account.config.max_position_embeddings
+    found = memory.memory_account(account, limit if args.context is None else args.context)
+    return found, report.memory_text(found), 0
 
 
 def compute(args):
@@ -245,9 +248,9 @@ def compute(args):
     from .account import compute, parameters, report
 
     account = parameters.count(args.what)
-    context = min(4096, account.config.max_position_embeddings) if args.context is None else args.context
-    result = compute.compute_account(account, context)
-    print(json.dumps(result) if args.json else report.compute_text(result))
+    limit = account.config.max_position_embeddings
+    found = compute.compute_account(account, min(4096, limit) if args.context is None else args.context)
+    return found, report.compute_text(found), 0
 
 
 def bench(args):
@@ -257,7 +260,7 @@ def bench(args):
     if args.repeats < 1:
         raise Error(f"--repeats must be at least 1, not {args.repeats}")
     result = bench.measure_speed(args.weights, args.dtype, args.repeats)
-    print(json.dumps(result) if args.json else bench.bench_text(result))
+    return result, bench.bench_text(result), 0
 
 
 def verify(args):
@@ -265,8 +268,7 @@ def verify(args):
     from .debug import goldens
 
     result = goldens.check_goldens(load(args.weights, args.dtype))
-    print(json.dumps(result) if args.json else goldens.goldens_text(result))
-    return 0 if result["fits"] else 1
+    return result, goldens.goldens_text(result), 0 if result["fits"] else 1
 
 
 def diff(args):
@@ -281,8 +283,7 @@ def diff(args):
 
         with replacing(args.plot) as temporary:
             figures.error_by_depth(found).savefig(temporary, format="png", dpi=150)
-    print(json.dumps(found.to_dict()) if args.json else report.diff_text(found, args.all))
-    return 0 if found.clean else 1
+    return found.to_dict(), report.diff_text(found, args.all), 0 if found.clean else 1
 
 
 def diagnose(args):
@@ -297,8 +298,7 @@ def diagnose(args):
         found = diagnosis.diagnose_ids(ids, model)
     else:
         found = diagnosis.diagnose_file(args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill)
-    print(json.dumps(found.to_dict()) if args.json else report.diagnosis_text(found))
-    return 0 if found.clean else 1
+    return found.to_dict(), report.diagnosis_text(found), 0 if found.clean else 1
 
 
 def _given_ids(args, model):
@@ -317,7 +317,7 @@ def faults(args):
 
     entries = list(catalogue.FAULTS.values())
     rows = [{**vars(entry), "changes": len(entry.changes)} for entry in entries]
-    print(json.dumps(rows) if args.json else report.faults_text(entries, catalogue.PROBES))
+    return rows, report.faults_text(entries, catalogue.PROBES), 0
 
 
 def retention(args):
@@ -339,7 +339,7 @@ def retention(args):
         for name, figure in figures.retention_figures(results).items():
             with replacing(make_directory(args.plots) / f"{name}.png") as temporary:
                 figure.savefig(temporary, format="png", dpi=150)
-    print(json.dumps(results) if args.json else report.study_text(results))
+    return results, report.study_text(results), 0
 
 
 class Timer:
@@ -489,7 +489,9 @@ def main(argv=None):
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):  # Finite or the logits' check report NaN, once
             warnings.showwarning = _note
-            status = args.run(args) or 0  # a command that checks something returns 1 if the check fails
+            data, text, status = args.run(args) or (None, None, 0)
+        if text is not None:
+            print(json.dumps(data) if args.json else text)
         print(end="", flush=True)
     except Error as error:
         print(f"minigemma: {error}", file=sys.stderr)

@@ -6,9 +6,12 @@ and in `per_layer_config` the values of single layers that differ from them. Whe
 counts, as in transformers. Source of the rules: transformers 5.23.0, models/gemma4/configuration_gemma4.py.
 """
 
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,23 +20,7 @@ from .files import read_json
 
 SLIDING, GLOBAL = "sliding_attention", "full_attention"
 
-# Fields that a config.json may leave out, with transformers' defaults. Every other field is required.
-DEFAULTS = {
-    "attention_bias": False,
-    "attention_k_eq_v": False,
-    "enable_moe_block": False,
-    "final_logit_softcapping": None,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_size_per_layer_input": 256,
-    "max_position_embeddings": 131072,
-    "num_kv_shared_layers": 0,
-    "pad_token_id": 0,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-    "use_bidirectional_attention": None,
-    "use_double_wide_mlp": False,
-}
-# Defaults that differ in transformers' class for 12B (model_type gemma4_unified).
+# Of the defaults in FIELDS, those that differ in transformers' class for 12B (model_type gemma4_unified).
 UNIFIED_DEFAULTS = {
     "hidden_size_per_layer_input": 0,
     "max_position_embeddings": 262144,
@@ -46,7 +33,7 @@ ROPE_DEFAULTS = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     GLOBAL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
-LAYERS, HEAD_DIM = 1000, 2**14  # the largest accepted: refuse absurd sizes before anything is allocated
+LAYERS = 1000  # the most that are accepted
 MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
 
@@ -119,6 +106,84 @@ class Config:
         return self.source | {"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"]}
 
 
+def _is_number(value):
+    """Whether value is an int or float that float64 can hold; NaN and infinity are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+REQUIRED = object()
+
+
+class Rule(NamedTuple):
+    """The supported values of one field."""
+
+    supports: Callable[[object], bool]
+    message: str  # about any other value
+    default: object = REQUIRED  # transformers' default; REQUIRED: a config.json must have the field
+
+
+def _size(low, high=2**31, default=REQUIRED):
+    """Whole numbers. Absurd sizes must be refused before anything is allocated."""
+    message = f"must be a whole number from {low} to {high}, not {{!r}}"
+    return Rule(lambda value: type(value) is int and low <= value <= high, message, default)
+
+
+def _number(low, high, default=REQUIRED):
+    """Numbers; and null if that is the default."""
+    null = default is None
+    message = f"must be {'null or ' * null}a number from {low:g} to {high:g}, not {{!r}}"
+    return Rule(lambda v: (v is None and null) or (_is_number(v) and low <= v <= high), message, default)
+
+
+def _one_of(*values):
+    """These values; the first is the default."""
+    message = f"{{!r}} is not supported; Gemma 4 has {' or '.join(map(json.dumps, values))}"
+    return Rule(lambda value: any(type(value) is type(one) and value == one for one in values), message, values[0])
+
+
+def _defaults(rules):
+    return {name: rule.default for name, rule in rules.items() if rule.default is not REQUIRED}
+
+
+# The fields of the text model whose values need no other field to be judged, with transformers' defaults.
+FIELDS = {
+    "attention_bias": _one_of(False),
+    "attention_k_eq_v": _one_of(False, True),
+    "enable_moe_block": _one_of(False, True),
+    "final_logit_softcapping": _number(SMALLEST, 1 / SMALLEST, default=None),
+    "hidden_activation": _one_of("gelu_pytorch_tanh"),
+    "hidden_size": _size(1),
+    "hidden_size_per_layer_input": _size(0, default=256),
+    "intermediate_size": _size(1),
+    "max_position_embeddings": _size(1, default=131072),
+    "num_attention_heads": _size(1),
+    "num_hidden_layers": _size(1, LAYERS),
+    "num_kv_shared_layers": _size(0, default=0),
+    "rms_norm_eps": _number(SMALLEST, 1, default=1e-6),  # with 0, a row of zeros would become NaN
+    "sliding_window": _size(1),
+    "tie_word_embeddings": _one_of(True),
+    "use_bidirectional_attention": _one_of(None, "vision"),
+    "use_double_wide_mlp": _one_of(False, True),
+    "vocab_size": _size(1),
+}
+EXPERT_FIELDS = {"num_experts": _size(1, 100_000), "moe_intermediate_size": _size(1)}
+LAYER_FIELDS = {"head_dim": _size(1, 2**14), "num_key_value_heads": _size(1)}
+ROPE_FIELDS = {
+    "rope_type": _one_of("default", "proportional"),
+    "rope_theta": _number(SMALLEST, 1e12),
+    "partial_rotary_factor": _number(SMALLEST, 1, default=1.0),
+    "factor": _number(SMALLEST, 1e6, default=1.0),
+}
+DEFAULTS = _defaults(FIELDS) | {"pad_token_id": 0}
+
+
+def _check(rules, fields, where):
+    """Raise Error for the first of `fields` whose value is not supported. rules: name -> Rule."""
+    for name, rule in rules.items():
+        if not rule.supports(fields.get(name)):
+            raise Error(f"{where}: {name} {rule.message.format(fields.get(name))}")
+
+
 def inverse_frequencies(rope, head_dim, where="rope_parameters"):
     """RoPE's angle per position for each of the head_dim/2 pairs -> [H/2], float64.
 
@@ -126,27 +191,43 @@ def inverse_frequencies(rope, head_dim, where="rope_parameters"):
     others have frequency 0. Its exponents divide by the whole head_dim, not by the rotated part. Nothing depends on the
     context length. Source: transformers, _compute_proportional_rope_parameters. Raises Error for any other setting.
     """
-    unknown = sorted(set(rope) - {"rope_type", "rope_theta", "partial_rotary_factor", "factor"})
-    if unknown:
+    if unknown := sorted(set(rope) - set(ROPE_FIELDS)):
         raise Error(f"{where}: {unknown[0]!r} is not a RoPE setting that Gemma 4 uses; remove it")
-    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
-    factor, scale = rope.get("partial_rotary_factor", 1.0), rope.get("factor", 1.0)
-    if kind not in ("default", "proportional"):
-        raise Error(f"{where}: rope_type {kind!r} is not supported; use 'default' or 'proportional'")
-    if kind == "default" and (factor, scale) != (1, 1):
+    rope = _defaults(ROPE_FIELDS) | rope
+    factor, scale = rope["partial_rotary_factor"], rope["factor"]
+    if rope["rope_type"] == "default" and (factor, scale) != (1, 1):
         raise Error(f"{where}: only rope_type 'proportional' has partial_rotary_factor or factor; 'default' does not")
-    limits = (("rope_theta", theta, 1e12), ("partial_rotary_factor", factor, 1), ("factor", scale, 1e6))
-    for name, value, high in limits:
-        if not _is_number(value) or not 0 < value <= high:
-            raise Error(f"{where}: {name} must be a number above 0 and up to {high:g}, not {value!r}")
+    _check(ROPE_FIELDS, rope, where)
     rotating = int(factor * head_dim // 2)
     inv_freq = np.zeros(head_dim // 2)  # [H/2]
-    inv_freq[:rotating] = float(theta) ** (-2.0 * np.arange(rotating) / head_dim) / scale
+    inv_freq[:rotating] = float(rope["rope_theta"]) ** (-2.0 * np.arange(rotating) / head_dim) / scale
     return inv_freq
 
 
 def _resolve(data, where):
     """The arguments of Config from a parsed config.json."""
+    text = _text_fields(data, where)
+    _check(FIELDS, text, where)
+    vocab, rules = text["vocab_size"], {"pad_token_id": _size(0, text["vocab_size"] - 1)}
+    fields = {"vocab_size_per_layer_input": vocab} | text
+    absent = {}  # fields of parts that the model does not have
+    if text["hidden_size_per_layer_input"]:
+        message = f"must be a whole number from {vocab} up, not {{!r}}: the rows of the PLE table"
+        rules["vocab_size_per_layer_input"] = _size(vocab)._replace(message=message)
+    else:
+        absent["vocab_size_per_layer_input"] = 0
+    if text["enable_moe_block"]:
+        _check(EXPERT_FIELDS, text, where)
+        rules["top_k_experts"] = _size(1, text["num_experts"])
+    else:
+        absent |= dict.fromkeys((*EXPERT_FIELDS, "top_k_experts"))
+    _check(rules, fields, where)
+    fields |= absent | {"layers": _layers(text, where), "source": text}
+    return {name: fields[name] for name in Config.__dataclass_fields__}
+
+
+def _text_fields(data, where):
+    """The fields of the text model in a parsed config.json, with defaults. Raises Error if two of them contradict."""
     model_type = data.get("model_type", "gemma4_text")
     if model_type not in MODEL_TYPES:
         raise Error(f"{where}: model_type {model_type!r} is not Gemma 4; expected one of {', '.join(MODEL_TYPES)}")
@@ -154,32 +235,25 @@ def _resolve(data, where):
     if not isinstance(text, dict):
         raise Error(f"{where}: text_config must be an object, not {type(text).__name__}")
     read = {*Config.__dataclass_fields__, *Layer.__dataclass_fields__, *DEFAULTS, *LAYERED}
-    for name in sorted(read) if text is not data else ():
-        if name in data and name in text and data[name] != text[name]:
+    for name in sorted(read & set(data) & set(text)) if text is not data else ():
+        if data[name] != text[name]:
             both = f"{data[name]!r} at top level and {text[name]!r} in text_config"
             raise Error(f"{where}: {name} is {both}; remove the wrong one")
     if text.get("rope_parameters") is None and (old := sorted({"rope_theta", "rope_scaling"} & set(text))):
         raise Error(f"{where}: {old[0]} is an older form of rope_parameters, which are given for each kind of layer")
-    text = DEFAULTS | (UNIFIED_DEFAULTS if model_type.startswith("gemma4_unified") else {}) | text
-    _refuse_unsupported(text, where)
+    return DEFAULTS | (UNIFIED_DEFAULTS if model_type.startswith("gemma4_unified") else {}) | text
 
-    def size(name, low=1, high=2**31, source=text):
-        value = source.get(name)
-        if type(value) is not int or not low <= value <= high:
-            raise Error(f"{where}: {name} must be a whole number from {low} to {high}, not {value!r}")
-        return value
 
-    num_layers = size("num_hidden_layers", high=LAYERS)
-    heads, shared = size("num_attention_heads"), size("num_kv_shared_layers", low=0)
-    ple, vocab = size("hidden_size_per_layer_input", low=0), size("vocab_size")
-    kinds = _layer_types(text, num_layers, where)
-    donors = _kv_donors(kinds, shared, where)
-    overrides = _layer_overrides(text, kinds, where)
-    layers = []
-    for i, kind in enumerate(kinds):
-        here = f"{where}: layer {i}"
-        geometry = text | overrides[i]
-        head_dim, kv_heads = size("head_dim", 1, HEAD_DIM, geometry), size("num_key_value_heads", source=geometry)
+def _layers(text, where):
+    """The facts of every layer -> tuple of Layer."""
+    kinds = _layer_types(text, where)
+    donors = _kv_donors(kinds, text["num_kv_shared_layers"], where)
+    ropes = ROPE_DEFAULTS if text.get("rope_parameters") is None else text["rope_parameters"]
+    heads, layers = text["num_attention_heads"], []
+    for i, (kind, overrides) in enumerate(zip(kinds, _layer_overrides(text, kinds, where), strict=True)):
+        here, geometry = f"{where}: layer {i}", text | overrides
+        _check(LAYER_FIELDS, geometry, where)
+        head_dim, kv_heads = geometry["head_dim"], geometry["num_key_value_heads"]
         if head_dim % 2:
             raise Error(f"{here}: head_dim {head_dim} is odd; RoPE rotates pairs, so it must be even")
         if heads % kv_heads:
@@ -187,7 +261,6 @@ def _resolve(data, where):
         donor = layers[donors[i]] if donors[i] != i else None
         if donor and (donor.head_dim, donor.num_key_value_heads) != (head_dim, kv_heads):
             raise Error(f"{here}: shares the K and V of layer {donors[i]}, but its heads have another shape")
-        ropes = ROPE_DEFAULTS if text.get("rope_parameters") is None else text["rope_parameters"]
         rope = ropes.get(kind) if isinstance(ropes, dict) else None
         if not isinstance(rope, dict):
             raise Error(f"{where}: rope_parameters has no object named {kind}")
@@ -197,70 +270,19 @@ def _resolve(data, where):
                 kind=kind,
                 head_dim=head_dim,
                 num_key_value_heads=kv_heads,
-                window=size("sliding_window") if kind == SLIDING else None,
+                window=text["sliding_window"] if kind == SLIDING else None,
                 inv_freq=inverse_frequencies(rope, head_dim, f"{where}: rope_parameters.{kind}"),
                 kv_from=donors[i],
-                k_eq_v=bool(text["attention_k_eq_v"]) and kind == GLOBAL,
-                intermediate_size=size("intermediate_size") * (2 if text["use_double_wide_mlp"] and donor else 1),
+                k_eq_v=text["attention_k_eq_v"] and kind == GLOBAL,
+                intermediate_size=text["intermediate_size"] * (2 if text["use_double_wide_mlp"] and donor else 1),
             )
         )
-    moe = bool(text["enable_moe_block"])
-    experts = size("num_experts", high=100_000) if moe else None
-    ple_vocab = size("vocab_size_per_layer_input", source={"vocab_size_per_layer_input": vocab} | text) if ple else 0
-    if ple and ple_vocab < vocab:
-        raise Error(f"{where}: the PLE table (vocab_size_per_layer_input {ple_vocab}) must have {vocab} rows or more")
-    return {
-        "vocab_size": vocab,
-        "hidden_size": size("hidden_size"),
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": heads,
-        "num_kv_shared_layers": shared,
-        "hidden_size_per_layer_input": ple,
-        "vocab_size_per_layer_input": ple_vocab,
-        "enable_moe_block": moe,
-        "num_experts": experts,
-        "top_k_experts": size("top_k_experts", high=experts) if moe else None,
-        "moe_intermediate_size": size("moe_intermediate_size") if moe else None,
-        "sliding_window": size("sliding_window"),
-        "max_position_embeddings": size("max_position_embeddings"),
-        "final_logit_softcapping": text["final_logit_softcapping"],
-        "rms_norm_eps": text["rms_norm_eps"],
-        "pad_token_id": size("pad_token_id", low=0, high=vocab - 1),
-        "use_bidirectional_attention": text["use_bidirectional_attention"],
-        "layers": tuple(layers),
-        "source": text,
-    }
+    return tuple(layers)
 
 
-def _is_number(value):
-    """Whether value is an int or float that float64 can hold; NaN and infinity are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _refuse_unsupported(text, where):
-    """Raise Error for values that would need another pass than Gemma 4's."""
-    for name, only in (("hidden_activation", "gelu_pytorch_tanh"), ("tie_word_embeddings", True)):
-        if type(text[name]) is not type(only) or text[name] != only:
-            raise Error(f"{where}: {name} {text[name]!r} is not supported; Gemma 4 has {only!r}")
-    for name in ("attention_bias", "attention_k_eq_v", "enable_moe_block", "use_double_wide_mlp"):
-        if not isinstance(text[name], bool):
-            raise Error(f"{where}: {name} must be true or false, not {text[name]!r}")
-    if text["attention_bias"]:
-        raise Error(f"{where}: attention_bias true is not supported; Gemma 4 has no biases")
-    if text["use_bidirectional_attention"] not in (None, "vision"):
-        value = text["use_bidirectional_attention"]
-        raise Error(f"{where}: use_bidirectional_attention {value!r} is not supported; use null or 'vision'")
-    eps, cap = text["rms_norm_eps"], text["final_logit_softcapping"]
-    if not _is_number(eps) or not SMALLEST <= eps < 1:  # with 0, a row of zeros would become NaN
-        raise Error(f"{where}: rms_norm_eps must be a number from {SMALLEST:g} to 1, not {eps!r}")
-    if cap is not None and not (_is_number(cap) and SMALLEST <= cap <= 1 / SMALLEST):
-        limits = f"null or from {SMALLEST:g} to {1 / SMALLEST:g}"
-        raise Error(f"{where}: final_logit_softcapping must be {limits}, not {cap!r}")
-
-
-def _layer_types(text, num_layers, where):
+def _layer_types(text, where):
     """The kind of each layer. Without layer_types: transformers' default, five sliding layers to one global."""
-    kinds = text.get("layer_types")
+    kinds, num_layers = text.get("layer_types"), text["num_hidden_layers"]
     if kinds is None:
         kinds = [GLOBAL if (i + 1) % 6 == 0 else SLIDING for i in range(num_layers - 1)] + [GLOBAL]
     if not isinstance(kinds, list) or len(kinds) != num_layers:

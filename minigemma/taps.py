@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import translate
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,66 +15,94 @@ from .files import read_safetensors_header, replacing
 from .inputs import check_tap
 from .model import no_tap
 
-# Every tap of `forward`, in the order of execution, with its axes (the letters of model.py).
-SHAPES = {
-    "embed": "T D",
-    "ple.token": "T L P",
-    "ple.context": "T L P",
-    "ple": "T L P",
-    "layers.*.resid_pre": "T D",
-    "layers.*.attn.in": "T D",
-    "layers.*.attn.q_raw": "T N H",
-    "layers.*.attn.q": "T N H",
-    "layers.*.attn.rot_q": "T N H",
-    "layers.*.attn.k_raw": "T K H",
-    "layers.*.attn.v_raw": "T K H",
-    "layers.*.attn.k": "T K H",
-    "layers.*.attn.rot_k": "T K H",
-    "layers.*.attn.v": "T K H",
-    "layers.*.attn.scores": "N T S",
-    "layers.*.attn.pattern": "N T S",
-    "layers.*.attn.z": "T N H",
-    "layers.*.attn.o": "T D",
-    "layers.*.attn_out": "T D",
-    "layers.*.resid_mid": "T D",
-    "layers.*.mlp.in": "T D",
-    "layers.*.mlp.gate": "T F",
-    "layers.*.mlp.up": "T F",
-    "layers.*.mlp.act": "T F",
-    "layers.*.mlp.down": "T D",
-    "layers.*.router.probs": "T E",
-    "layers.*.router.weights": "T k",
-    "layers.*.router.experts": "T k",
-    "layers.*.mlp.dense_out": "T D",
-    "layers.*.mlp.moe_out": "T D",
-    "layers.*.mlp_out": "T D",
-    "layers.*.resid_ffn": "T D",
-    "layers.*.ple.gate": "T P",
-    "layers.*.ple.gated": "T P",
-    "layers.*.ple.proj": "T D",
-    "layers.*.ple_out": "T D",
-    "layers.*.resid_post": "T D",
-    "final_norm": "T D",
-    "logits": "T V",
-}
 
+class Tap(NamedTuple):
+    """A row of TAPS."""
+
+    axes: str  # the letters of model.py
+    made_by: str  # the op that makes the value, in words
+    module: str = ""  # where transformers shows it: modules that return it > modules that it goes into
+    when: str = ""  # which models and layers have it: "ple", "moe", "writes" (layers that write K and V); "": all
+
+
+# Every tap of `forward`, in the order of execution. Modules are those of transformers 5.23.0, models/gemma4; inside a
+# layer their paths follow `layers.3.`, "." is the layer itself, and ":1" is the second value that goes in or out.
+TAPS = {
+    "embed": Tap("T D", "the token table's row times sqrt(D)", "embed_tokens > per_layer_model_projection"),
+    "ple.token": Tap("T L P", "the PLE table's row times sqrt(P)", "embed_tokens_per_layer", "ple"),
+    "ple.context": Tap(
+        "T L P", "the context projection of the embedding, and per_layer_projection_norm", "per_layer_projection_norm",
+        "ple",
+    ),
+    "ple": Tap("T L P", "(context + lookup) * 2**-0.5", "", "ple"),
+    "layers.*.resid_pre": Tap("T D", "the hand-over from the layer before", "> . input_layernorm"),
+    "layers.*.attn.in": Tap(
+        "T D", "input_layernorm", "input_layernorm > self_attn self_attn.q_proj self_attn.k_proj self_attn.v_proj"
+    ),
+    "layers.*.attn.q_raw": Tap("T N H", "q_proj", "self_attn.q_proj > self_attn.q_norm"),
+    "layers.*.attn.q": Tap("T N H", "q_norm", "self_attn.q_norm"),
+    "layers.*.attn.rot_q": Tap("T N H", "RoPE on q"),
+    "layers.*.attn.k_raw": Tap("T K H", "k_proj", "self_attn.k_proj > self_attn.k_norm", "writes"),
+    "layers.*.attn.v_raw": Tap("T K H", "v_proj", "self_attn.v_proj > self_attn.v_norm", "writes"),
+    "layers.*.attn.k": Tap("T K H", "k_norm", "self_attn.k_norm", "writes"),
+    "layers.*.attn.rot_k": Tap("T K H", "RoPE on k", "", "writes"),
+    "layers.*.attn.v": Tap("T K H", "v_norm, which has no weight", "self_attn.v_norm", "writes"),
+    "layers.*.attn.scores": Tap("N T S", "q k, not scaled"),
+    "layers.*.attn.pattern": Tap("N T S", "the mask and softmax", "self_attn:1"),
+    "layers.*.attn.z": Tap("T N H", "the sum of values by the pattern", "> self_attn.o_proj"),
+    "layers.*.attn.o": Tap("T D", "o_proj", "self_attn self_attn.o_proj > post_attention_layernorm"),
+    "layers.*.attn_out": Tap("T D", "post_attention_layernorm", "post_attention_layernorm"),
+    "layers.*.resid_mid": Tap(
+        "T D", "the residual plus attention's output",
+        "> pre_feedforward_layernorm router router.norm pre_feedforward_layernorm_2",
+    ),
+    "layers.*.mlp.in": Tap(
+        "T D", "pre_feedforward_layernorm", "pre_feedforward_layernorm > mlp mlp.gate_proj mlp.up_proj"
+    ),
+    "layers.*.mlp.gate": Tap("T F", "gate_proj", "mlp.gate_proj > mlp.act_fn"),
+    "layers.*.mlp.up": Tap("T F", "up_proj", "mlp.up_proj"),
+    "layers.*.mlp.act": Tap("T F", "gelu_tanh(gate) * up", "> mlp.down_proj"),
+    "layers.*.mlp.down": Tap("T D", "down_proj", "mlp mlp.down_proj > post_feedforward_layernorm_1"),
+    "layers.*.router.probs": Tap("T E", "the router: norm, scale, projection, softmax", "router", "moe"),
+    "layers.*.router.weights": Tap(
+        "T k", "the chosen experts' weights, renormalised and scaled", "router:1 > experts:2", "moe"
+    ),
+    "layers.*.router.experts": Tap("T k", "the choice of the experts", "router:2 > experts:1", "moe"),
+    "layers.*.mlp.dense_out": Tap("T D", "post_feedforward_layernorm_1", "post_feedforward_layernorm_1", "moe"),
+    "layers.*.mlp.moe_out": Tap(
+        "T D", "the experts and post_feedforward_layernorm_2", "post_feedforward_layernorm_2", "moe"
+    ),
+    "layers.*.mlp_out": Tap("T D", "post_feedforward_layernorm", "post_feedforward_layernorm"),
+    "layers.*.resid_ffn": Tap("T D", "the residual plus the MLP's output", "> per_layer_input_gate"),
+    "layers.*.ple.gate": Tap("T P", "per_layer_input_gate and gelu_tanh", "act_fn", "ple"),
+    "layers.*.ple.gated": Tap(
+        "T P", "the gate times this layer's per-layer embedding", "> per_layer_projection", "ple"
+    ),
+    "layers.*.ple.proj": Tap(
+        "T D", "per_layer_projection", "per_layer_projection > post_per_layer_input_norm", "ple"
+    ),
+    "layers.*.ple_out": Tap("T D", "post_per_layer_input_norm", "post_per_layer_input_norm", "ple"),
+    "layers.*.resid_post": Tap("T D", "the residual plus PLE's output, all times layer_scalar", "."),
+    "final_norm": Tap("T D", "the final norm", "norm > lm_head"),
+    "logits": Tap("T V", "the tied head and the softcap"),
+}  # fmt: skip
+
+AFTER = ("final_norm", "logits")  # the taps behind the last layer
 PRECISIONS = ("float64", "float32", "float16", "bfloat16")  # number formats that an engine computes in
 
 
 def names_of(config):
     """Every tap of a model's pass, in the order of execution."""
-    ple, names = config.hidden_size_per_layer_input, list(SHAPES)
-    first, last = names.index("layers.*.resid_pre"), names.index("final_norm")
-    writing = ("attn.k_raw", "attn.v_raw", "attn.k", "attn.rot_k", "attn.v")
-    inside = []
-    for layer in config.layers:
-        for name in names[first:last]:
-            part = name.removeprefix("layers.*.")
-            routed = part.startswith("router.") or part in ("mlp.dense_out", "mlp.moe_out")
-            absent = (layer.shares_kv and part in writing) or (routed and not config.enable_moe_block)
-            if not absent and (ple or not part.startswith("ple")):
-                inside.append(f"layers.{layer.index}.{part}")
-    return [*(name for name in names[:first] if ple or name == "embed"), *inside, *names[last:]]
+    has = {"": True, "ple": bool(config.hidden_size_per_layer_input), "moe": config.enable_moe_block}
+    inside = [
+        kind.replace("*", str(layer.index))
+        for layer in config.layers
+        for kind, tap in TAPS.items()
+        if kind.startswith("layers.") and (has | {"writes": not layer.shares_kv})[tap.when]
+    ]
+    outside = [kind for kind, tap in TAPS.items() if not kind.startswith("layers.") and has[tap.when]]
+    before = [kind for kind in outside if kind not in AFTER]
+    return [*before, *inside, *AFTER]
 
 
 @cache
@@ -85,9 +114,21 @@ def layer_of(name):
 
 @cache
 def tap_kind(name):
-    """The key of SHAPES that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
+    """The key of TAPS that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
     layer = layer_of(name)
     return name if layer is None else name.replace(f"layers.{layer}.", "layers.*.", 1)
+
+
+@cache
+def axes_of(name):
+    """The letters of a tap's axes, such as ("T", "N", "H")."""
+    return tuple(TAPS[tap_kind(name)].axes.split())
+
+
+@cache
+def time_axis(name):
+    """The axis of a tap's array that counts the tokens."""
+    return axes_of(name).index("T")
 
 
 LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many
@@ -96,7 +137,7 @@ LAYERS = 128  # before the model is known, a pattern may name any layer of a mod
 @cache
 def all_names():
     """Every tap that any model could have."""
-    return {kind.replace("*", str(i)): None for kind in SHAPES for i in range(LAYERS)}
+    return {kind.replace("*", str(i)): None for kind in TAPS for i in range(LAYERS)}
 
 
 def fits(pattern, names):
@@ -106,9 +147,9 @@ def fits(pattern, names):
 
 def nearest(pattern, names):
     """Names and patterns that fit some of `names`: the five that are spelt most like a pattern that fits none."""
-    kinds = list(SHAPES)
+    kinds = list(TAPS)
     if "*" in pattern:
-        kinds += [kind.removeprefix("layers.") for kind in SHAPES] + [kind.rpartition(".")[0] + ".*" for kind in SHAPES]
+        kinds += [kind.removeprefix("layers.") for kind in TAPS] + [kind.rpartition(".")[0] + ".*" for kind in TAPS]
     ranges = {"*", *re.findall(r"\[[\d-]+\]", pattern), *(f"[{pair}]" for pair in re.findall(r"\d+-\d+", pattern))}
     forms = dict.fromkeys(kind.replace("*", layers, 1) for kind in kinds for layers in sorted(ranges))
     known = dict.fromkeys([*(form for form in forms if fits(form, names)), *names])
@@ -251,14 +292,9 @@ class Finite:
         finite = np.isfinite(array)
         if not finite.all():
             where = np.argwhere(~finite)
+            axes = " ".join(axes_of(name)) if tap_kind(name) in TAPS else ""
             raise Error(
                 f"{name}: {len(where)} of {array.size} values are NaN or infinite, the first at {where[0].tolist()} "
-                f"({SHAPES.get(tap_kind(name), '')}); every tap before it is finite: look at the weights it reads"
+                f"({axes}); every tap before it is finite: look at the weights it reads"
             )
         return array
-
-
-@cache
-def time_axis(name):
-    """The axis of a tap's array that counts the tokens."""
-    return SHAPES[tap_kind(name)].split().index("T")

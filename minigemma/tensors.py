@@ -59,7 +59,7 @@ def unused_tensors(config):
 def checkpoint_tensors(config, towers=None, unused=False):
     """Every tensor of a checkpoint file, under its whole name -> list of Tensor.
 
-    towers: the `vision_config` and `audio_config` of a config.json, with every field that config.TOWERS has; None for a
+    towers: the `vision_config` and `audio_config` of a config.json, with every field that the shapes need; None for a
     text-only file. unused: whether to list the tensors of unused_tensors too.
     """
     prefix = "model." if towers is None else "model.language_model."

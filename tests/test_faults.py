@@ -17,7 +17,7 @@ from minigemma.debug.diagnosis import Search, diagnose
 from minigemma.debug.diff import Run, compare_traces
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
-from minigemma.taps import SHAPES, tap_kind, time_axis
+from minigemma.taps import TAPS, tap_kind, time_axis
 from minigemma.tensors import unused_tensors
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
@@ -47,7 +47,7 @@ def test_every_entry_says_what_why_and_what_to_do():
         assert id == fault.id
         assert fault.title and fault.symptom and fault.remedy and fault.seen, id
         assert fault.probe in PROBES, id
-        assert fault.first is None or fault.first in SHAPES, id
+        assert fault.first is None or fault.first in TAPS, id
         assert bool(fault.changes) == bool(fault.first), id
 
 

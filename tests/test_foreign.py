@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 
 from minigemma import Error, Trace, forward
 from minigemma.checkpoint import write_safetensors
-from minigemma.debug.foreign import LAYER_MODULES, MODEL_MODULES, read_trace
+from minigemma.debug.foreign import MODULES, read_trace
 from minigemma.ops import linear
 from minigemma.packed import narrow, widen
-from minigemma.taps import SHAPES, layer_of, tap_kind
+from minigemma.taps import axes_of, layer_of, tap_kind
 
 TOKENS = np.arange(3, 17)  # 14: no member has an axis of that length
 HEADS = "T N H", "T K H"
@@ -36,7 +36,7 @@ def record(member, count=14):
 
 
 def axes(name):
-    return SHAPES[tap_kind(name)]
+    return ' '.join(axes_of(name))
 
 
 def write(path, arrays, ids=TOKENS, /, **metadata):
@@ -57,15 +57,13 @@ def assert_same(foreign, trace, names=None):
 
 def paths(config):
     """tap -> a module path of transformers with its side, one for each tap that has one."""
-    found = {}
-    for modules, at in [(MODEL_MODULES, "")] + [
-        (LAYER_MODULES, f"layers.{i}") for i in range(config.num_hidden_layers)
-    ]:
-        for path, taps in modules.items():
-            for side, row in zip(("input", "output"), taps.split(" > "), strict=True):
-                for i, tap in enumerate(row.split()):
-                    name = f"{at}.{tap}" if at else tap
-                    found.setdefault(name.replace("{last}", str(config.num_hidden_layers - 1)), (at + path, side, i))
+    last, found = str(config.num_hidden_layers - 1), {}
+    for path, values in MODULES.items():
+        for i in range(config.num_hidden_layers) if path.startswith("layers.") else (last,):
+            for (given, number), tap in values.items():
+                name = tap.replace("{last}", last).replace("*", str(i))
+                side = "input" if given else "output"
+                found.setdefault(name, (path.replace("*", str(i)), side, number))
     return found
 
 

@@ -6,7 +6,7 @@ from family import small
 
 from minigemma import Edit, Error, Trace, forward
 from minigemma.interventions import chain, effect, log_softmax, mean, other_token, patch, scale, token_losses, zero
-from minigemma.taps import SHAPES, tap_kind
+from minigemma.taps import time_axis
 
 TOKENS = np.random.default_rng(5).integers(1, 120, 14)
 
@@ -25,7 +25,7 @@ def nothing(name, array):
 
 def rows(trace, name):
     """A recorded array with the positions first."""
-    return np.moveaxis(trace[name], SHAPES[tap_kind(name)].split().index("T"), 0)
+    return np.moveaxis(trace[name], time_axis(name), 0)
 
 
 CHANGES = {

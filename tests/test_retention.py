@@ -285,7 +285,7 @@ def test_tokens_of_bytes_are_counted_as_bytes(tiny):
 
 def test_the_texts_are_the_held_out_stories_that_their_program_writes():
     run = subprocess.run(
-        [sys.executable, "weights/stories.py", "--split", "heldout", "-n", "40", "--jsonl"],
+        [sys.executable, "weights/training/stories.py", "--split", "heldout", "-n", "40", "--jsonl"],
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     lines = run.stdout.splitlines()

@@ -10,11 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from minigemma import Edit, Error, Finite, Trace, forward
 from minigemma.interventions import chain, mean, scale, zero
-from minigemma.taps import SHAPES, fits, layer_of, names_of, nearest, tap_kind
+from minigemma.taps import TAPS, axes_of, fits, layer_of, names_of, nearest, tap_kind
 
 
 def sizes(config, layer, new, seen):
-    """The number behind each letter of SHAPES, in this layer."""
+    """The number behind each letter of TAPS, in this layer."""
     letters = {
         "T": new, "S": seen, "D": config.hidden_size, "N": config.num_attention_heads, "V": config.vocab_size,
         "L": config.num_hidden_layers, "P": config.hidden_size_per_layer_input, "E": config.num_experts,
@@ -31,7 +31,7 @@ def test_the_pass_has_exactly_the_taps_of_the_table_in_its_order(member):
     trace = Trace()
     forward(np.arange(14), weights, config, tap=trace)
     assert list(trace) == names_of(config)
-    assert {tap_kind(name) for name in trace} <= set(SHAPES)
+    assert {tap_kind(name) for name in trace} <= set(TAPS)
 
 
 @pytest.mark.parametrize("cached", [0, 9])
@@ -48,7 +48,7 @@ def test_every_tap_has_the_shape_that_the_table_says(member, cached):
         if layer is not None and config.layers[layer].window is not None:
             kept = min(cached, config.layers[layer].window - 1)
         letters = sizes(config, layer, 14, kept + 14)
-        assert array.shape == tuple(letters[axis] for axis in SHAPES[tap_kind(name)].split()), name
+        assert array.shape == tuple(letters[axis] for axis in axes_of(name)), name
 
 
 def test_a_trace_keeps_only_what_is_asked_for():
@@ -146,7 +146,7 @@ def test_of_a_misspelt_tap_the_right_name_is_suggested(member, layers):
     """In 95 % of cases: of a slip in a layer's number nobody can say which layer was meant."""
     rng, (config, _) = random.Random(0), small(member)
     names = names_of(config)
-    right = names if layers is None else [kind.replace("*", layers) for kind in SHAPES] * 3
+    right = names if layers is None else [kind.replace("*", layers) for kind in TAPS] * 3
     slips = [(name, slip_of_the_pen(name, rng)) for name in right if fits(name, names)]
     slips = [(name, slip) for name, slip in slips if not fits(slip, names)]
     suggested = sum(name in nearest(slip, names) for name, slip in slips)
@@ -162,7 +162,7 @@ WRONG = {
     "no experts": ("*.router.*", "E2B", "fits no tap of this model"),
     "not a text": (3, "E2B", "name a tap by a text"),
 }
-TAPS = {
+MAKERS = {
     "Trace": Trace,
     "a list": lambda pattern: Trace(["embed", pattern]),
     "Edit": lambda pattern: Edit({"embed": np.copy, pattern: np.copy}),
@@ -175,14 +175,14 @@ TAPS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("tap", TAPS)
+@pytest.mark.parametrize("tap", MAKERS)
 @pytest.mark.parametrize("logits", ["all", "last", None])
 def test_a_pattern_that_fits_no_tap_of_the_model_is_refused_by_every_tap_before_any_work(tap, wrong, logits):
     pattern, member, words = WRONG[wrong]
     config, weights = small(member)
     seen = Trace()
     with pytest.raises(Error, match=words) as caught:
-        forward([1, 2], weights, config, tap=chain(seen, TAPS[tap](pattern)), logits=logits)
+        forward([1, 2], weights, config, tap=chain(seen, MAKERS[tap](pattern)), logits=logits)
     assert not seen and "\n" not in str(caught.value)
 
 

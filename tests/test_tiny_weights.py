@@ -25,11 +25,30 @@ whole_directories = pytest.mark.parametrize("name", TRAINED)  # tiny and its twi
 @pytest.fixture(scope="module")
 def stories():
     """The corpus generator, which is a program beside the weights and no part of the package."""
-    sys.path.insert(0, str(WEIGHTS))
+    sys.path.insert(0, str(WEIGHTS / "training"))
     import stories
 
     yield stories
-    sys.path.remove(str(WEIGHTS))
+    sys.path.remove(str(WEIGHTS / "training"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{A} had {a animal.1} that", "{A} had {a anmal.1} that", "no slot 'anmal'"),
+        ("{A} had {a animal.1} that", "{A} had {an animal.1} that", "a slot must be like {animal}"),
+        ("at dusk a <bat> flew", "at dusk a bat flew", "must be marked as <bat>"),
+        ("Mia, Anna", "Mia,, Anna", "empty word"),
+        ("Mia, Anna", "Mia", "same number of names"),
+        ("girls = '''", "girls '''", "line"),
+    ],
+)
+def test_a_mistake_in_the_frames_is_one_line(stories, tmp_path, old, new, message):
+    text = (WEIGHTS / "training" / "frames.toml").read_text(encoding="utf-8")
+    (tmp_path / "frames.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(SystemExit, match=re.escape(message)) as stopped:
+        stories.read_frames(tmp_path / "frames.toml")
+    assert "\n" not in str(stopped.value)
 
 
 def questions_beyond_the_window(stories, model, count):

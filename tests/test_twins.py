@@ -43,7 +43,7 @@ def test_the_wide_twin_computes_as_much_as_the_model_with_ple(tiny):
 
 
 def test_a_twin_was_trained_as_long_as_the_tiny_weights(twin):
-    logs = minigemma.TINY.parent / "logs"
+    logs = minigemma.TINY.parent / "training" / "logs"
     last = [
         path.read_text().splitlines()[-1].split(",")[:2]
         for path in (logs / "tiny.csv", logs / f"{twin.directory.name}.csv")

@@ -1,4 +1,8 @@
-"""Multiply-adds of a token and of a prompt, by part of the model."""
+"""Multiply-adds of a token and of a prompt, by part of the model.
+
+A multiply-add is one multiplication and one addition; double the numbers for FLOPs. The tests compare the sums with the
+products of a real run.
+"""
 
 from collections import Counter
 
@@ -105,6 +109,7 @@ def overview():
 
 
 def check_context(config, context):
+    """Raise Error for a context that the model does not have."""
     if not 1 <= context <= config.max_position_embeddings:
         raise Error(f"context must be from 1 to the model's {config.max_position_embeddings} positions, not {context}")
 

@@ -1,4 +1,7 @@
-"""Bytes of the weights by number format, of the KV cache, and of a prompt's activations."""
+"""Bytes of the weights by number format, of the KV cache, and of a prompt's activations.
+
+The tests compare the sums with the bytes of a real cache and with the arrays of a real run.
+"""
 
 import math
 from collections import Counter
@@ -7,7 +10,6 @@ import numpy as np
 
 from .compute import check_context, chunks, visible_keys
 from .parameters import DISK, PARTS, size_of
-from .towers import FOOTPRINTS
 
 # Bits of each weight. Vectors (norms, scalars) keep 16 in every scheme. The scales of a real format are not counted.
 # Google's mobile files mix 2 and 4 bits and do not say where each is; here the widest matrices get 2.
@@ -16,6 +18,18 @@ SCHEMES = {
     "int8": dict.fromkeys(PARTS, 8),
     "4-bit": dict.fromkeys(PARTS, 4),
     "mixed 2/4-bit": dict.fromkeys(PARTS, 4) | {"MLP": 2, "experts": 2},
+}
+# Published footprints: the claim, its bytes, the nearest sum of footprints(), and a remark on the difference. The
+# claims are from public pages of engines and of LiteRT. None of these pages says what it counts.
+FOOTPRINTS = {
+    "E2B": (
+        ("bfloat16, the lowest published", 9.6e9, "text and vision, bfloat16", "the same digits; not confirmed"),
+        ("bfloat16, the highest published", 11.4e9, "whole file and full KV cache, bfloat16", "open"),
+        ("2 and 4 bits, PLE mapped: under", 1.5e9, "resident, 4-bit", "below, as claimed; room for cache and scales"),
+        ("2 and 4 bits, PLE mapped: under", 1.5e9, "resident, mixed 2/4-bit", "below, as claimed"),
+        ("LiteRT's file", 2.583e9, "whole file, 4-bit", "open; scales would add, 2-bit matrices subtract"),
+        ("LiteRT's mapped embeddings", 1.12e9, "PLE table, 4-bit", "open; 1.12 GiB would be 1.203 GB, with scales"),
+    ),
 }
 
 

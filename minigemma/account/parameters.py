@@ -1,8 +1,7 @@
-"""What a Gemma 4 stores, keeps in memory, reads and multiplies: exact numbers from config.json alone.
+"""What a Gemma 4 stores and what one token reads: parameters and bytes, exact, from config.json alone.
 
-Each number is a sum over the table of tensors, or over the calls that the pass makes. The tests compare the sums with
-the released files, with transformers, with the bytes of a real cache and with the products of a real run.
-Units: parameters, bytes, and multiply-adds (one multiplication and one addition; double them for FLOPs).
+Each number is a sum over the table of tensors. The tests compare the sums with the released files and with
+transformers.
 """
 
 import math
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import read_header, shards
-from ..config import LAYERS, Config
+from ..config import Config
 from ..errors import Error
 from ..files import read_json
 from ..released import EFFECTIVE, RELEASED, released_name
 from ..tensors import NOT_TEXT, PREFIXES, TABLES, Tensor, checkpoint_tensors
-from .towers import TOWERS
+from .towers import TOWERS, read_towers
 
 PARTS = (
     *TABLES, "PLE projections and gates", "attention", "MLP", "experts", "norms and scalars", "vision", "audio",
@@ -138,9 +137,9 @@ def count(what, unused=None):
     """
     if isinstance(what, Config):
         return Account("config", what, checkpoint_tensors(what, unused=bool(unused)))
-    name, raw, directory = _resolve(what)
+    name, raw, directory = _find(what)
     where = str(directory or what)
-    config, towers = Config.from_dict(raw, where), _towers(raw, where)
+    config, towers = Config.from_dict(raw, where), read_towers(raw, where)
     text = raw.get("text_config", raw)
     stored = None if directory is None else {n: s for path in shards(directory) for n, s in read_header(path).items()}
     if unused is None:
@@ -156,8 +155,8 @@ def count(what, unused=None):
     return Account(name, config, tensors, None, tuple(_differences(tensors, towers, stored)))
 
 
-def _resolve(what):
-    """What `what` means -> a name, the parsed config.json, and the checkpoint directory or None."""
+def _find(what):
+    """The model that `what` names -> a name, the parsed config.json, and the checkpoint directory or None."""
     if not str(what):
         raise Error("the model's name is empty; give a released model, a config.json, or a checkpoint directory")
     path = Path(os.path.expanduser(what))
@@ -173,40 +172,14 @@ def _resolve(what):
     return name, nested | TOWERS[name], None
 
 
-def _towers(raw, where):
-    """vision_config and audio_config of a config.json; None if it is text-only. Raises Error for bad fields."""
-    if "text_config" not in raw:
-        return None
-    towers = {}
-    for key in ("vision_config", "audio_config"):
-        tower = raw.get(key)
-        if tower is None:
-            continue
-        if not isinstance(tower, dict):
-            raise Error(f"{where}: {key} must be an object or null, not {tower!r}")
-        pattern = TOWERS["12B" if {"mm_embed_dim", "audio_embed_dim"} & set(tower) else "E2B"][key]
-        for name, example in pattern.items():
-            value = tower.get(name)
-            if not _alike(value, example) or (name == "num_hidden_layers" and value > LAYERS):
-                raise Error(f"{where}: {key}.{name} must be like {example!r}, not {value!r}")
-        towers[key] = tower
-    return towers
-
-
-def _alike(value, example):
-    """Whether a field has the form of its example: true or false, a size of 1 or more, or a list of as many sizes."""
-    if isinstance(example, list):
-        return isinstance(value, list) and len(value) == len(example) and all(map(_alike, value, example))
-    return type(value) is type(example) and (isinstance(value, bool) or 1 <= value <= 2**31)
-
-
 def _holds_unused(config, towers, stored):
+    """Whether a file has any tensor that no pass reads."""
     names = {tensor.name for tensor in checkpoint_tensors(config, towers, unused=True) if tensor.part == "unused"}
-    return any(_full(name, towers) in names for name in stored)
+    return any(_name_in_table(name, towers) in names for name in stored)
 
 
-def _full(name, towers):
-    """The name in the table of a tensor in a file, for any of PREFIXES."""
+def _name_in_table(name, towers):
+    """The table's name of a tensor in a file, whose names may begin with any of PREFIXES."""
     if name.startswith(NOT_TEXT):
         return name
     short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
@@ -218,7 +191,7 @@ def _differences(tensors, towers, stored):
     table = {tensor.name: tensor for tensor in tensors}
     seen = set()
     for name, found in stored.items():
-        tensor = table.get(_full(name, towers))
+        tensor = table.get(_name_in_table(name, towers))
         if tensor is None or tensor.name in seen:
             yield f"{name}: in the file, not in the table ({found.dtype} {list(found.shape)})"
             continue
@@ -233,6 +206,7 @@ def _differences(tensors, towers, stored):
 
 
 def size_of(tensor):
+    """Parameters of one tensor."""
     return math.prod(tensor.shape)
 
 
@@ -241,8 +215,10 @@ def _nbytes(tensor):
 
 
 def read_of(tensor, config):
-    """Elements of a text tensor that one token reads; of stacked experts, those of the chosen ones. Not for the PLE
-    table."""
+    """Parameters of a text tensor that one token reads: all, but of stacked experts only the chosen ones.
+
+    Not for the PLE table, of which a token reads one row.
+    """
     if tensor.part == "experts" and len(tensor.shape) == 3:
         return size_of(tensor) // config.num_experts * config.top_k_experts
     return size_of(tensor)

@@ -1,5 +1,4 @@
-"""The accounts as text: each function takes what accounting.py gives as a dict and returns what the command prints."""
-
+"""The accounts as text: each function takes the dict of an account and returns what the command prints."""
 
 from ..files import table
 

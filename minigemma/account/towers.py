@@ -1,10 +1,10 @@
-"""What the released files hold beside the text model, and the footprints that others published."""
+"""The parts of a checkpoint beside the text model: vision and audio, as their config.json describes them."""
 
+from ..config import LAYERS
+from ..errors import Error
 
-
-
-# The other parts of the released files, from the same config.json files: only the fields that decide a tensor's shape.
-# 12B ("unified") has no towers: it projects patches of pixels and frames of sound directly.
+# From the config.json files of the released models: only the fields that decide a tensor's shape. 12B ("unified") has
+# no towers: it projects patches of pixels and frames of sound directly.
 _VISION = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 12,
     "num_key_value_heads": 12, "head_dim": 64, "patch_size": 16, "position_embedding_size": 10240,
@@ -26,15 +26,30 @@ TOWERS = {
     "26B-A4B": {"vision_config": _BIG_VISION, "audio_config": None},
     "31B": {"vision_config": _BIG_VISION, "audio_config": None},
 }
-# Published footprints in bytes: the claim, the size, the nearest sum of accounting.footprints, and a remark on the
-# difference. The claims are from public pages of engines and of LiteRT. None of these pages says what it counts.
-FOOTPRINTS = {
-    "E2B": (
-        ("bfloat16, the lowest published", 9.6e9, "text and vision, bfloat16", "the same digits; not confirmed"),
-        ("bfloat16, the highest published", 11.4e9, "whole file and full KV cache, bfloat16", "open"),
-        ("2 and 4 bits, PLE mapped: under", 1.5e9, "resident, 4-bit", "below, as claimed; room for cache and scales"),
-        ("2 and 4 bits, PLE mapped: under", 1.5e9, "resident, mixed 2/4-bit", "below, as claimed"),
-        ("LiteRT's file", 2.583e9, "whole file, 4-bit", "open; scales would add, 2-bit matrices subtract"),
-        ("LiteRT's mapped embeddings", 1.12e9, "PLE table, 4-bit", "open; 1.12 GiB would be 1.203 GB, with scales"),
-    ),
-}
+
+
+def read_towers(raw, where):
+    """vision_config and audio_config of a config.json; None if it is text-only. Raises Error for bad fields."""
+    if "text_config" not in raw:
+        return None
+    towers = {}
+    for key in ("vision_config", "audio_config"):
+        tower = raw.get(key)
+        if tower is None:
+            continue
+        if not isinstance(tower, dict):
+            raise Error(f"{where}: {key} must be an object or null, not {tower!r}")
+        pattern = TOWERS["12B" if {"mm_embed_dim", "audio_embed_dim"} & set(tower) else "E2B"][key]
+        for name, example in pattern.items():
+            value = tower.get(name)
+            if not _alike(value, example) or (name == "num_hidden_layers" and value > LAYERS):
+                raise Error(f"{where}: {key}.{name} must be like {example!r}, not {value!r}")
+        towers[key] = tower
+    return towers
+
+
+def _alike(value, example):
+    """Whether a field has the form of its example: true or false, a size of 1 or more, or a list of as many sizes."""
+    if isinstance(example, list):
+        return isinstance(value, list) and len(value) == len(example) and all(map(_alike, value, example))
+    return type(value) is type(example) and (isinstance(value, bool) or 1 <= value <= 2**31)

@@ -15,7 +15,7 @@ from ..files import json_number
 from ..model import forward
 from ..ops import rope
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, SHAPES, Finite, Trace, layer_of, names_of, tap_kind
+from ..taps import PRECISIONS, TAPS, Finite, Trace, axes_of, layer_of, names_of, tap_kind
 from .foreign import read_soft
 from .replay import MASKED, Replay, compare, differences, hidden_keys, wrong_masks
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
@@ -27,49 +27,6 @@ MARGIN = 8  # times the measured error is still healthy: transformers reaches 5.
 BLIND = 0.5  # above this error rounding alone could explain the difference, so the op cannot be judged
 # Ops that round several times before their tap; an expert: norm, product, activation, product, weight, norm.
 STEPS = {"layers.*.mlp.moe_out": 4, "layers.*.router.probs": 3, "layers.*.ple.gate": 2, "ple.context": 2}
-
-# What makes each tap, in words for the first broken op.
-OPS = {
-    "embed": "the token table's row times sqrt(D)",
-    "ple.token": "the PLE table's row times sqrt(P)",
-    "ple.context": "the context projection of the embedding, and per_layer_projection_norm",
-    "ple": "(context + lookup) * 2**-0.5",
-    "layers.*.resid_pre": "the hand-over from the layer before",
-    "layers.*.attn.in": "input_layernorm",
-    "layers.*.attn.q_raw": "q_proj",
-    "layers.*.attn.q": "q_norm",
-    "layers.*.attn.rot_q": "RoPE on q",
-    "layers.*.attn.k_raw": "k_proj",
-    "layers.*.attn.v_raw": "v_proj",
-    "layers.*.attn.k": "k_norm",
-    "layers.*.attn.rot_k": "RoPE on k",
-    "layers.*.attn.v": "v_norm, which has no weight",
-    "layers.*.attn.scores": "q k, not scaled",
-    "layers.*.attn.pattern": "the mask and softmax",
-    "layers.*.attn.z": "the sum of values by the pattern",
-    "layers.*.attn.o": "o_proj",
-    "layers.*.attn_out": "post_attention_layernorm",
-    "layers.*.resid_mid": "the residual plus attention's output",
-    "layers.*.mlp.in": "pre_feedforward_layernorm",
-    "layers.*.mlp.gate": "gate_proj",
-    "layers.*.mlp.up": "up_proj",
-    "layers.*.mlp.act": "gelu_tanh(gate) * up",
-    "layers.*.mlp.down": "down_proj",
-    "layers.*.router.probs": "the router: norm, scale, projection, softmax",
-    "layers.*.router.weights": "the chosen experts' weights, renormalised and scaled",
-    "layers.*.router.experts": "the choice of the experts",
-    "layers.*.mlp.dense_out": "post_feedforward_layernorm_1",
-    "layers.*.mlp.moe_out": "the experts and post_feedforward_layernorm_2",
-    "layers.*.mlp_out": "post_feedforward_layernorm",
-    "layers.*.resid_ffn": "the residual plus the MLP's output",
-    "layers.*.ple.gate": "per_layer_input_gate and gelu_tanh",
-    "layers.*.ple.gated": "the gate times this layer's per-layer embedding",
-    "layers.*.ple.proj": "per_layer_projection",
-    "layers.*.ple_out": "post_per_layer_input_norm",
-    "layers.*.resid_post": "the residual plus PLE's output, all times layer_scalar",
-    "final_norm": "the final norm",
-    "logits": "the tied head and the softcap",
-}
 
 
 @dataclass
@@ -349,7 +306,7 @@ def _broken(bad, rows, precision, misshapen):
     captured = [row.name for row in rows if row.verdict != "MISSING"]
     last = captured[captured.index(bad.name) - 1] if captured.index(bad.name) else None
     between = before[before.index(last) + 1 :] if last else before
-    what = f"the first broken op is {bad.name} ({OPS[tap_kind(bad.name)]})"
+    what = f"the first broken op is {bad.name} ({TAPS[tap_kind(bad.name)].made_by})"
     if bad.verdict == "SHAPE":
         ours, theirs = misshapen.get(bad.name, (None, bad.shape))
         should = f" and should be {list(ours)}" if ours else ", which does not fit this prompt"
@@ -451,7 +408,7 @@ def _constant(bad, ours, theirs, run, fits):
 
 
 def _rearranged(name, ours, theirs, fits):
-    axes = SHAPES[tap_kind(name)].split()
+    axes = axes_of(name)
     tries = {}
     for letter, words in (("T", "tokens"), ("L", "layers")):
         for shift in (1, -1) if letter in axes and ours.shape[axes.index(letter)] > 2 else ():

@@ -23,57 +23,40 @@ from ..files import read_json
 from ..inputs import as_tokens
 from ..ops import softcap
 from ..packed import widen
-from ..taps import SHAPES, layer_of, names_of, tap_kind
+from ..taps import TAPS, axes_of, layer_of, names_of, tap_kind
 
-# What goes into a module of transformers' Gemma 4 > what comes out, as taps; "-" is a value without a tap.
-# Source: transformers 5.23.0, models/gemma4/modeling_gemma4.py.
-MODEL_MODULES = {
-    "embed_tokens": "- > embed",
-    "embed_tokens_per_layer": "- > ple.token",
-    "per_layer_model_projection": "embed > -",  # before its scale
-    "per_layer_projection_norm": "- > ple.context",
-    "rotary_emb": "- > -",
-    "norm": "layers.{last}.resid_post > final_norm",
-    "lm_head": "final_norm > uncapped",  # the softcap is in no module
+# Values of transformers' modules that become a tap on the way: each layer's part of ple, and logits before the softcap.
+DERIVED = {
+    ("layers.*", True, 1): "layers.*.ple",
+    ("norm", True, 0): "layers.{last}.resid_post",
+    ("lm_head", False, 0): "uncapped",
 }
-LAYER_MODULES = {  # the paths follow `layers.i`
-    "": "resid_pre ple > resid_post",
-    ".input_layernorm": "resid_pre > attn.in",
-    ".self_attn": "attn.in > attn.o attn.pattern",
-    ".self_attn.q_proj": "attn.in > attn.q_raw",
-    ".self_attn.k_proj": "attn.in > attn.k_raw",
-    ".self_attn.v_proj": "attn.in > attn.v_raw",
-    ".self_attn.q_norm": "attn.q_raw > attn.q",
-    ".self_attn.k_norm": "attn.k_raw > attn.k",
-    ".self_attn.v_norm": "attn.v_raw > attn.v",
-    ".self_attn.o_proj": "attn.z > attn.o",
-    ".post_attention_layernorm": "attn.o > attn_out",
-    ".pre_feedforward_layernorm": "resid_mid > mlp.in",
-    ".mlp": "mlp.in > mlp.down",
-    ".mlp.gate_proj": "mlp.in > mlp.gate",
-    ".mlp.up_proj": "mlp.in > mlp.up",
-    ".mlp.act_fn": "mlp.gate > -",
-    ".mlp.down_proj": "mlp.act > mlp.down",
-    ".post_feedforward_layernorm_1": "mlp.down > mlp.dense_out",
-    ".router": "resid_mid > router.probs router.weights router.experts",
-    ".router.norm": "resid_mid > -",
-    ".router.proj": "- > -",
-    ".pre_feedforward_layernorm_2": "resid_mid > -",
-    ".experts": "- router.experts router.weights > -",
-    ".experts.act_fn": "- > -",
-    ".post_feedforward_layernorm_2": "- > mlp.moe_out",
-    ".post_feedforward_layernorm": "- > mlp_out",
-    ".per_layer_input_gate": "resid_ffn > -",  # before gelu
-    ".act_fn": "- > ple.gate",
-    ".per_layer_projection": "ple.gated > ple.proj",
-    ".post_per_layer_input_norm": "ple.proj > ple_out",
-}
+NO_TAP = ("rotary_emb", "layers.*.router.proj", "layers.*.experts.act_fn")  # modules of which no tap holds a value
+
+
+def _modules():
+    """module path -> {(whether the value goes in, its number): tap}, from TAPS."""
+    found = {path: {} for path in NO_TAP}
+    for kind, tap in TAPS.items():
+        for given, side in enumerate(tap.module.partition(">")[::2]):
+            for module in side.split():
+                path, _, number = module.partition(":")
+                if kind.startswith("layers."):
+                    path = f"layers.*.{path}".rstrip(".")
+                found.setdefault(path, {})[bool(given), int(number or 0)] = kind
+    for (path, *place), tap in DERIVED.items():
+        found.setdefault(path, {})[*place] = tap
+    return found
+
+
+MODULES = _modules()
 PREFIX = re.compile(r"((base_model|language_model|model)\.)+")
 SIDE = re.compile(r"(.*?)([.:](in|input|inputs|out|output|outputs)([.:]([0-9]))?)?", re.DOTALL)
 LISTED = re.compile(r"(hidden_state|attention)s?[._\[]([0-9]{1,5})\]?")  # as output_hidden_states=True names them
 LAYER = re.compile(r"^layers\.([0-9]{1,5})")
 
-AXES = SHAPES | {"layers.*.ple": "T P", "uncapped": "T V"}  # two that become taps: ple[:, i], and logits
+AXES = {kind: tap.axes for kind, tap in TAPS.items()}
+AXES |= {"layers.*.ple": "T P", "uncapped": "T V"}  # two that become taps: ple[:, i], and logits
 TOKENS = ("tokens", "input_ids", "ids")
 FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
@@ -114,7 +97,7 @@ def read_trace(path, config, mapping=None, ids=None):
 
     Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
     `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
-    {"tap": ..., "axes": "1 N T H"} in place of the name, to state axes (letters of SHAPES; 1 a batch axis; N*H two in
+    {"tap": ..., "axes": "1 N T H"} in place of the name, to state axes (letters of TAPS; 1 a batch axis; N*H two in
     one). ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or metadata. Metadata `axes`,
     "T N H" or "N T H", decides if there are as many tokens as heads. Raises Error if no array is understood.
     """
@@ -243,7 +226,7 @@ def _usable(item):
 
 def _ours(name):
     """A tap's name, `layers.03` as `layers.3`; None for any other name."""
-    known = "*" not in name and LAYER.sub("layers.*", name) in SHAPES
+    known = "*" not in name and LAYER.sub("layers.*", name) in TAPS
     return LAYER.sub(lambda match: f"layers.{int(match[1])}", name) if known else None
 
 
@@ -260,18 +243,15 @@ def _named(key, config):
         # the last one is taken after the final norm, so the last layer's output is not in the list
         return "embed" if i == 0 else "final_norm" if i == last + 1 else f"layers.{i}.resid_pre", True
     path, _, side, _, index = SIDE.fullmatch(path).groups()
-    if layer := LAYER.match(path):
-        modules, path, at = LAYER_MODULES, path[layer.end() :], f"layers.{int(layer[1])}."
-    else:
-        modules, at = MODEL_MODULES, ""
-    if path not in modules:
+    layer, path = LAYER.match(path), LAYER.sub("layers.*", path)
+    if path not in MODULES:
         raise Refused("is neither a tap's name nor a module path of transformers' Gemma 4")
     given = (side or "out").startswith("in")
-    taps = dict(enumerate(modules[path].split(" > ")[not given].split()))
-    tap = taps.get(int(index or 0), "-")
-    if tap == "-":
+    tap = MODULES[path].get((given, int(index or 0)))
+    if tap is None:
         raise Refused(f"no tap holds what this module {'is given' if given else 'makes'}")
-    return at + tap.replace("{last}", str(last)), given or tap == "uncapped"
+    tap = tap.replace("layers.*", f"layers.{int(layer[1])}") if layer else tap.replace("{last}", str(last))
+    return tap, given or tap == "uncapped"
 
 
 def _absent(tap, config, names):
@@ -281,11 +261,10 @@ def _absent(tap, config, names):
         return f"their model has more layers than the {config.num_hidden_layers} of this config"
     if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each becomes
         return None
-    if kind.removeprefix("layers.*.").startswith("ple"):
-        return "this model has no per-layer embeddings"
-    if kind.startswith("layers.*.attn."):
+    when = TAPS[kind].when if kind in TAPS else "ple"
+    if when == "writes":
         return f"this layer has no K and V of its own; it reads those of layer {config.layers[layer].kv_from}"
-    return "this model has no experts"
+    return "this model has no per-layer embeddings" if when == "ple" else "this model has no experts"
 
 
 def _rules(path, mapping, header, notes):
@@ -300,8 +279,8 @@ def _rules(path, mapping, header, notes):
             raise Error(f"{where}: the layer's number, {{i}}, must appear once on both sides, or on neither")
         if axes is not None:
             axes = str(axes) if "T" in str(axes) else f"T {axes}"  # without T: the last position
-            if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(SHAPES[tap_kind(ours)].split()):
-                raise Error(f"{where}: its axes are {SHAPES[tap_kind(ours)]} in some order, and 1 for a batch axis")
+            if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(axes_of(ours)):
+                raise Error(f"{where}: its axes are {' '.join(axes_of(ours))} in some order, and 1 for a batch axis")
         pattern = re.compile(re.escape(theirs).replace(r"\{i\}", "([0-9]{1,5})"))
         rules.append((pattern, tap, axes))
         unused += [] if any(map(pattern.fullmatch, header)) else [_short(theirs)]

@@ -1,7 +1,7 @@
 """This machine's numbers against goldens: ids, top logits, greedy tokens and hidden states that a reference computed.
 
 For a user with real weights this is the first command to run. Goldens come from `goldens.json` beside the weights
-(weights/make_goldens.py makes one with transformers) or, without it, from `published_goldens.json` here: what
+(weights/training/make_goldens.py makes one with transformers) or, without it, from `published_goldens.json` here: what
 others published from Google's weights. minigemma's authors have no released weights, so the published goldens have
 never been run; their tolerances are estimates, and each says where it comes from.
 
@@ -29,7 +29,7 @@ from ..model import no_tap
 from ..packed import narrow, widen
 from ..released import RELEASED, released_config, released_name
 from ..sampling import prefill
-from ..taps import SHAPES, Edit, Trace, tap_kind
+from ..taps import TAPS, Edit, Trace, axes_of, tap_kind
 
 PUBLISHED = Path(__file__).with_name("published_goldens.json")
 FITS, TIE, DIFFERS, UNCHECKED = "fits", "tie within rounding", "differs", "not checked"
@@ -58,7 +58,7 @@ def read_goldens(path):
     data = read_json(path)
     entries = data.get("goldens")
     if not isinstance(entries, list) or not entries:
-        raise Error(f"{path}: has no list of goldens; weights/make_goldens.py writes one")
+        raise Error(f"{path}: has no list of goldens; weights/training/make_goldens.py writes one")
     return [_golden(data, entry, f"{path}: golden {number}") for number, entry in enumerate(entries)]
 
 
@@ -129,7 +129,7 @@ def goldens_for(config, directory):
     if not fitting:
         what = "a model of this config.json" if size is None else f"gemma-4-{size}{'-it' if tuned else ''}"
         known = f" (there are some of {of_size[0].model})" if of_size else ""
-        make = f"make {beside} with transformers: python weights/make_goldens.py --weights {directory}"
+        make = f"make {beside} with transformers: python weights/training/make_goldens.py --weights {directory}"
         raise Error(f"{directory}: no goldens are known for {what}{known}; {make}")
     return fitting
 
@@ -195,7 +195,7 @@ def _refuse_foreign(golden, config):
                 f"golden {golden.name!r}: id {id} is outside this model's vocabulary, 0 to {config.vocab_size - 1}"
             )
     for state in golden.hidden:
-        if any(SHAPES.get(tap_kind(tap)) != "T D" for tap in state["taps"]):
+        if any(tap_kind(tap) not in TAPS or axes_of(tap) != ("T", "D") for tap in state["taps"]):
             raise Error(
                 f"golden {golden.name!r}: {state['taps']} are not hidden states; see the T D of minigemma/taps.py"
             )

@@ -82,7 +82,7 @@ def token_boxes(ids, labels, groups, across=100):
 def iceberg(models):
     """Parameters of each model in billions: above the line those that every token multiplies, below the others.
 
-    models: name -> {"stored": parameters, "computed": parameters}, as compute.overview()["models"].
+    models: name -> {"stored": parameters, "computed": parameters}, as account.compute.overview()["models"].
     """
     axes = _axes(8, 4.5)
     names = list(models)

@@ -433,7 +433,7 @@ def _whole(value, low, high):
 FREE = {  # fields that a checkpoint may set as it likes, and what is a value of them
     "sliding_window": lambda v: _whole(v, 1, 2**31),
     "max_position_embeddings": lambda v: _whole(v, 1, 2**31),
-    "rms_norm_eps": lambda v: _number(v) and 1e-30 <= v < 1,
+    "rms_norm_eps": lambda v: _number(v) and 1e-30 <= v <= 1,
     "final_logit_softcapping": lambda v: v is None or (_number(v) and 1e-30 <= v <= 1e30),
     "pad_token_id": lambda v: _whole(v, 0, 119),
     "top_k_experts": lambda v: _whole(v, 1, 6),

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from minigemma import Config, random_weights
 from minigemma.debug.foreign import read_trace
-from minigemma.taps import SHAPES, tap_kind
+from minigemma.taps import tap_kind, time_axis
 
 from .case import TOLERANCE, distance
 from .dump_transformers import dump
@@ -102,6 +102,6 @@ def test_a_prefill_that_keeps_the_last_logits_only_is_read_with_its_single_rows(
     single = {name for name, array in foreign.arrays.items() if array.shape != theirs[name].shape}
     assert single >= {"logits", "layers.9.attn.q"} and "layers.4.attn.q" not in single
     for name, array in foreign.arrays.items():
-        axis = SHAPES[tap_kind(name)].split().index("T")
+        axis = time_axis(name)
         whole = theirs[name].take([-1], axis=axis) if name in single else theirs[name]
         assert distance(array, whole) < TOLERANCE[np.float32], name

@@ -14,7 +14,7 @@ from family import MEMBERS, fields
 from transformers.models.gemma4 import modeling_gemma4
 
 from minigemma.config import GLOBAL, SLIDING
-from minigemma.taps import SHAPES, layer_of, tap_kind
+from minigemma.taps import TAPS, layer_of, tap_kind
 from minigemma.tensors import checkpoint_tensors
 
 from .case import TOLERANCE, Case, distance
@@ -23,7 +23,7 @@ from .port import FAULTS, VARIANTS, random_flip, record_port, sign_flip, unused_
 T, W = 23, 5  # tokens, window
 BENIGN = ["B7", "B8", "C1b", "L6", "H8"]  # what a norm divides away, or nearly
 SEEN = 1e-6  # two whole runs of the same ops are equal to the bit; eps alone makes 3e-5 of B6 and B8
-ORDER = list(SHAPES)
+ORDER = list(TAPS)
 VARIANT = {fault.id: fault for fault in VARIANTS}
 
 

@@ -9,14 +9,14 @@ from .changes import edited, layer_weights, ones, zeroed
 from .entry import Fault
 
 
-def mixture(at, share, activation=gelu):
+def mixture(at, router_weights, activation=gelu):
     """The experts' branch with other weights of the chosen experts [T, k], or another activation -> [T, D]."""
     h = at.norm(at["resid_mid"], at.w.pre_feedforward_layernorm_2)  # [T, D]
     out, chosen = np.zeros_like(h), at["router.experts"]  # [T, D], [T, k]
     for e in np.unique(chosen):
         token, slot = np.nonzero(chosen == e)
         gate, up = np.split(linear(h[token], at.w.experts_gate_up_proj[int(e)]), 2, axis=-1)
-        out[token] += share[token, slot, None] * linear(activation(gate) * up, at.w.experts_down_proj[int(e)])
+        out[token] += router_weights[token, slot, None] * linear(activation(gate) * up, at.w.experts_down_proj[int(e)])
     return at.norm(out, at.w.post_feedforward_layernorm_2)
 
 

@@ -1,10 +1,10 @@
 """Writes goldens.json beside weights: what transformers computes with them in float32, for `minigemma verify`.
 
-    python weights/make_goldens.py --weights weights/tiny
+    python weights/training/make_goldens.py --weights weights/tiny
 
-The prompts are held-out stories of stories.py: a short one, one a token shorter than the window, one as long, one a
-token longer, one of more than twice the window, and a chat. Text becomes ids by the tokenizers library alone, so
-nothing in the file was computed by minigemma; only the file itself is written with its help.
+The prompts are "Once upon a time", a chat, and held-out stories of four lengths: the window - 1, the window, the window
++ 1, and more than twice the window. The tokenizers library alone makes ids of text. minigemma computes nothing in the
+file; its `replacing` only helps to write it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 import transformers
 from stories import tell_story
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # minigemma lies beside this folder, not in it
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where minigemma lies
 from minigemma.files import replacing
 
 TOP, FIRST, GREEDY = 8, 8, 16
@@ -51,7 +51,7 @@ def encode(tokenizer, text):
 
 
 def cut(tokenizer, text, length):
-    """A beginning of the text that is `length` ids with its <bos>."""
+    """The start of the text that has `length` ids, <bos> included."""
     for end in range(1, len(text)):
         if len(encode(tokenizer, text[:end])) == length - 1:
             return text[:end]
@@ -68,7 +68,7 @@ def golden(model, ids):
         greedy.append(int(step.logits[0, -1].argmax()))
         if len(greedy) == GREEDY:
             break
-        step = run(model, [*ids, *greedy])  # the whole text again: no cache of theirs takes part
+        step = run(model, [*ids, *greedy])  # the whole text again, so that no cache is used
     return {
         "top_logits": {"indices": indices.tolist(), "values": rounded(values)},
         "greedy_tokens": greedy,
@@ -101,9 +101,9 @@ def rounded(values):
 
 
 def load(directory):
-    """transformers' model in float32, of Google's files or of text alone. Stops where tensors are missing or left over.
+    """transformers' model in float32, from Google's files or a text-only save. Stops if tensors do not fit.
 
-    It must be loaded in float32: loaded in bfloat16 and converted, it would keep rounded scales of the embeddings.
+    It must be loaded in float32. Loaded in bfloat16 and then converted, it keeps rounded scales of the embeddings.
     """
     options = {"dtype": torch.float32, "attn_implementation": "eager", "output_loading_info": True}
     model, info = transformers.AutoModelForCausalLM.from_pretrained(directory, **options)
@@ -127,7 +127,7 @@ def main():
         about = {
             "name": name,
             "model": directory.resolve().name,
-            "source": "goldens.json, made by weights/make_goldens.py",
+            "source": "goldens.json, made by weights/training/make_goldens.py",
         }
         about |= {"compute": f"{versions}, float32", "tolerance": "float32"}
         about["prompt" if isinstance(source, str) else "messages"] = source

@@ -1,10 +1,10 @@
 """Trains the tiny weights: tokenizer, corpus, model, from one seed.
 
-    python weights/train.py --out weights/tiny
+    python weights/training/train.py --out weights/tiny
 
-The model is transformers' own Gemma4ForCausalLM. What transformers saves of it, whole.py makes a whole directory.
-Only its attention is computed here, in blocks, because a window of 32 costs little when nothing else is computed.
-`--resume` goes on from the last checkpoint in `--work`; `--no-ple` and `--intermediate-size` make twins to compare.
+The model is transformers' own Gemma4ForCausalLM; whole.py makes a whole directory of what transformers saves. Only the
+attention is our own: it works in blocks, so a window of 32 needs little time. `--resume` goes on from the last
+checkpoint in `--work`. `--no-ple` and `--intermediate-size` make twins to compare.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers import Gemma4ForCausalLM, Gemma4TextConfig, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 DOCUMENTS = 56_000  # one pass over these is the whole training
-FOCUS = 90_000  # of so many more, those whose questions were learned last, and every fifth of all
+FOCUS = 90_000  # from these further documents: those with questions that are learned last, and every fifth
 LEARNED_LAST = {"ate", "went", "who has", "count"}
 VALIDATION = 200
 ROW = 512  # tokens of one training row; whole documents are packed into it
@@ -42,7 +42,7 @@ WINDOW = 32
 PAD, EOS, BOS, UNK, TURN, END_OF_TURN, NEWLINE = 0, 1, 2, 3, 105, 106, 107
 FIRST = ["<pad>", "<eos>", "<bos>", "<unk>"]
 LAST = ["<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>", "<|audio|>", "<|video|>"]
-ANSWER_WEIGHT = 5.0  # of the loss on short model turns: few tokens, but the ones that need recall
+ANSWER_WEIGHT = 5.0  # weight of the loss on short model turns: only these few tokens need recall
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer
@@ -83,32 +83,33 @@ def documents(split, count):
 
 
 def focus_document(number):
-    """The training document, or "" where it is not one to give more practice with."""
+    """Training document `number`, or "" if it gives no practice with what is learned last."""
     kinds = {question.kind for question in tell_story("train", number).questions}
     text = document("train", number)
     return text if number % 5 == 0 or (kinds & LEARNED_LAST and "<|turn>" in text) else ""
 
 
 def focus_documents():
+    """The practice documents, in order."""
     with multiprocessing.Pool() as pool:
         return list(filter(None, pool.map(focus_document, range(DOCUMENTS, DOCUMENTS + FOCUS), chunksize=500)))
 
 
-def answer_weights(ids):
+def loss_weights_of(ids):
     """[T] -> the weight of the loss on each token: more on short model turns, which answer a question."""
-    weights = np.ones(len(ids), np.float32)
+    loss_weights = np.ones(len(ids), np.float32)
     opened = np.flatnonzero(ids == TURN)
     closed = np.flatnonzero(ids == END_OF_TURN)
     for turn, (start, end) in enumerate(zip(opened, closed, strict=True)):
         if turn and end - start < 30 and ids[start + 1] != ids[opened[0] + 1]:
-            weights[start + 3 : end] = ANSWER_WEIGHT
-    return weights
+            loss_weights[start + 3 : end] = ANSWER_WEIGHT
+    return loss_weights
 
 
 def pack(encoded, row=ROW):
-    """Whole documents into rows of `row` tokens -> (ids [R, row], weights [R, row]); rests are padding of weight 0.
+    """Pack whole documents into rows of `row` tokens -> (ids [R, row], loss weights [R, row]); padding has weight 0.
 
-    A document goes into the fullest open row with room for it. One longer than a row is left out.
+    A document goes into the fullest open row that has room for it. A document longer than a row is left out.
     """
     rows, opened = [], []
     for ids in encoded:
@@ -123,14 +124,15 @@ def pack(encoded, row=ROW):
         best[1].append(ids)
         if best[0] > row - 40 or len(opened) > 64:
             opened.remove(max(opened, key=lambda bin_: bin_[0]))
-    tokens, weights = np.zeros((len(rows), row), np.int16), np.zeros((len(rows), row), np.float16)
+    tokens, loss_weights = np.zeros((len(rows), row), np.int16), np.zeros((len(rows), row), np.float16)
     for number, (length, parts) in enumerate(rows):
         tokens[number, :length] = np.concatenate(parts)
-        weights[number, :length] = np.concatenate([answer_weights(part) for part in parts])
-    return tokens, weights
+        loss_weights[number, :length] = np.concatenate([loss_weights_of(part) for part in parts])
+    return tokens, loss_weights
 
 
 def encode(tokenizer, texts):
+    """Texts -> list of ids [T]; special tokens come from the text itself."""
     return [np.array(e.ids, np.int16) for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
@@ -167,7 +169,7 @@ ALL_ATTENTION_FUNCTIONS.register("block", block_attention)
 
 
 def make_config(args):
-    """E2B's pattern in small; a twin differs in what the arguments say and in nothing else."""
+    """E2B's pattern with small sizes. A twin differs only in what the arguments say."""
     return Gemma4TextConfig(
         vocab_size=VOCABULARY,
         vocab_size_per_layer_input=VOCABULARY,
@@ -200,7 +202,7 @@ def make_config(args):
 
 
 def make_model(config):
-    """A fresh model, every part at about unit variance; layer_scalar is trained too."""
+    """A new model in which every part has about unit variance; layer_scalar is trained too."""
     config._attn_implementation = "block"
     model = Gemma4ForCausalLM(config)
     with torch.no_grad():
@@ -221,8 +223,9 @@ def make_model(config):
 
 
 def start_copying(model):
-    """Half of the heads of each global layer begin as copiers: they look where the hidden state is like their own
-    (q = k) and write back what they find (o = v transposed). Recall from far back is then learned within minutes.
+    """Let half of the heads of each global layer start as copiers, so that recall is learned within minutes.
+
+    They attend where the hidden state is like their own (q = k) and write back what they find (o = v transposed).
     """
     donor = None
     for layer in model.model.layers:
@@ -239,7 +242,7 @@ def start_copying(model):
 
 
 def save_model(model, tokenizer, out):
-    """Writes the files beside `out` and renames: a broken run leaves the old directory whole."""
+    """Write the files beside `out`, then rename: after an error the old directory is still whole."""
     config = Gemma4TextConfig.from_dict(model.config.to_dict())
     config.dtype = "bfloat16"
     saved = Gemma4ForCausalLM(config).to(torch.bfloat16)
@@ -259,8 +262,10 @@ def save_model(model, tokenizer, out):
 
 
 def hidden(model, ids):
-    """The final hidden states [B, T, D]. A global layer sees its own document of the row only; a sliding layer reaches
-    so little into the one before that nothing is done about it.
+    """ids [B, T] -> the final hidden states [B, T, D].
+
+    A global layer sees only its own document of the row. A sliding layer also sees the last tokens of the document
+    before; these are few, so nothing prevents it.
     """
     number = (ids == BOS).cumsum(1)
     mask = (number[:, None, :, None] == number[:, None, None, :]).tril()  # [B, 1, T, T]
@@ -270,21 +275,21 @@ def hidden(model, ids):
     return model.model(input_ids=ids, attention_mask=masks, use_cache=False, **extra).last_hidden_state
 
 
-def loss_of(model, ids, weights, short=True):
-    """Mean cross-entropy a token (weighted), and the plain one. ids [B, T] -> two scalars. short: bfloat16 products."""
+def loss_of(model, ids, loss_weights, short=True):
+    """ids, loss_weights [B, T] -> mean cross-entropy in nats a token, weighted and plain. short: bfloat16 products."""
     with torch.autocast("cpu", torch.bfloat16, enabled=short):
         states = hidden(model, ids)[:, :-1].flatten(0, 1)
         logits = states @ model.model.embed_tokens.weight.T
     cap = model.config.final_logit_softcapping
     logits = cap * torch.tanh(logits.float() / cap)
     each = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (each * weights).sum() / weights.sum(), each[weights > 0].mean().detach()
+    loss_weights = loss_weights[:, 1:].flatten()
+    return (each * loss_weights).sum() / loss_weights.sum(), each[loss_weights > 0].mean().detach()
 
 
 # ---------------------------------------------------------------------------------------------------------- training
 def make_optimizers(model, args):
-    """Muon for the matrices, Adam for tables, norms and scalars; one list, so that a loop serves both."""
+    """[Muon for the matrices, Adam for tables, norms and scalars]"""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and p.requires_grad]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
@@ -294,8 +299,10 @@ def make_optimizers(model, args):
 
 
 def schedule(step, steps, more):
-    """Warm up over 100 steps, hold, fall linearly to 2% over the last 60%. The `more` steps of practice after them
-    warm up to 60% over 20 steps and fall to nothing.
+    """The fraction of the peak learning rate at `step`.
+
+    100 steps of warm-up, then constant, then linear to 2% over the last 60%. The `more` steps of practice after them
+    warm up to 60% over 20 steps and fall to 0.
     """
     if step >= steps:
         return 0.6 * min((step - steps + 1) / 20, (steps + more - step) / more)
@@ -303,8 +310,9 @@ def schedule(step, steps, more):
 
 
 @torch.no_grad()
-def validation_loss(compute, model, tokens, weights, batch):
-    total = [compute(model, tokens[i : i + batch], weights[i : i + batch])[1] for i in range(0, len(tokens), batch)]
+def validation_loss(compute, model, tokens, loss_weights, batch):
+    slices = [slice(i, i + batch) for i in range(0, len(tokens), batch)]
+    total = [compute(model, tokens[part], loss_weights[part])[1] for part in slices]
     return float(torch.stack(total).mean())
 
 
@@ -313,20 +321,20 @@ def rows_of(work, tokenizer, split, count):
     path = work / f"{split}-{count}.npz"
     if not path.exists():
         texts = focus_documents() if split == "focus" else documents(split, count)
-        tokens, weights = pack(encode(tokenizer, texts))
+        tokens, loss_weights = pack(encode(tokenizer, texts))
         with open(path.with_suffix(".part"), "wb") as file:
-            np.savez(file, tokens=tokens, weights=weights)
+            np.savez(file, tokens=tokens, loss_weights=loss_weights)
         os.replace(path.with_suffix(".part"), path)
     stored = np.load(path)
-    return stored["tokens"], stored["weights"]
+    return stored["tokens"], stored["loss_weights"]
 
 
-def batches(tokens, weights, size, seed):
-    """Rows in a seeded order, once each; what is left over at the end is dropped."""
+def batches(tokens, loss_weights, size, seed):
+    """Yield (ids, loss_weights) [size, row] in a seeded order, each row once; an incomplete last batch is dropped."""
     order = np.random.default_rng(seed).permutation(len(tokens))
     for start in range(0, len(order) - size + 1, size):
         pick = order[start : start + size]
-        yield torch.from_numpy(tokens[pick].astype(np.int64)), torch.from_numpy(weights[pick].astype(np.float32))
+        yield torch.from_numpy(tokens[pick].astype(np.int64)), torch.from_numpy(loss_weights[pick].astype(np.float32))
 
 
 def train(args):
@@ -337,13 +345,13 @@ def train(args):
     if not (work / "tokenizer.json").exists():
         train_tokenizer(documents("train", 10_000)).save(str(work / "tokenizer.json"))
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
-    tokens, weights = rows_of(work, tokenizer, "train", args.documents)
+    tokens, loss_weights = rows_of(work, tokenizer, "train", args.documents)
     held, held_weights = (torch.from_numpy(x) for x in rows_of(work, tokenizer, "validation", VALIDATION))
     held, held_weights = held.long(), held_weights.float()
     model = make_model(make_config(args))
     optimizers = make_optimizers(model, args)
     steps = min(len(tokens) // args.batch, args.steps or sys.maxsize)
-    stages, more = [batches(tokens, weights, args.batch, args.seed)], 0
+    stages, more = [batches(tokens, loss_weights, args.batch, args.seed)], 0
     if args.focus:
         practice = rows_of(work, tokenizer, "focus", FOCUS)
         more = min(len(practice[0]) // args.batch, args.focus)
@@ -357,7 +365,8 @@ def train(args):
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
     size = sum(p.numel() for p in model.parameters())
-    print(f"{size:,} parameters, {len(tokens):,} rows, {int((weights > 0).sum()):,} tokens, {steps:,} + {more:,} steps")
+    learned = int((loss_weights > 0).sum())
+    print(f"{size:,} parameters, {len(tokens):,} rows, {learned:,} tokens, {steps:,} + {more:,} steps")
     measure = functools.partial(loss_of, short=not args.float32)
     compute = torch.compile(measure) if args.compile else measure
     start, running = time.time() - seconds, []
@@ -402,9 +411,9 @@ def arguments(given=None):
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "minigemma-tiny",
                         help="directory for tokens and checkpoints; one for each run (default: %(default)s)")
     parser.add_argument("--documents", type=int, default=DOCUMENTS, help="documents to train on (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="stop, and end the schedule, after so many steps")
+    parser.add_argument("--steps", type=int, help="stop, and end the schedule, after this number of steps")
     parser.add_argument("--focus", type=int, default=0, metavar="STEPS",
-                        help="then practise so many steps on the questions that are learned last")
+                        help="then practise this many steps on the questions that are learned last")
     parser.add_argument("--batch", type=int, default=8, help=f"rows of {ROW} tokens a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=6e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -412,7 +421,7 @@ def arguments(given=None):
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--compile", action="store_true", help="use torch.compile: needs a C++ compiler")
     parser.add_argument("--float32", action="store_true",
-                        help="no bfloat16 in training: quicker on a processor without instructions for it")
+                        help="train without bfloat16: faster on a processor that has no instructions for it")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--no-ple", action="store_true", help="train the twin without per-layer embeddings")
     parser.add_argument("--intermediate-size", type=int, default=256, help="MLP width (default: %(default)s)")

@@ -1,6 +1,6 @@
-"""Makes a saved text model a whole directory, with the files, names and fields of Google's own checkpoints.
+"""Makes a whole checkpoint directory from a saved text model, with the files, names and fields of Google's own.
 
-    python weights/whole.py weights/tiny
+    python weights/training/whole.py weights/tiny
 
 Some engines read only that form: config.json nests the text model in `text_config`, tensors are named
 `model.language_model.*`, every layer has k_proj, v_proj and k_norm, and the tokenizer comes with its special tokens and
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, processors
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # minigemma lies beside this folder, not in it
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where minigemma lies
 from minigemma import Config
 from minigemma.checkpoint import find_text_tensors, write_safetensors
 from minigemma.config import GLOBAL
@@ -41,7 +41,7 @@ UNUSED = (
 
 
 def complete(directory):
-    """Rewrite the files of `directory`, one after the other; each is whole at any time."""
+    """Rewrite the files of `directory`, one after the other. Each file is whole at any time."""
     config = Config.from_json(directory)
     write_weights(directory / "model.safetensors", config, find_text_tensors(directory))
     tokenizer = write_tokenizer(directory / "tokenizer.json")
@@ -51,7 +51,7 @@ def complete(directory):
 
 
 def write_weights(path, config, found):
-    """The text model's tensors as they are, and those that no pass reads as copies of the donor's."""
+    """Write the text model's tensors unchanged, and the tensors that no pass reads as copies of the donor's."""
     bits = {tensor.name: np.array(found[tensor.name].map()) for tensor in text_tensors(config)}  # the file is replaced
     for tensor in unused_tensors(config):
         donor = config.layers[tensor.layer].kv_from
@@ -64,7 +64,7 @@ def write_weights(path, config, found):
 
 
 def write_tokenizer(path):
-    """Name Gemma 4's special tokens, and put <bos> before a text where special tokens are asked for. -> Tokenizer"""
+    """Name Gemma 4's special tokens, and let the tokenizer put <bos> before a text. -> Tokenizer"""
     raw = read_json(path)
     raw["model"]["vocab"] = {NAMED.get(id, token): id for token, id in raw["model"]["vocab"].items()}
     for token in raw["added_tokens"]:
@@ -79,7 +79,7 @@ def write_tokenizer(path):
 
 
 def tokenizer_fields(config):
-    """tokenizer_config.json; engines that convert a checkpoint learn from it which tokens are special."""
+    """tokenizer_config.json; engines that convert a checkpoint read the special tokens from it."""
     return {
         "add_bos_token": True,
         "additional_special_tokens": [*NAMED.values(), "<|turn>", "<turn|>", *dict.fromkeys(MEDIA.values())],

@@ -1,10 +1,10 @@
-"""Trains a twin of the tiny weights by the five parts that `tiny/` was trained by (see README.md), PLE apart.
+"""Trains a twin of the tiny weights in the five parts of the training of `tiny/` (see ../README.md).
 
-    python weights/twins.py --no-ple --out weights/tiny-no-ple --work work/no-ple
-    python weights/twins.py --no-ple --intermediate-size 278 --out weights/tiny-wide --work work/wide
+    python weights/training/twins.py --no-ple --out weights/tiny-no-ple --work work/no-ple
+    python weights/training/twins.py --no-ple --intermediate-size 278 --out weights/tiny-wide --work work/wide
 
-278 is the MLP width at which a model without PLE computes no fewer parameters a token than `tiny/`: PLE's projection,
-gates and norms are 124,192, and one unit of width in ten layers, five of them double, is 5,760.
+With an MLP width of 278 a model without PLE computes as many parameters a token as `tiny/`, or a few more: PLE's
+projection, gates and norms are 124,192, and one unit of width in ten layers, five of them double, is 5,760.
 """
 
 import argparse

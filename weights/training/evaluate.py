@@ -1,10 +1,10 @@
 """Measures the tiny weights on held-out stories and prints the tables of weights/README.md.
 
-    python weights/evaluate.py --weights weights/tiny
+    python weights/training/evaluate.py --weights weights/tiny
 
-The 4-gram baseline sees every document the model was trained on (made again from the seed), its one free number is
-fitted on the validation split, and it predicts the same held-out tokens. The weights are the saved bfloat16 ones,
-computed in float32.
+The 4-gram baseline reads every document that the model was trained on (made again from the seed). Its one free number
+is fitted on the validation split, and it predicts the same held-out tokens. The model computes in float32 with the
+saved bfloat16 weights.
 """
 
 import argparse
@@ -13,11 +13,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import frames
 import numpy as np
 import torch
 import torch.nn.functional as F
-from stories import KINDS, MOMENTS, PLOTS, tell_story
+from stories import FACTS, KINDS, MOMENTS, PARTS, PLOTS, SUM, tell_story
 from tokenizers import Tokenizer
 from train import (
     BOS,
@@ -118,7 +117,7 @@ def logits_of(model, ids):
 
 
 def padded(texts, size=32):
-    """Batches of documents of like length: (numbers, ids [B, T] padded with 0)."""
+    """Batches of documents of similar length: (numbers, ids [B, T] padded with 0)."""
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
@@ -140,7 +139,7 @@ def model_loss(model, texts):
 
 @torch.no_grad()
 def without_ple(weights):
-    """The same model in which PLE adds nothing to any layer: the norm of a projection to zero is zero."""
+    """The same model, but PLE adds nothing to any layer: its projection is zero, and so is the norm of that."""
     model = load(weights)
     for layer in model.get_decoder().layers:
         layer.per_layer_projection.weight.zero_()
@@ -149,8 +148,10 @@ def without_ple(weights):
 
 # ------------------------------------------------------------------------------------------------------------ recall
 def recall_questions(tokenizer, count):
-    """Questions about held-out stories -> [dict]. `distance`: tokens from the last mention of the value in the prompt
-    to the first token of the answer, so a distance above the window is out of every sliding layer's sight.
+    """Questions about held-out stories -> [dict].
+
+    `distance`: tokens from the last mention of the value in the prompt to the first token of the answer. Above the
+    window no sliding layer sees the mention.
     """
     found = []
     for number in range(count):
@@ -169,7 +170,7 @@ def recall_questions(tokenizer, count):
 
 
 def answered(model, questions):
-    """Whether greedy decoding gives each expected answer, whole and to the end of the turn. -> [bool]"""
+    """Whether greedy decoding gives each expected answer completely, with the end of the turn. -> [bool]"""
     right = [False] * len(questions)
     for numbers, ids in padded([question["ids"] for question in questions]):
         best = logits_of(model, ids).argmax(-1)
@@ -228,14 +229,14 @@ def sentences(text):
 
 
 def frame_count():
-    """Sentence frames, each of them a sentence or two."""
-    facts = sum(len(kind[part].splitlines()) for kind in frames.FACTS.values() for part in ("lead", "tell", "back"))
-    others = (MOMENTS, frames.OPENINGS, frames.ENDINGS, frames.NEXT, frames.MORE, frames.FEWER)
+    """How many sentence frames there are; the questions, the chat and the links between sentences are not counted."""
+    facts = sum(len(kind[part]) for kind in FACTS.values() for part in ("lead", "tell", "back"))
+    others = (MOMENTS, PARTS["opening"], PARTS["ending"], PARTS["next"], SUM["more"], SUM["fewer"])
     return facts + sum(len(step) for plot in PLOTS for step in plot) + sum(map(len, others))
 
 
 def corpus_facts(count, heldout):
-    """Counts over the training stories, and how new the held-out ones are."""
+    """Counts over `count` training stories, and how many held-out stories and sentences are new. -> dict"""
     words, known, stories, senses = Counter(), set(), set(), Counter()
     for number in range(count):
         story = tell_story("train", number)
