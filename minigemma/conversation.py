@@ -15,6 +15,9 @@ from .turns import ENDS, render, stream, to_answer, to_ids
 class Conversation:
     """messages: all so far, answers included, as `turns.render` takes them. answer: the last one, a turns.Answer.
 
+        conversation = Conversation(model, system="Be brief.")
+        for kind, piece in conversation.read(conversation.draw([{"role": "user", "content": "Hello"}], 100)): ...
+
     Raises Error if the model has no tokenizer for turns, or for tools that the format cannot express.
     """
 

@@ -150,6 +150,13 @@ def test_chat_answers_as_the_pass_continues_the_rendered_ids(tiny):
     assert "".join(piece for kind, piece in pairs if kind == "text") == answer.text
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-wide", "tiny-no-ple"])
+def test_the_template_beside_the_weights_decides_about_the_cue_with_ple_or_without(tiny, name):
+    twin = minigemma.load(minigemma.TINY.parent / name)
+    assert twin.small_cue
+    assert twin.chat_ids([ASKED]) == tiny.chat_ids([ASKED])
+
+
 def test_who_stops_an_answer_keeps_what_was_said_and_an_error_keeps_nothing(tiny, script):
     conversation = Conversation(tiny)
     script("The barn is red.<turn|>")

@@ -220,9 +220,13 @@ def test_pictures_that_stand_as_many_placeholders_are_no_mistake(tokenizer):
 def test_diagnose_names_the_mistake_in_ids_alone_without_a_forward_pass(tiny, monkeypatch, capsys):
     for module in ("sampling", "debug.port", "debug.replay"):
         monkeypatch.setattr(import_module(f"minigemma.{module}"), "forward", None, raising=False)
-    right = tiny.chat_ids([{"role": "user", "content": "Who is Tom?"}])
-    for more, status, words in ((CLOSED, 1, ("T1  ", "remedy")), ("", 0, ("the ids show no mistake",))):
-        ids = [*right, *tiny.tokenizer.encode(more, bos=False, special=True)]
+    asked = [{"role": "user", "content": "Who is Tom?"}]
+    right = tiny.chat_ids(asked)
+    closed = [*right, *tiny.tokenizer.encode(CLOSED, bos=False, special=True)]
+    release = to_ids(render(asked, think=True, small=True, release=True), tiny.tokenizer)
+    for ids, status, words in (
+        (closed, 1, ("T1  ", "remedy")), (release, 0, ("T25", "release template")), (right, 0, ("no mistake",)),
+    ):  # fmt: skip
         assert main(["diagnose", "--ids", ",".join(map(str, ids))]) == status
         out = capsys.readouterr().out
         assert all(word in out for word in words)
