@@ -27,7 +27,10 @@ from minigemma.account import compute, memory, parameters, report
 from minigemma.account.towers import TOWERS
 from minigemma.debug.foreign import read_trace
 from minigemma.debug.goldens import check_goldens
+from minigemma.debug.turn_mistakes import mistakes_in
 from minigemma.packed import narrow
+from minigemma.tokenizer import Mark
+from minigemma.turns import render
 
 from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message, make_link, make_pipe
 
@@ -1134,6 +1137,46 @@ def prompts(base, rng):
     )
 
 
+def conversations(base, rng):
+    """Messages and tools with nonsense in one to three places: refused, or a prompt in which no text is a token."""
+    model = base.model if hasattr(base, "model") else minigemma.load(base.talking)
+    base.model = model
+    call = {"id": "1", "function": {"name": "now", "arguments": {"zone": "CET", "n": [1, None]}}}
+    schema = {"type": "array", "description": "x", "items": {"type": "object", "properties": {"a": {"type": "string"}}}}
+    parameters = {"type": "object", "properties": {"zone": schema}, "required": ["zone"]}
+    talk = {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            {"role": "user", "content": "Now?"},
+            {"role": "assistant", "content": "", "reasoning": "A clock.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "09:00"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "now", "description": "x", "parameters": parameters}}],
+    }
+    places = []
+
+    def walk(value):
+        for key in range(len(value)) if isinstance(value, list) else value:
+            places.append((value, key))
+            if isinstance(value[key], dict | list):
+                walk(value[key])
+
+    walk(talk)
+    for _ in range(int(rng.integers(1, 4))):
+        owner, key = pick(rng, places)
+        owner[key] = pick(rng, [*NONSENSE, " ".join(SPECIAL), *talk.values()])
+
+    def act():
+        ids = model.chat_ids(**talk, think=True)
+        mistakes_in(ids, model.tokenizer, model.small_cue)
+        marks = [piece for piece in render(**talk, think=True, small=model.small_cue) if isinstance(piece, Mark)]
+        if [model.tokenizer.marks[id] for id in ids if id in model.tokenizer.marks] != marks:
+            raise Broken("special tokens came from text")
+        return ids
+
+    return Case(f"{talk!r}"[:200], act, SOUND, size=2**20)
+
+
 def tokens(base, rng):
     """What a caller hands to `forward` as ids, and the other arguments of the pass and of generation."""
     model = base.model if hasattr(base, "model") else minigemma.load(base.talking)
@@ -1320,6 +1363,7 @@ KINDS = {
     "mapping file": (mapping_file, 20),
     "goldens": (goldens_file, 20),
     "prompts": (prompts, 30),
+    "conversations": (conversations, 40),
     "ids and options": (tokens, 40),
     "arguments": (arguments, 60),
     "command line": (command_line, 20),
