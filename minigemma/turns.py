@@ -23,6 +23,7 @@ speaks next. Thoughts are removed once the user speaks again. A string of a tool
 
 Two forms exist. The newest is that of Google's chat template published on 2026-07-09; `release=True` gives the one of
 2026-04-02. Their rules are followed to the letter, and tested against both; no template of a checkpoint is executed.
+One difference is known, in the release form: a model's text of only spaces beside its tool_responses.
 """
 
 import json
