@@ -166,14 +166,14 @@ def measure(paths, texts, load, *, count, length, positions, tried, sentence=SEN
 
 @contextmanager
 def _one_thread_each():
-    """New processes find this variable and give the BLAS one thread, unless the user has set it."""
-    given = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    """New processes find this variable and share out no work to threads of their own, unless the user has set it."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         yield
     finally:
         if given is None:
-            del os.environ["OPENBLAS_NUM_THREADS"]
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def _loaded(load, part, path, name):

@@ -11,11 +11,11 @@ import time
 
 import numpy as np
 
-from .. import load, prefill
+from .. import load, prefill, threads
 from ..account.compute import prefill_multiply_adds
 from ..errors import Error
 from ..model import forward
-from ..packed import CORES, HalfMatrix
+from ..packed import HalfMatrix
 
 PROMPTS = (32, 512, 2048)  # tokens
 DECODE = 16  # tokens
@@ -190,7 +190,7 @@ def machine():
     except OSError:
         pass
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    return f"{name}, {CORES} cores, {platform.system()}, {versions}"
+    return f"{name}, {threads.count()} threads, {platform.system()}, {versions}; BLAS: {threads.BLAS}"
 
 
 def bench_text(result):
