@@ -99,12 +99,38 @@ def test_each_block_is_done_once(size, pool_of):
     assert sorted(done) == list(range(1000))
 
 
-def test_the_caller_waits_for_every_block_though_some_threads_come_late(pool_of):
-    pool_of(8)
-    for _ in range(300):
-        done = []
-        share_out(lambda block, done=done: (time.sleep(0.0003), done.append(block)), range(9))
-        assert len(done) == 9
+def test_a_thread_that_comes_late_does_not_end_the_wait_for_another_one(pool_of, monkeypatch):
+    pool_of(3)
+    jobs, holding, late_is_done = [], threading.Event(), threading.Event()
+
+    class Early:  # the pool: its first thread begins at once, its second one only when no block is left
+        size = 2
+
+        @property
+        def jobs(self):
+            return self
+
+        def put(self, job):
+            jobs.append(job)
+            threading.Thread(target=job if len(jobs) == 1 else come_late).start()
+            holding.wait(10)
+
+    def work(block):
+        if len(jobs) == 1 and not holding.is_set():
+            holding.set()
+            late_is_done.wait(10)
+            time.sleep(0.1)
+        done.append(block)
+
+    def come_late():
+        time.sleep(0.1)
+        jobs[1]()
+        late_is_done.set()
+
+    done = []
+    monkeypatch.setattr(threads, "POOL", Early())
+    share_out(work, range(9))
+    assert len(done) == 9
 
 
 def test_a_busy_thread_takes_fewer_blocks(pool_of):
