@@ -11,7 +11,7 @@ import numpy as np
 from .threads import SMALL, blocks, share_out
 
 BY_ROW = 3  # rows of x up to which one matrix-vector product a row is the fastest
-WORK = 2**19  # least numbers of a block: 100 us, where sharing costs 10 to 20
+WORK = 3 * 2**18  # least numbers of a block: 150 us, where sharing costs 10 to 30
 READ = 16  # products of numbers in the time in which one is read or widened
 LEAST = 128  # least rows of a block: the BLAS packs the other factor again for each block
 FEW = 128  # rows of x up to which the BLAS is faster at matrix times x than at x times matrix

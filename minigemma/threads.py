@@ -39,7 +39,7 @@ def load_numpy():
 np = load_numpy()
 
 BLOCK = 1536 * 1024  # most numbers of one block: 6 MB in float32, which stay in a shared cache
-PARTS = 16  # blocks of an array of up to PARTS x BLOCK numbers: several for each core of a laptop
+PARTS = 8  # blocks of an array of up to PARTS x BLOCK numbers: more of them, and threads wait for each other too often
 SMALL = 2**16  # least numbers of a block of element-wise work: 50 us or more, where sharing costs 10 to 20
 
 
