@@ -8,10 +8,6 @@ _COMMAND = sys.argv[:1] == ["-m"]  # `python -m minigemma` imports the package b
 if _COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports shows no traceback
 
-# OpenBLAS's threads spin for 80 ms after each product, on the cores that this package's own threads need. With a short
-# wait E2B decodes half as fast again. OpenBLAS reads this once, so it helps only if NumPy is imported later.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
-
 
 def _stop(problem):
     """End `python -m minigemma` with one line and status 2; anywhere else raise ImportError."""
@@ -32,6 +28,9 @@ try:
     from pathlib import Path
     from types import SimpleNamespace
 
+    from . import threads  # noqa: F401 (before NumPy is imported elsewhere: it holds NumPy's BLAS to one thread)
+
+    # isort: split
     from .cache import EMPTY, Cache
     from .checkpoint import random_weights, read_weights, save
     from .config import Config

@@ -8,14 +8,17 @@ import math
 
 import numpy as np
 
-from .packed import HalfMatrix, half_linear
+from .packed import product, stacked_product
+from .threads import by_rows, one_blas_thread
 
 
+@one_blas_thread
 def linear(x, weight):
     """x [T, in], weight [out, in] as checkpoints store it -> [T, out]. No Gemma 4 has biases."""
-    return half_linear(x, weight) if isinstance(weight, HalfMatrix) else x @ weight.T
+    return product(x, weight)
 
 
+@by_rows
 @np.errstate(over="ignore")
 def rms_norm(x, weight=None, eps=1e-6):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. The weight is plain: Gemma 1 to 3 have 1 + weight."""
@@ -28,6 +31,7 @@ def rms_norm(x, weight=None, eps=1e-6):
     return normed if weight is None else normed * weight
 
 
+@by_rows
 @np.errstate(over="ignore")  # x^2 may become infinite: tanh(+-inf) is the right limit
 def gelu(x):
     """GELU in the tanh form that Gemma was trained with (gelu_pytorch_tanh), not the erf form:
@@ -46,6 +50,7 @@ def gelu(x):
     return y
 
 
+@by_rows
 def softmax(x):
     """Probabilities over the last axis; entries of -inf (masked keys) get 0."""
     weights = x - x.max(-1, keepdims=True)
@@ -54,6 +59,7 @@ def softmax(x):
     return weights
 
 
+@by_rows
 def softcap(x, cap):
     """cap * tanh(x / cap): a soft limit of the logits. cap None: no limit."""
     return x if cap is None else cap * np.tanh(x / cap)
@@ -74,7 +80,8 @@ def rope(x, cos, sin):
     A common mistake with Gemma 4's global layers is to rotate (j, j + 64), the halves of the rotating part: a pair is
     always H/2 apart, and pairs that do not rotate have cos 1 and sin 0.
     """
-    first, second = np.split(x, 2, axis=-1)  # [T, N, H/2] each
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]  # [T, N, H/2] each
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)  # [T, N, H]
 
 
@@ -88,6 +95,7 @@ def visible(positions, length, window, end):
     return seen if window is None else seen & (keys > positions[:, None] - window)  # [T, S]
 
 
+@one_blas_thread
 def attention_scores(q, k):
     """q [T, N, H], k [S, K, H] -> [N, T, S]. No 1/sqrt(H): q_norm and k_norm have learned the scale.
 
@@ -96,14 +104,15 @@ def attention_scores(q, k):
     T, N, H = q.shape
     S, K, _ = k.shape
     rows = q.transpose(1, 0, 2).reshape(K, N // K * T, H)  # [K, N/K*T, H]
-    return (rows @ k.transpose(1, 2, 0)).reshape(N, T, S)  # [N, T, S]
+    return stacked_product(rows, k.transpose(1, 2, 0)).reshape(N, T, S)  # [N, T, S]
 
 
+@one_blas_thread
 def attention_values(pattern, v):
     """pattern [N, T, S], v [S, K, H] -> [T, N, H]: each head's mix of the values it attends to."""
     N, T, S = pattern.shape
     _, K, H = v.shape
-    mixed = pattern.reshape(K, N // K * T, S) @ v.transpose(1, 0, 2)  # [K, N/K*T, H]
+    mixed = stacked_product(pattern.reshape(K, N // K * T, S), v.transpose(1, 0, 2))  # [K, N/K*T, H]
     return mixed.reshape(N, T, H).transpose(1, 0, 2)  # [T, N, H]
 
 

@@ -4,17 +4,17 @@ A released checkpoint is bfloat16: the upper half of a float32. NumPy has no suc
 takes twice its size in memory; but a row can be converted when it is read, and a block of rows when it is multiplied.
 """
 
-import math
-import os
 import threading
-from functools import cache, partial
-from itertools import pairwise
 
 import numpy as np
 
-FEW = 12  # rows of x up to which dot products on converted blocks beat the BLAS
-BLOCK = 1536 * 1024  # values widened at a time, 6 MB: few calls, and still in the cache when they are multiplied
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from .threads import SMALL, blocks, share_out
+
+BY_ROW = 3  # rows of x up to which one matrix-vector product a row is the fastest
+WORK = 3 * 2**18  # least numbers of a block: 150 us, where sharing costs 10 to 30
+READ = 16  # products of numbers in the time in which one is read or widened
+LEAST = 128  # least rows of a block: the BLAS packs the other factor again for each block
+FEW = 128  # rows of x up to which the BLAS is faster at matrix times x than at x times matrix
 _local = threading.local()
 
 
@@ -45,7 +45,9 @@ class HalfMatrix:
         return widen(self.bits[index])
 
     def __array__(self, dtype=None, copy=None):
-        """np.asarray(matrix): the whole of it as float32."""
+        """np.asarray(matrix): the whole of it as float32. Raises ValueError for copy=False: this is always a copy."""
+        if copy is False:
+            raise ValueError("a HalfMatrix becomes an array only by a copy; leave out copy=False")
         wide = widen(self.bits)
         return wide if dtype is None else wide.astype(dtype, copy=False)
 
@@ -57,12 +59,7 @@ def widen(bits, out=None):
     """
     wide = np.empty(bits.shape, np.float32) if out is None else out.view(np.float32)
     words, flat = wide.reshape(-1).view(np.uint32), bits.reshape(-1)
-
-    def share(start, stop):
-        for part in _blocks(start, stop, 1):
-            _widen_into(words[part], flat[part])
-
-    _all_cores(share, flat.size, flat.size)
+    share_out(lambda part: _widen_into(words[part], flat[part]), blocks(flat.size, 1, SMALL))
     return wide
 
 
@@ -82,70 +79,59 @@ def narrow(array):
     return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
 
 
-def half_linear(x, matrix):
-    """x [T, in] times matrix [out, in] transposed -> [T, out] in float32, converting a block of rows at a time.
+def product(x, matrix):
+    """x [T, in] times matrix [out, in] transposed -> [T, out]. matrix: an array, or a HalfMatrix.
 
-    Two regimes. Up to FEW rows of x, conversion is most of the work: each core converts its own blocks and multiplies
-    them by dot products while they are in its cache. For more rows the product is most of the work: all cores convert a
-    block, then the BLAS multiplies it. Every output is the same sum whatever the number of threads.
+    A large product is cut into blocks of the matrix's rows. Each thread widens its own blocks, and multiplies a block
+    while it is in the cache.
     """
-    bits = matrix.bits  # [out, in]
-    out = np.empty((len(x), len(bits)), np.float32)  # [T, out]
-    if len(x) <= FEW:
-        _all_cores(partial(_dots, x, bits, out), len(bits), bits.size)
-    else:
-        for rows in _blocks(0, *bits.shape, 2 * BLOCK):
-            block = bits[rows]
-            np.matmul(x, widen(block, _scratch(block.shape)).T, out=out[:, rows])
+    half, (rows, width) = isinstance(matrix, HalfMatrix), matrix.shape
+    if not half and rows * width * (READ + len(x)) < 2 * WORK * READ:
+        return _multiply(x, matrix)
+    out = np.empty((len(x), rows), np.float32 if half else np.result_type(x, matrix))  # [T, out]
+
+    def work(part):
+        _multiply(x, _widened(matrix.bits[part]) if half else matrix[part], out[:, part])
+
+    share_out(work, product_blocks(rows, width, len(x)))
     return out
 
 
-def _dots(x, bits, out, start, stop):
-    """out[:, start:stop] from the rows start:stop of bits.
+def _multiply(x, block, out=None):
+    """x [T, in] times block [R, in] transposed -> [T, R], into `out` where it is given, the fastest way for this T."""
+    if len(x) == 1 or len(x) > FEW:
+        return np.matmul(x, block.T, out=out)
+    result = (x[:, None] @ block.T)[:, 0] if len(x) <= BY_ROW else (block @ x.T).T.copy()
+    if out is not None:
+        out[...] = result
+    return result
 
-    NumPy lets another thread run only while it makes more than 500 dot products, so few long ones are cut in 8.
+
+def stacked_product(a, b):
+    """a [K, R, H] @ b [K, H, S] -> [K, R, S], shared out in blocks of a's rows where it is large."""
+    K, R, H = a.shape
+    S = b.shape[2]
+    if b.size * (READ + R) < 2 * WORK * READ:
+        return a @ b
+    out = np.empty((K, R, S), np.result_type(a, b))  # [K, R, S]
+    parts = [(k, rows) for k in range(K) for rows in product_blocks(R, H, S)]
+    share_out(lambda part: np.matmul(a[part], b[part[0]], out=out[part]), parts)
+    return out
+
+
+def product_blocks(rows, width, count):
+    """The blocks of a matrix [rows, width] that is multiplied by `count` vectors.
+
+    To read or widen a number takes as long as READ products. A block has WORK numbers to read, or as much to multiply,
+    and LEAST rows.
     """
-    width = bits.shape[1]
-    pieces = 8 if width % 8 == 0 and len(x) * (BLOCK // width) <= 500 else 1
-    x = x.reshape(len(x), 1, pieces, -1)
-    for rows in _blocks(start, stop, width):
-        block = bits[rows]
-        words = _scratch(block.shape)
-        _widen_into(words, block)
-        np.vecdot(words.view(np.float32).reshape(len(block), pieces, -1), x).sum(-1, out=out[:, rows])
+    return blocks(rows, width, max(LEAST, WORK * READ // (width * (READ + count))))
 
 
-def _blocks(start, stop, width, size=BLOCK):
-    """Slices of the rows start:stop, each of about `size` values."""
-    rows = max(1, size // max(1, width))
-    return [slice(first, min(first + rows, stop)) for first in range(start, stop, rows)]
-
-
-def _scratch(shape):
-    """This thread's memory for widened values, valid until its next call: fresh memory costs as much as widening."""
-    size = math.prod(shape)
-    if getattr(_local, "words", np.empty(0)).size < size:
-        _local.words = np.empty(size, np.uint32)
-    return _local.words[:size].reshape(shape)
-
-
-def _all_cores(work, rows, size):
-    """work(start, stop) over range(rows), a share for each core; alone where shares would be under half a block."""
-    shares = max(1, min(CORES, 2 * size // BLOCK))
-    bounds = [rows * i // shares for i in range(shares + 1)]
-    waiting = [_pool().submit(work, *pair) for pair in pairwise(bounds[1:])]
-    work(*bounds[:2])
-    for share in waiting:
-        share.result()
-
-
-@cache
-def _pool():
-    """The one pool of threads: with the caller, as many as there are cores."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(max(1, CORES - 1), "minigemma")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has none of its parent's threads
+def _widened(bits):
+    """bits as float32 in memory of this thread, valid until its next call: fresh memory costs as much as widening."""
+    if getattr(_local, "words", np.empty(0)).size < bits.size:
+        _local.words = np.empty(bits.size, np.uint32)
+    words = _local.words[: bits.size].reshape(bits.shape)
+    _widen_into(words, bits)
+    return words.view(np.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the notebooks run from a clone, not from an install
 
-import minigemma  # before NumPy, so that OpenBLAS hears how long its threads may spin
+import minigemma  # before NumPy, so that its BLAS gets one thread
 
 # isort: split
 import numpy as np

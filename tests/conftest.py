@@ -1,11 +1,6 @@
 """Fixtures shared by the default suite."""
 
-import os
-
-# Matrices of these sizes gain nothing from a second thread, and on a busy machine waiting for it costs ten times more.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-import minigemma  # before NumPy, so that OpenBLAS hears how long its threads may spin
+import minigemma  # before NumPy, so that its BLAS gets one thread
 
 # isort: split
 import numpy as np

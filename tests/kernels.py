@@ -54,7 +54,7 @@ def settings(kernel, threads):
         chosen.pop("OPENBLAS_L2_SIZE", None)
     else:
         chosen["OPENBLAS_CORETYPE"] = kernel
-    return chosen | {"OPENBLAS_NUM_THREADS": str(threads)}
+    return chosen | {"OMP_NUM_THREADS": str(threads)}  # of the BLAS, and of our own pool
 
 
 def probe(environment):

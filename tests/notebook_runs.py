@@ -55,7 +55,6 @@ def run(notebook):
     """Execute all cells, in order, in a fresh kernel and an empty folder, on the weights of this repository."""
     settings = {"PYTHONPATH": str(FOLDER), "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": None}
     settings |= {"MINIGEMMA_WEIGHTS": None}
-    settings |= {"OPENBLAS_NUM_THREADS": "1"}  # on a busy machine the threads of a small product wait for each other
     with tempfile.TemporaryDirectory() as folder:
         settings |= {"IPYTHONDIR": folder, "JUPYTER_RUNTIME_DIR": folder}  # nobody's own profile decides
         before = {name: os.environ.pop(name, None) for name in settings}

@@ -12,7 +12,7 @@ import pytest
 from family import small
 
 import minigemma
-from minigemma import Error
+from minigemma import Error, threads
 from minigemma.tools import bench
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def result():
 
 
 def test_every_figure_has_all_its_runs(result):
-    names = ["load", "cold start", "prefill 32", "prefill 512", "prefill 2048", "decode"]
+    names = ["load", "cold start", "prefill 32", "prefill 512", "prefill 2048", "decode", bench.BUSY]
     assert list(result["seconds"]) == names
     assert all(len(runs) == 1 and min(runs) > 0 for runs in result["seconds"].values())
     assert all(min(runs) > 0 for runs in result["ceilings"].values())
@@ -39,10 +39,18 @@ def test_the_table_shows_medians_with_their_spread(result):
     seconds = {name: [9 * run, run, 2 * run] for name, (run,) in result["seconds"].items()}
     text = bench.bench_text(result | {"seconds": seconds})
     for name, runs in seconds.items():
-        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name}  ")]
         assert f"{np.median(runs):.3f}" in line
         assert f"{min(runs):.3f} to {max(runs):.3f}" in line
     assert "PLE table, resident" in text
+    assert f"BLAS: {threads.BLAS}" in text
+
+
+def test_the_busy_process_ends_with_its_block_even_after_an_error():
+    with pytest.raises(ZeroDivisionError), bench.busy_process() as process:
+        assert process.poll() is None
+        raise ZeroDivisionError
+    assert process.poll() is not None
 
 
 def test_the_bytes_that_a_token_reads_are_all_matrices_but_the_ple_table(tiny):

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 
-from .. import load, prefill
+from .. import load, prefill, threads
 from ..account.compute import prefill_multiply_adds
 from ..errors import Error
 from ..model import forward
-from ..packed import CORES, HalfMatrix
+from ..packed import HalfMatrix
 
 PROMPTS = (32, 512, 2048)  # tokens
 DECODE = 16  # tokens
+BUSY = "decode beside a busy process"
+BUSY_SECONDS = 600  # a process that keeps a core busy ends by itself after this time
 MEMORY_RUN = 512, 32  # prompt and new tokens
 
 
@@ -30,7 +33,8 @@ def measure_speed(weights, dtype, repeats):
     prompts = [count for count in PROMPTS if count + DECODE <= limit]
     if not prompts:
         raise Error(f"{model.directory}: {limit} positions are too few to measure; {PROMPTS[0] + DECODE} are needed")
-    runs = {"load": [], "cold start": []} | {f"prefill {count}": [] for count in prompts} | {"decode": []}
+    names = ["load", "cold start", *(f"prefill {count}" for count in prompts), "decode", BUSY]
+    runs = {name: [] for name in names}
     ceilings = {"read GB/s": [], "sgemm GFLOP/s": []}
 
     def tokens(count):
@@ -47,16 +51,16 @@ def measure_speed(weights, dtype, repeats):
             ids, start = tokens(count), time.perf_counter()
             _, cache = prefill(ids, model.weights, config)
             runs[f"prefill {count}"].append(time.perf_counter() - start)
-        start = time.perf_counter()
-        for id in tokens(DECODE):
-            _, cache = forward([id], model.weights, config, cache, logits="last")
-        runs["decode"].append((time.perf_counter() - start) / DECODE)
+        runs["decode"].append(decode_seconds(model, tokens(DECODE), cache))
+        with busy_process():
+            runs[BUSY].append(decode_seconds(model, tokens(DECODE), cache))
     new = min(MEMORY_RUN[1], limit // 2)
     prompt = min(MEMORY_RUN[0], limit - new)
     return {
         "weights": str(model.directory),
         "dtype": dtype,
         "machine": machine(),
+        "BLAS": str(threads.BLAS),
         "seconds": runs,
         "ceilings": ceilings,
         "read per token": bytes_read(model),
@@ -64,6 +68,26 @@ def measure_speed(weights, dtype, repeats):
         "memory run": [prompt, new],
         "memory": in_fresh_process(model.directory, dtype, tokens(prompt), new)["memory"],
     }
+
+
+def decode_seconds(model, ids, cache):
+    """Seconds for each of the ids, one after the other behind the cache."""
+    start = time.perf_counter()
+    for id in ids:
+        _, cache = forward([id], model.weights, model.config, cache, logits="last")
+    return (time.perf_counter() - start) / len(ids)
+
+
+@contextmanager
+def busy_process():
+    """Another process that keeps one core busy during the block."""
+    code = f"import time; print(flush=True); end = time.time() + {BUSY_SECONDS}\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
 
 
 def bytes_read(model):
@@ -77,15 +101,21 @@ def bytes_read(model):
 
 
 def read_rate():
-    """GB/s of reading memory with all cores, as a matrix-vector product does."""
+    """GB/s of reading memory with all threads, each with a matrix-vector product of its own."""
     matrix, x = np.ones((32_768, 4096), np.float32), np.ones(4096, np.float32)  # 0.5 GB, far beyond any cache
-    return max(matrix.nbytes / _seconds(lambda: matrix @ x) / 1e9 for _ in range(3))
+    parts = np.array_split(matrix, threads.count())
+    return max(matrix.nbytes / _seconds(lambda: _share_out(lambda part: part @ x, parts)) / 1e9 for _ in range(3))
 
 
 def sgemm_rate():
-    """GFLOP/s of a large float32 matrix product."""
+    """GFLOP/s of large float32 matrix products, one on each thread."""
     a, b = np.ones((512, 4096), np.float32), np.ones((4096, 4096), np.float32)
-    return max(2 * 512 * 4096 * 4096 / _seconds(lambda: a @ b) / 1e9 for _ in range(3))
+    turns = range(threads.count())
+    products = len(turns) * 2 * 512 * 4096 * 4096
+    return max(products / _seconds(lambda: _share_out(lambda _: a @ b, turns)) / 1e9 for _ in range(3))
+
+
+_share_out = threads.one_blas_thread(threads.share_out)
 
 
 def _seconds(work):
@@ -190,14 +220,15 @@ def machine():
     except OSError:
         pass
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    return f"{name}, {CORES} cores, {platform.system()}, {versions}"
+    return f"{name}, {threads.count()} threads, {platform.system()}, {versions}"
 
 
 def bench_text(result):
     """The table that people read."""
     read = statistics.median(result["ceilings"]["read GB/s"])
     sgemm = statistics.median(result["ceilings"]["sgemm GFLOP/s"])
-    lines = [f"{result['weights']}, {result['dtype']}", result["machine"], "", f"{'':24}{'median':>10}   min to max"]
+    lines = [f"{result['weights']}, {result['dtype']}", result["machine"], f"BLAS: {result['BLAS']}", ""]
+    lines.append(f"{'':30}{'median':>10}   min to max")
     for name, runs in result["seconds"].items():
         low, middle, high = min(runs), statistics.median(runs), max(runs)
         kind, _, count = name.partition(" ")
@@ -208,10 +239,10 @@ def bench_text(result):
         elif kind == "decode":
             rate = result["read per token"] / middle / 1e9
             note = f"{1 / middle:.2f} tokens/s, reads {rate:.1f} GB/s, {rate / read:.0%} of the machine's"
-        lines.append(f"{name:24}{middle:>8.3f} s   {low:.3f} to {high:.3f}   {note}")
-    lines += ["", f"reading memory          {read:>8.1f} GB/s", f"sgemm                   {sgemm:>8.0f} GFLOP/s", ""]
+        lines.append(f"{name:30}{middle:>8.3f} s   {low:.3f} to {high:.3f}   {note}")
+    lines += ["", f"{'reading memory':30}{read:>8.1f} GB/s", f"{'sgemm':30}{sgemm:>8.0f} GFLOP/s", ""]
     prompt, new = result["memory run"]
     lines.append(f"memory of {prompt} + {new} tokens")
     for name, size in result["memory"].items():
-        lines.append(f"  {name:22}" + ("not available" if size is None else f"{size / 1e6:>8.1f} MB"))
+        lines.append(f"  {name:28}" + ("not available" if size is None else f"{size / 1e6:>8.1f} MB"))
     return "\n".join(lines)

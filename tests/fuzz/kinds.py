@@ -1325,7 +1325,7 @@ def command_line(base, rng):
         kind(base, rng)  # it leaves its checkpoint in the scratch directory
         words = ["generate", STORY, "-n", "2", "--weights", str(base.scratch / "case")]
     typed = [sys.executable, "-c", LIMITED, *words]
-    environment = needs.environment(ROOT, OPENBLAS_NUM_THREADS="1")
+    environment = needs.environment(ROOT)
     result = SimpleNamespace()
 
     def act():
