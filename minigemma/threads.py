@@ -135,14 +135,15 @@ def share_out(work, waiting):
         for block in waiting:
             work(block)
         return
-    begun, errors = [], []
+    begun, errors, todo = [], [], [work]
 
     def help_out():
         busy = threading.Lock()
         busy.acquire()
         begun.append(busy)
         try:
-            drain(work, waiting)
+            for one in todo[:1]:
+                drain(one, waiting)
         except BaseException as error:  # the caller raises it
             errors.append(error)
             waiting.clear()
@@ -158,7 +159,8 @@ def share_out(work, waiting):
         drain(work, waiting)
     finally:
         waiting.clear()
-        for busy in tuple(begun):  # a thread that begins after this finds no block
+        todo.clear()  # a job that no thread has begun must not keep arrays alive in the queue
+        for busy in tuple(begun):  # a thread that begins after this finds nothing to do
             busy.acquire()
     for error in errors:
         raise error
