@@ -22,11 +22,15 @@ KERNELS = ["Haswell", "Zen", "Nehalem", "Sandybridge", "SkylakeX", "unset"]
 THREADS = [1, 2]
 # The tests that rest on matrix products. .ci/versions.py runs the same ones under other versions of NumPy.
 NUMERIC = [
-    f"tests/test_{name}.py"
-    for name in (
-        "pass", "ops", "cache", "taps", "goldens", "tiny_weights", "twins", "finite", "interventions", "generate",
-        "weights", "long_run", "faults", "diff", "foreign", "verify", "retention",
-    )
+    *(
+        f"tests/test_{name}.py"
+        for name in (
+            "pass", "ops", "threads", "cache", "taps", "goldens", "tiny_weights", "twins", "finite", "interventions",
+            "generate", "conversation", "weights", "long_run",
+        )
+    ),
+    *(f"tests/debug/test_{name}.py" for name in ("faults", "diff", "foreign", "verify")),
+    "tests/study/test_retention.py",
 ]  # fmt: skip
 
 # A child computes a product and prints the name of the kernel that OpenBLAS says it used.

@@ -20,7 +20,7 @@ from minigemma.packed import narrow, widen
 from minigemma.released import RELEASED, released_config, released_name
 
 STORED = minigemma.TINY / "goldens.json"
-FACTS = Path(__file__).parents[2] / "shared" / "facts" / "published_goldens.json"
+FACTS = Path(__file__).parents[3] / "shared" / "facts" / "published_goldens.json"
 HEAD = {"name": "made", "model": "fake", "source": "this test", "compute": "float32", "tolerance": "ours"}
 
 

@@ -27,7 +27,7 @@ from minigemma.study.ple import conditions, quantise
 from minigemma.study.states import gather, state_names, writes
 from minigemma.study.texts import documents, read_texts, token_ends
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXTS = ROOT / "weights" / "texts.jsonl"
 TRIALS = 60  # made-up data sets for each measure
 

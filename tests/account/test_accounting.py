@@ -36,7 +36,7 @@ PUBLISHED = {  # tensors, all elements, text, token table, PLE table: of the fil
 }
 TOWER_SIZES = {"E2B": (167_365_056, 304_825_088), "E4B": (167_365_056, 304_825_088)}
 TOWER_SIZES |= {"26B-A4B": (569_550_384, 0), "31B": (569_550_384, 0)}
-FACTS = Path(__file__).parents[2] / "shared" / "facts" / "e2b_it_tensors.json"
+FACTS = Path(__file__).parents[3] / "shared" / "facts" / "e2b_it_tensors.json"
 released_models = pytest.mark.parametrize("name", PUBLISHED)
 
 

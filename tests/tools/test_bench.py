@@ -15,7 +15,7 @@ import minigemma
 from minigemma import Error, threads
 from minigemma.tools import bench
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from minigemma.debug.diagnosis import diagnose_ids
 from minigemma.debug.turn_mistakes import mistakes_in
 from minigemma.turns import render, to_ids
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "turns.json").read_text(encoding="utf-8"))
+GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "turns.json").read_text(encoding="utf-8"))
 CONVERSATIONS = {one["name"]: one for one in GOLDENS["conversations"]}
 CLOSED = "<|channel>thought\n<channel|>"
 CALL = '<|tool_call>call:tide_at{harbour:<|"|>Kiel<|"|>}<tool_call|>'
