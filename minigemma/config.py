@@ -46,6 +46,23 @@ ROPE_DEFAULTS = {
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     GLOBAL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
+# What a vision_config may leave out, with transformers' defaults, and the ids that config.json gives to media.
+VISION_DEFAULTS = {
+    "attention_bias": False,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "pooling_kernel_size": 3,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "axial", "rope_theta": 100.0},
+    "standardize": False,
+    "use_clipped_linears": False,
+}
+MEDIA_IDS = {
+    "boi_token_id": 255999,
+    "image_token_id": 258880,
+    "eoi_token_id": 258882,
+    "audio_token_id": 258881,
+    "video_token_id": 258884,
+}
 LAYERS, HEAD_DIM = 1000, 2**14  # the largest accepted: refuse absurd sizes before anything is allocated
 MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
@@ -71,6 +88,54 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
+class Vision:
+    """The facts of a vision_config that every model has; each soft token is a square of `side` pixels."""
+
+    patch_size: int
+    pooling_kernel_size: int
+    rms_norm_eps: float
+
+    @property
+    def side(self):
+        """Pixels of one soft token's side."""
+        return self.patch_size * self.pooling_kernel_size
+
+
+@dataclass(frozen=True, eq=False)
+class VisionTower(Vision):
+    """The vision tower of E2B, E4B, 26B-A4B and 31B, under the names of vision_config."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    position_embedding_size: int
+    standardize: bool  # 26B-A4B and 31B
+    use_clipped_linears: bool  # E2B and E4B
+    inv_freq: np.ndarray  # [H/4], of one half of a head: the first half turns with the column, the second with the row
+
+    @property
+    def patches(self):
+        """Pixels of a patch's side, the width that a patch becomes, and how many columns or rows have a position."""
+        return self.patch_size, self.hidden_size, self.position_embedding_size
+
+
+@dataclass(frozen=True, eq=False)
+class VisionEmbedder(Vision):
+    """What 12B has in place of a tower, under the names of vision_config."""
+
+    mm_embed_dim: int
+    mm_posemb_size: int
+
+    @property
+    def patches(self):
+        """As VisionTower.patches. Here a patch is a whole soft token."""
+        return self.side, self.mm_embed_dim, self.mm_posemb_size
+
+
+@dataclass(frozen=True, eq=False)
 class Config:
     """The facts of the text model, under the names of config.json. `layers` holds those that differ by layer."""
 
@@ -91,6 +156,12 @@ class Config:
     rms_norm_eps: float
     pad_token_id: int
     use_bidirectional_attention: str | None
+    boi_token_id: int  # stands before a picture, eoi_token_id behind it
+    image_token_id: int  # stands once for each soft token of a picture
+    eoi_token_id: int
+    audio_token_id: int
+    video_token_id: int
+    vision: VisionTower | VisionEmbedder | None = field(repr=False)  # None: a text-only model
     layers: tuple[Layer, ...] = field(repr=False)
     source: dict = field(repr=False)  # the text fields as read, with defaults; saved again by to_dict
 
@@ -112,7 +183,7 @@ class Config:
 
         where: the name of the file, for messages.
         """
-        return cls(**_resolve(data, where))
+        return cls(**_resolve(data, where), **_media_ids(data, where), vision=_vision(data, where))
 
     def to_dict(self):
         """A text-only config.json (`model_type: gemma4_text`, fields at top level) that transformers reads."""
@@ -230,6 +301,55 @@ def _resolve(data, where):
         "layers": tuple(layers),
         "source": text,
     }
+
+
+def _media_ids(data, where):
+    """The ids around and in place of pictures and sounds. Raises Error for what is no id."""
+    ids = {name: data.get(name) for name in MEDIA_IDS}
+    for name, value in ids.items():
+        if value is not None and (type(value) is not int or not 0 <= value < 2**31):
+            raise Error(f"{where}: {name} must be a token id, not {value!r}")
+    return {name: MEDIA_IDS[name] if value is None else value for name, value in ids.items()}
+
+
+def _vision(data, where):
+    """vision_config of a parsed config.json -> VisionTower, VisionEmbedder (12B), or None where there is none.
+
+    Source: transformers, Gemma4VisionConfig and Gemma4UnifiedVisionConfig. Raises Error for what the pass cannot do.
+    """
+    given = data.get("vision_config")
+    if given is None:
+        return None
+    where = f"{where}: vision_config"
+    if not isinstance(given, dict):
+        raise Error(f"{where} must be an object or null, not {given!r}")
+    unified = "mm_embed_dim" in given
+    made, vision = VisionEmbedder if unified else VisionTower, VISION_DEFAULTS | given
+    values = {name: vision.get(name) for name in made.__dataclass_fields__ if name != "inv_freq"}
+    for name, value in values.items():
+        high = {"num_hidden_layers": LAYERS, "head_dim": HEAD_DIM, "patch_size": 256, "pooling_kernel_size": 16}
+        if name in ("standardize", "use_clipped_linears"):
+            if not isinstance(value, bool):
+                raise Error(f"{where}.{name} must be true or false, not {value!r}")
+        elif name == "rms_norm_eps":
+            if not _is_number(value) or not SMALLEST <= value < 1:
+                raise Error(f"{where}.{name} must be a number from {SMALLEST:g} to 1, not {value!r}")
+        elif type(value) is not int or not 1 <= value <= high.get(name, 2**24):
+            raise Error(f"{where}.{name} must be a whole number from 1 to {high.get(name, 2**24)}, not {value!r}")
+    if unified:
+        return VisionEmbedder(**values)
+    heads, kv_heads, rope = values["num_attention_heads"], values["num_key_value_heads"], vision["rope_parameters"]
+    for name, only in (("hidden_activation", "gelu_pytorch_tanh"), ("attention_bias", False)):
+        if vision[name] != only:
+            raise Error(f"{where}.{name} {vision[name]!r} is not supported; Gemma 4 has {only!r}")
+    if values["head_dim"] % 4 or heads % kv_heads:
+        raise Error(f"{where}: head_dim must be a multiple of 4, num_attention_heads one of num_key_value_heads")
+    if not isinstance(rope, dict) or rope.get("rope_type") not in ("default", "axial"):
+        raise Error(f"{where}.rope_parameters must have rope_type 'default' or 'axial', not {rope!r:.60}")
+    rope = rope | {"rope_type": "default"}  # the released files' name for axial
+    return VisionTower(
+        **values, inv_freq=inverse_frequencies(rope, values["head_dim"] // 2, f"{where}.rope_parameters")
+    )
 
 
 def _is_number(value):

@@ -18,16 +18,11 @@ P hidden_size_per_layer_input, L layers, V vocabulary, E experts, k experts a to
 import numpy as np
 
 from .cache import EMPTY, Cache, check_cache
-from .inputs import as_soft_tokens, as_tap, as_tokens, check_model
+from .inputs import as_soft_tokens, as_tap, as_tokens, check_model, no_tap, tap_under
 from .ops import (
     attention_scores, attention_values, experts, gelu, linear, rms_norm, rope, rotation, softcap, softmax, top_k,
     visible,
 )  # fmt: skip
-
-
-def no_tap(name, array):
-    """The pass calls its tap on every intermediate, in order, and goes on with the result. This tap changes nothing."""
-    return array
 
 
 def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", soft_tokens=None):
@@ -61,7 +56,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
             if logits is None:
                 break
             x, positions = x[-1:], positions[-1:]  # [1, D], [1]
-        T, at = len(x), in_layer(tap, i)
+        T, at = len(x), tap_under(tap, f"layers.{i}.")
         x = at("resid_pre", x)  # [T, D]
 
         # Attention, sliding or global
@@ -148,8 +143,3 @@ def add_experts(down, x, w, config, at):
     dense_out = at("mlp.dense_out", rms_norm(down, w.post_feedforward_layernorm_1, eps))  # [T, D]
     moe_out = at("mlp.moe_out", rms_norm(moe, w.post_feedforward_layernorm_2, eps))  # [T, D]
     return dense_out + moe_out  # [T, D]
-
-
-def in_layer(tap, i):
-    """The tap of layer i: at("attn.q", array) is tap("layers.i.attn.q", array)."""
-    return lambda name, array: tap(f"layers.{i}.{name}", array)

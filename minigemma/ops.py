@@ -16,6 +16,17 @@ def linear(x, weight):
     return half_linear(x, weight) if isinstance(weight, HalfMatrix) else x @ weight.T
 
 
+def clipped(x, w):
+    """A linear of a tower, w a Clipped: inputs and outputs are limited to its bounds. x [T, in] -> [T, out].
+
+    E2B and E4B were trained so; bounds of -inf and inf change nothing. Without bounds it is `linear`.
+    """
+    if w.bounds is None:
+        return linear(x, w.weight)
+    input_min, input_max, output_min, output_max = w.bounds
+    return linear(x.clip(input_min, input_max), w.weight).clip(output_min, output_max)
+
+
 @np.errstate(over="ignore")
 def rms_norm(x, weight=None, eps=1e-6):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. The weight is plain: Gemma 1 to 3 have 1 + weight."""
@@ -26,6 +37,12 @@ def rms_norm(x, weight=None, eps=1e-6):
         mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
     normed = x / np.sqrt(mean_square + eps)
     return normed if weight is None else normed * weight
+
+
+def layer_norm(x, weight, bias, eps=1e-5):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis. Of all Gemma 4, only 12B's pictures."""
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps) * weight + bias
 
 
 @np.errstate(over="ignore")  # x^2 may become infinite: tanh(+-inf) is the right limit
@@ -46,9 +63,9 @@ def gelu(x):
     return y
 
 
-def softmax(x):
-    """Probabilities over the last axis; entries of -inf (masked keys) get 0."""
-    weights = x - x.max(-1, keepdims=True)
+def softmax(x, out=None):
+    """Probabilities over the last axis; entries of -inf (masked keys) get 0. In `out`, an array like x, if given."""
+    weights = np.subtract(x, x.max(-1, keepdims=True), out=out)
     np.exp(weights, out=weights)  # in place: a long prompt's scores are large
     weights /= weights.sum(-1, keepdims=True)
     return weights
@@ -76,6 +93,16 @@ def rope(x, cos, sin):
     """
     first, second = np.split(x, 2, axis=-1)  # [T, N, H/2] each
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)  # [T, N, H]
+
+
+def rope_2d(x, by_column, by_row):
+    """RoPE of the vision tower: the first half of each head turns with the patch's column, the second with its row.
+
+    x [T, N, H] -> [T, N, H]. by_column and by_row: cos and sin of `rotation`, each [T, 1, H/4]. Inside a half the pairs
+    are (j, j + H/4).
+    """
+    first, second = np.split(x, 2, axis=-1)  # [T, N, H/2] each
+    return np.concatenate([rope(first, *by_column), rope(second, *by_row)], axis=-1)  # [T, N, H]
 
 
 def visible(positions, length, window, end):

@@ -9,6 +9,7 @@ import os
 import threading
 from functools import cache, partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,17 @@ class HalfMatrix:
         """np.asarray(matrix): the whole of it as float32."""
         wide = widen(self.bits)
         return wide if dtype is None else wide.astype(dtype, copy=False)
+
+
+class Clipped(NamedTuple):
+    """A matrix of a tower, [out, in], with the bounds of its inputs and outputs; see ops.clipped."""
+
+    weight: object  # an array or a HalfMatrix
+    bounds: tuple[float, ...] | None = None  # input_min, input_max, output_min, output_max; None: not clipped
+
+    @property
+    def shape(self):
+        return self.weight.shape
 
 
 def widen(bits, out=None):

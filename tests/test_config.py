@@ -8,6 +8,7 @@ from family import fields, kinds, small
 from numpy.testing import assert_allclose
 
 from minigemma import Config, Error, forward
+from minigemma.account.towers import TOWERS
 from minigemma.config import GLOBAL, SLIDING
 from minigemma.released import RELEASED, released_config
 
@@ -84,8 +85,10 @@ def test_the_shared_fact_files_agree_with_the_released_models(name):
     data["text_config"].pop("layer_pattern", None)
     ours, theirs = released_config(name), Config.from_dict(data)
     for field in vars(ours):
-        if field not in ("layers", "source"):
+        if field not in ("layers", "source", "vision"):
             assert getattr(ours, field) == getattr(theirs, field), field
+    vision = {field: getattr(theirs.vision, field) for field in TOWERS[name]["vision_config"]}
+    assert vision == TOWERS[name]["vision_config"]
     for a, b in zip(ours.layers, theirs.layers, strict=True):
         assert {k: v for k, v in vars(a).items() if k != "inv_freq"} == {
             k: v for k, v in vars(b).items() if k != "inv_freq"

@@ -208,7 +208,7 @@ def _holds_unused(config, towers, stored):
 def _full(name, towers):
     """The name in the table of a tensor in a file, for any of PREFIXES."""
     if name.startswith(NOT_TEXT):
-        return name
+        return "model." + name.removeprefix("model.")
     short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
     return ("model." if towers is None else "model.language_model.") + short
 
