@@ -147,13 +147,15 @@ def read_image(source):
 
 def _decoded(source, name, operations):
     """A PIL image or an open file -> [h, w, 3] of uint8. Whatever Pillow raises becomes one line with the name."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file that is not as it should be, but that can be read
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+            Image.init()  # tells Pillow of all its formats
+            known = [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
+            image = source if isinstance(source, Image.Image) else Image.open(source, formats=known)
             return _colours(operations.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         most = Image.MAX_IMAGE_PIXELS // 10**6
@@ -161,8 +163,9 @@ def _decoded(source, name, operations):
     except Error as error:
         raise Error(f"{name}: {error}") from None
     except Exception as error:  # of a broken file Pillow's readers raise nearly anything
-        known = ", ".join(FORMATS)
-        raise Error(f"{name}: not a picture that can be read ({error}); give a whole file, one of {known}") from None
+        why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        advice = f"give a whole file: {', '.join(FORMATS)}"
+        raise Error(f"{name}: not a picture that can be read ({why}); {advice}") from None
 
 
 def _colours(image):

@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from family import VISION, random_picture, seeing
+from family import VISION, random_picture, random_vision, seeing
+from PIL import Image
+from transformers.models.gemma4.image_processing_pil_gemma4 import (
+    Gemma4ImageProcessorPil,
+    get_aspect_ratio_preserving_size,
+)
 
 from minigemma import Config
+from minigemma.inputs import BUDGETS, as_patches, fit_image, grid_of, read_image
 from minigemma.taps import vision_names
 
 from .case import disagreements
@@ -41,3 +47,52 @@ def test_the_random_clip_bounds_bite():
     ours, w = sight.ours(np.float64), sight.weights(np.float64).layers[1]
     limits = w.q_proj.bounds[2:]
     assert np.isin(ours["vision.layers.1.attn.q_raw"], limits).mean() > 0.05
+
+
+# The picture's way to patches, against transformers' image processor with Pillow
+
+
+def processed(image, budget):
+    processor = Gemma4ImageProcessorPil(max_soft_tokens=budget)
+    found = processor(images=[image], return_tensors="np")
+    count = found["num_soft_tokens_per_image"][0]
+    return found["pixel_values"][0][: 9 * count], found["image_position_ids"][0][: 9 * count], count
+
+
+def ours(source, budget):
+    raw = seeing("E2B", VISION["E2B"] | {"patch_size": 16, "position_embedding_size": 3400})
+    config = Config.from_dict(raw)
+    image = fit_image(read_image(source), budget, config.vision.side)
+    patches, column, row = as_patches(image, random_vision(config), config, "input_proj")
+    return patches, np.stack([column, row], -1), len(patches) // 9
+
+
+NOISE = Image.fromarray(random_picture(50, 70))
+PICTURES = {
+    "photo": Image.fromarray(random_picture(300, 400)), "thin": Image.fromarray(random_picture(3, 900)),
+    "one pixel": Image.fromarray(random_picture(1, 1)), "line": Image.fromarray(random_picture(1, 5000)),
+    "fits": Image.fromarray(random_picture(768, 768)), "grey": NOISE.convert("L"),
+    "palette": NOISE.convert("P"), "CMYK": Image.new("CMYK", (50, 70), (9, 8, 200, 3)),
+    "RGBA": Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 50, 4), np.uint8)),
+    "LA": NOISE.convert("LA"), "1": NOISE.convert("1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_patches_of_a_picture_are_transformers_bit_for_bit(name, budget):
+    for mine, theirs in zip(ours(PICTURES[name], budget), processed(PICTURES[name], budget), strict=True):
+        assert np.array_equal(mine, theirs)
+    assert ours(PICTURES[name], budget)[0].dtype == np.float32
+
+
+def test_the_size_rule_is_transformers_in_5000_cases():
+    rng = np.random.default_rng(6)
+    for _ in range(5000):
+        patch, pool = rng.choice([2, 4, 16]), rng.choice([1, 3])
+        height, width = (int(n) for n in np.exp(rng.uniform(0, 10, 2)).astype(int) + 1)
+        budget = int(rng.choice(BUDGETS))
+        theirs = get_aspect_ratio_preserving_size(height, width, int(patch), budget * int(pool) ** 2, int(pool))
+        side = int(patch * pool)
+        rows, columns = grid_of(height, width, budget, side)
+        assert (rows * side, columns * side) == theirs, (height, width, budget, patch, pool)
