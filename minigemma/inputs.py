@@ -79,10 +79,9 @@ def as_tokens(tokens, cache, config):
     return ids.astype(np.int64)  # [T]
 
 
-def as_soft_tokens(soft_tokens, count, config):
-    """(positions [M], rows [M, D]) as arrays. Raises Error where they do not fit `count` tokens of this model."""
-    if config.use_bidirectional_attention:
-        raise Error("soft tokens: this model's images need bidirectional attention, and minigemma's pass is causal")
+def as_soft_tokens(soft_tokens, ids, config):
+    """(positions [M], rows [M, D]) as arrays. Raises Error where they do not fit these ids [T] of this model."""
+    count = len(ids)
     try:
         where, rows = (np.asarray(part) for part in soft_tokens)  # [M], [M, D]
     except (TypeError, ValueError):  # not a pair, or a ragged list in it
@@ -99,7 +98,16 @@ def as_soft_tokens(soft_tokens, count, config):
             raise Error(f"soft tokens: position {position} is outside this call's {count} tokens")
     if len(np.unique(where)) != len(where):
         raise Error("soft tokens: a position is given twice")
-    return where.astype(np.int64), rows  # [M], [M, D]
+    where = where.astype(np.int64)  # [M]
+    placeholders = config.image_token_id, config.audio_token_id, config.video_token_id
+    if config.use_bidirectional_attention and not np.isin(ids[where], placeholders).all():
+        wrong = next(position for position in where if ids[position] not in placeholders)
+        image, audio, video = placeholders
+        raise Error(
+            f"soft tokens: position {wrong} holds id {ids[wrong]}; in this model the ids say what is a picture, so it "
+            f"must be a placeholder: {image} (image), {audio} (audio) or {video} (video)"
+        )
+    return where, rows  # [M], [M, D]
 
 
 def grid_of(height, width, budget, side):

@@ -105,13 +105,32 @@ def rope_2d(x, by_column, by_row):
     return np.concatenate([rope(first, *by_column), rope(second, *by_row)], axis=-1)  # [T, N, H]
 
 
-def visible(positions, length, window, end):
+def horizon(ids, positions, config):
+    """The last position that each token may see on a sliding layer -> [T]: its own, or the end of its picture.
+
+    12B, 26B-A4B and 31B let the tokens of a picture (or of a frame of a video) see all of it there. A picture is a run
+    of its placeholders in `ids` [T], and it must lie in one call whole. Global layers, sounds, and E2B and E4B are
+    causal. Source: transformers, create_masks_for_vision_model.
+    """
+    if config.use_bidirectional_attention != "vision":
+        return positions
+    inside = np.isin(ids, (config.image_token_id, config.video_token_id))  # [T]
+    ends = np.flatnonzero(inside & ~np.append(inside[1:], False))  # the last token of each picture
+    last = positions.copy()  # [T]
+    last[inside] = positions[ends[np.searchsorted(ends, np.flatnonzero(inside))]]
+    return last
+
+
+def visible(positions, length, window, end, last=None):
     """Which of the `length` keys up to position `end` - 1 each query may see -> bool [T, S].
 
-    A query sees itself and all keys before it; on a sliding layer the last `window` keys, itself included.
+    A query sees itself and all keys before it; on a sliding layer the last `window` keys, itself included, and what
+    lies between it and `last` [T], its horizon. The window bounds the past only.
     """
     keys = np.arange(end - length, end)  # [S]
-    seen = keys <= positions[:, None]  # [T, S]
+    if window is None or last is None:
+        last = positions  # [T]
+    seen = keys <= last[:, None]  # [T, S]
     return seen if window is None else seen & (keys > positions[:, None] - window)  # [T, S]
 
 

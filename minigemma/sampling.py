@@ -2,12 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from .cache import EMPTY
 from .errors import Error
+from .inputs import as_soft_tokens, as_tokens
 from .model import forward, no_tap
+from .ops import horizon
 
 SCORE_BYTES = 64 * 2**20  # most bytes of one chunk's attention scores; three to four such arrays exist at once
 CHUNK = 512
@@ -24,18 +27,27 @@ NOT_APPLIED = SAMPLED | {
 }  # fmt: skip
 
 
-def prefill(ids, weights, config, cache=EMPTY, tap=no_tap):
-    """A prompt in chunks -> logits [V] of its last position and the cache.
+def prefill(ids, weights, config, cache=EMPTY, tap=no_tap, soft_tokens=None):
+    """A prompt in chunks -> logits [V] of its last position and the cache. soft_tokens as in `forward`.
 
     Only the last chunk asks for logits, so the KV-sharing layers run for one position of the whole prompt. A chunk is
-    so small that its attention scores, N x T x S, stay under SCORE_BYTES.
+    so small that its attention scores, N x T x S, stay under SCORE_BYTES. Where a picture sees itself whole it is not
+    cut: the chunk then ends behind it. Raises Error as `forward` does.
     """
-    rows = SCORE_BYTES // (4 * config.num_attention_heads * (cache.length + len(ids)))
-    chunk = max(1, min(CHUNK, rows))
-    *starts, last = range(0, max(1, len(ids)), chunk)
-    for start in starts:
-        _, cache = forward(ids[start : start + chunk], weights, config, cache, tap=tap, logits=None)
-    logits, cache = forward(ids[last:], weights, config, cache, tap=tap, logits="last")
+    ids = as_tokens(ids, cache, config)  # [T]
+    fitting = SCORE_BYTES // (4 * config.num_attention_heads * (cache.length + len(ids)))
+    chunk = max(1, min(CHUNK, fitting))
+    edges = [*range(chunk, len(ids), chunk), len(ids)]
+    if soft_tokens is not None:
+        where, rows = as_soft_tokens(soft_tokens, ids, config)  # [M], [M, D]
+        last = horizon(ids, np.arange(len(ids)), config)  # [T]
+        edges = sorted({int(last[edge - 1]) + 1 for edge in edges})
+    for start, end in pairwise([0, *edges]):
+        soft = None
+        if soft_tokens is not None and (here := (where >= start) & (where < end)).any():
+            soft = where[here] - start, rows[here]
+        logits = "last" if end == len(ids) else None
+        logits, cache = forward(ids[start:end], weights, config, cache, tap=tap, logits=logits, soft_tokens=soft)
     return logits[0], cache
 
 
@@ -96,11 +108,11 @@ def not_applied(defaults, temperature):
     return [name for name, value in neutral.items() if defaults.get(name) not in (None, value)]
 
 
-def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap, **sampling):
+def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap, soft_tokens=None, **sampling):
     """Continue ids: yields each new id with the cache that it was drawn from, until a stop id or max_new_tokens.
 
-    sampling: temperature, top_k, top_p, see `settings`. Raises Error for arguments that cannot be used. Warns once of
-    settings in the checkpoint's generation_config that are not applied.
+    soft_tokens as in `forward`, of the prompt. sampling: temperature, top_k, top_p, see `settings`. Raises Error for
+    arguments that cannot be used. Warns once of settings in the checkpoint's generation_config that are not applied.
     """
     source = model.generation_source
     chosen = settings(model.generation_config, source=source, **sampling)
@@ -121,7 +133,7 @@ def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap,
     if ignored := not_applied(model.generation_config, chosen["temperature"]):
         warnings.warn(f"{source}: minigemma does not apply {', '.join(ignored)}", stacklevel=2)
     rng = np.random.default_rng(seed)
-    logits, cache = prefill(ids, model.weights, model.config, cache, tap)
+    logits, cache = prefill(ids, model.weights, model.config, cache, tap, soft_tokens)
     for remaining in reversed(range(max_new_tokens)):
         if not np.isfinite(logits).all():
             raise Error("the logits are not finite; --check, or tap=minigemma.Finite(), names the first such array")

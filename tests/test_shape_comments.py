@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family import MEMBERS, VISION, random_picture, random_vision, seeing, small
+from family import MEMBERS, VISION, random_picture, random_vision, seeing
 
-from minigemma import EMPTY, Config, forward, inputs, model, ops, vision
+from minigemma import EMPTY, Config, forward, inputs, model, ops, random_weights, vision
 
 MODULES = {module.__file__: module for module in (model, vision, ops, inputs)}
 PASSES = {model.__file__, vision.__file__}
@@ -134,11 +134,13 @@ def seen():
     """What each statement assigned or returned, over all members, choices of logits, cached and not, soft tokens."""
     found = defaultdict(set)
     for member, logits, cached, soft in product(MEMBERS, ["all", "last", None], [0, 7], [0, 3]):
-        config, weights = small(member)
+        config, ids = Config.from_dict(seeing(member)), np.arange(11)
+        weights = random_weights(config)
         cache = forward(np.arange(cached), weights, config)[1] if cached else EMPTY
         rows = ([1, 4, 5], np.ones((3, config.hidden_size))) if soft else None
+        ids[[1, 4, 5]] = config.image_token_id
         with watched(found, partial(letters_of, config=config, tokens=11, cached=cached, logits=logits, soft=soft)):
-            forward(np.arange(11), weights, config, cache, logits=logits, soft_tokens=rows)
+            forward(ids, weights, config, cache, logits=logits, soft_tokens=rows)
     for member, grid in product(VISION, [(2, 3), (5, 1)]):
         config = Config.from_dict(seeing(member))
         image, weights = random_picture(*(config.vision.side * n for n in grid)), random_vision(config)

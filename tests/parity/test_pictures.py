@@ -1,20 +1,26 @@
 """Pictures against transformers: every intermediate between the pixels and the soft tokens."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from family import VISION, random_picture, random_vision, seeing
+import torch
+from family import IDS, MEMBERS, VISION, random_picture, random_vision, seeing
 from PIL import Image
+from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration, Gemma4UnifiedTextConfig
 from transformers.models.gemma4.image_processing_pil_gemma4 import (
     Gemma4ImageProcessorPil,
     get_aspect_ratio_preserving_size,
 )
 
-from minigemma import Config
+from minigemma import Config, forward, prefill
 from minigemma.inputs import BUDGETS, as_patches, fit_image, grid_of, read_image
 from minigemma.taps import vision_names
 
-from .case import disagreements
+from .case import Case, disagreements, distance
 from .pictures import Sight, random_seeing
+from .reference import eager, precision, state_dict
+from .test_parity import multimodal
 
 PRECISIONS = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
@@ -96,3 +102,66 @@ def test_the_size_rule_is_transformers_in_5000_cases():
         side = int(patch * pool)
         rows, columns = grid_of(height, width, budget, side)
         assert (rows * side, columns * side) == theirs, (height, width, budget, patch, pool)
+
+
+# Pictures in the text model
+
+
+def prompt_with_pictures(seed):
+    """Ids with one to three pictures, some longer than the window of five, and the positions of their soft tokens."""
+    rng, ids = np.random.default_rng([3, seed]), [2]
+    for _ in range(rng.integers(1, 4)):
+        ids += [*rng.integers(1, 100, rng.integers(0, 4)), IDS["boi_token_id"]]
+        ids += [IDS["image_token_id"]] * int(rng.integers(1, 9)) + [IDS["eoi_token_id"]]
+    ids = np.array([*ids, *rng.integers(1, 100, rng.integers(1, 5))])
+    return ids, np.flatnonzero(ids == IDS["image_token_id"])
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("member", MEMBERS)
+def test_the_logits_behind_several_pictures_are_transformers(member, seed):
+    """Its Gemma4Model finds the placeholders, merges the rows and makes the masks itself."""
+    raw = seeing(member)
+    ids, where = prompt_with_pictures(seed)
+    case = Case(raw["text_config"], ids, seed)
+    config, weights = Config.from_dict(raw), case.weights(np.float64)
+    rows = np.random.default_rng(seed).standard_normal((len(where), config.hidden_size))
+    with precision(np.float64), torch.no_grad():
+        model = multimodal(case, np.float64, **IDS)
+        types = torch.tensor(ids == IDS["image_token_id"]).int()[None]
+        options = {"use_cache": False, "output_hidden_states": True, "mm_token_type_ids": types}
+        features = {"image": SimpleNamespace(pooler_output=[torch.from_numpy(rows)])}
+        theirs = model(input_ids=torch.tensor(ids)[None], mm_encoder_outputs=features, **options).logits[0].numpy()
+    ours, _ = forward(ids, weights, config, soft_tokens=(where, rows))
+    assert distance(ours, theirs) < 1e-12
+    last, _ = prefill(ids, weights, config, soft_tokens=(where, rows))
+    assert distance(last, theirs[-1]) < 1e-12
+    end = where[-1] + 2  # the cache goes on behind the last picture
+    _, cache = forward(ids[:end], weights, config, soft_tokens=(where, rows), logits=None)
+    rest, _ = forward(ids[end:], weights, config, cache)
+    assert distance(rest, theirs[end:]) < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_12b_agrees_with_the_masks_of_generate(seed):
+    """transformers' plain forward of 12B makes another mask than its generate, which is the one that people run."""
+    raw = seeing("12B")
+    ids, where = prompt_with_pictures(seed)
+    config = Config.from_dict(raw)
+    case = Case(raw["text_config"], ids, seed)
+    weights = case.weights(np.float64)
+    rows = np.random.default_rng(seed).standard_normal((len(where), config.hidden_size))
+    with precision(np.float64), torch.no_grad():
+        text = eager(Gemma4UnifiedTextConfig.from_dict(raw["text_config"]))
+        whole = eager(Gemma4UnifiedConfig(text_config=text, vision_config=None, audio_config=None, **IDS))
+        model = Gemma4UnifiedForConditionalGeneration(whole).eval()
+        model.load_state_dict(state_dict(case.config, weights, "model.language_model."))
+        types = torch.tensor(ids == IDS["image_token_id"]).int()[None]
+        tokens, positions = torch.tensor(ids)[None], torch.arange(len(ids))[None]
+        embeds = model.get_input_embeddings()(tokens)
+        masks = model.create_masks_for_generate(whole, embeds, None, None, positions, mm_token_type_ids=types)
+        features = {"image": SimpleNamespace(pooler_output=[torch.from_numpy(rows)])}
+        options = {"attention_mask": masks, "position_ids": positions, "use_cache": False}
+        theirs = model(input_ids=tokens, mm_encoder_outputs=features, **options).logits[0].numpy()
+    ours, _ = forward(ids, weights, config, soft_tokens=(where, rows))
+    assert distance(ours, theirs) < 1e-12
