@@ -25,20 +25,26 @@ from .cache import EMPTY
 from .checkpoint import fingerprint, read_header, read_unused
 from .debug.foreign import read_array, read_trace
 from .errors import Error
-from .files import make_directory, replacing
+from .files import make_directory, replacing, table
+from .inputs import BUDGETS, grid_of, read_image
 from .model import no_tap
 from .released import RELEASED
-from .sampling import generate_ids, prompt_ids, settings, stop_ids
+from .sampling import generate_ids, prompt_ids, see_prompt, settings, stop_ids
 from .taps import PRECISIONS, Finite, Trace, names_of
 from .tools.synth import synthesize
 
+SIDE = 48  # pixels of a soft token's side in every released model
 PAUSE = 0.05  # seconds without a new line after which a pasted text is complete
 
 
 def generate(args):
     """Continue a prompt, streaming."""
-    model = load(args.weights, args.dtype)
-    _stream(model, prompt_ids(model, _prompt(args), args.special), args)
+    model, prompt, soft = load(args.weights, args.dtype), _prompt(args), None
+    if args.image:
+        ids, soft = see_prompt(model, prompt, args.image, args.budget, args.special)
+    else:
+        ids = prompt_ids(model, prompt, args.special)
+    _stream(model, ids, args, soft=soft)
 
 
 def chat(args):
@@ -126,10 +132,11 @@ def _pasting():
     return msvcrt.kbhit()
 
 
-def _stream(model, ids, args, cache=EMPTY, stoppable=False):
+def _stream(model, ids, args, cache=EMPTY, stoppable=False, soft=None):
     """Print what the model says -> the cache at the end, and the ids that this cache does not yet hold.
 
-    stoppable: Ctrl-C ends the text, not the command.
+    soft: the soft tokens of pictures among the ids, as `forward` takes them. stoppable: Ctrl-C ends the text, not the
+    command.
     """
     start, stamps = time.perf_counter(), []
     state = cache, list(ids)  # if not one token comes, the cache still lacks the prompt
@@ -138,7 +145,7 @@ def _stream(model, ids, args, cache=EMPTY, stoppable=False):
         nonlocal state
         sampling = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
         sampling["tap"] = Finite() if args.check else no_tap
-        for id, behind in generate_ids(model, ids, args.n, cache, **sampling):
+        for id, behind in generate_ids(model, ids, args.n, cache, soft_tokens=soft, **sampling):
             state = behind, [id]  # in one step: Ctrl-C must not part them
             stamps.append(time.perf_counter())
             yield id
@@ -153,6 +160,25 @@ def _stream(model, ids, args, cache=EMPTY, stoppable=False):
     if args.stats:
         _print_stats(model, len(ids), start, stamps)
     return state
+
+
+def tokens(args):
+    """Print the size, the grid and the count of soft tokens of pictures at every budget. Needs no weights."""
+    results = []
+    for path in args.image:
+        height, width = read_image(path).shape[:2]
+        grids = {budget: grid_of(height, width, budget, SIDE) for budget in BUDGETS}
+        results.append({"image": path, "width": width, "height": height, "grids": []})
+        for budget, (rows, columns) in grids.items():
+            grid = {"budget": budget, "width": columns * SIDE, "height": rows * SIDE, "columns": columns, "rows": rows}
+            results[-1]["grids"].append(grid | {"soft_tokens": rows * columns})
+    if args.json:
+        print(json.dumps(results))
+        return
+    for result in results:
+        print(f"{result['image']}: {result['width']} x {result['height']} pixels")
+        heads = ["budget", "width", "height", "columns", "rows", "soft tokens"]
+        print(table(heads, [list(grid.values()) for grid in result["grids"]]))
 
 
 def synth(args):
@@ -424,7 +450,9 @@ def parser():
         flag("--seed", type=int, metavar="S", help="makes a draw repeatable"),
         flag("--stats", action="store_true", help="print rates and memory to stderr at the end"),
     )
-    command(generate, prompt, special, where, dtype, *sampling, check)
+    image = flag("--image", metavar="FILE", action="append", help="a picture, before the text or where it says {image}")
+    budget = flag("--budget", type=int, default=280, choices=BUDGETS, help="most soft tokens a picture (default 280)")
+    command(generate, prompt, special, image, budget, where, dtype, *sampling, check)
     command(chat, where, dtype, *sampling, check)
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
@@ -432,6 +460,8 @@ def parser():
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
+    pictures = flag("--image", metavar="FILE", action="append", required=True, help="a picture; may be given again")
+    command(tokens, pictures, as_json)
     command(synth, name, flag("directory", metavar="DIR", help="where to write"))
     command(bench, where, dtype, repeats, as_json)
     command(verify, where, dtype, as_json)

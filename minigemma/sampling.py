@@ -14,6 +14,7 @@ from .ops import horizon
 
 SCORE_BYTES = 64 * 2**20  # most bytes of one chunk's attention scores; three to four such arrays exist at once
 CHUNK = 512
+PLACE = "{image}"  # of a picture in a prompt
 
 # Settings of a generation_config.json that transformers applies and `sample` does not, with the values that change
 # nothing (beside null). Those in SAMPLED matter only where a token is drawn, not where the most probable one is taken.
@@ -178,6 +179,27 @@ def prompt_ids(model, prompt, special=False):
     if not prompt:
         raise Error("the prompt is empty; give at least one character")
     return tokenizer.encode(prompt, special=special)
+
+
+def see_prompt(model, text, pictures, budget=280, special=False):
+    """A prompt with pictures -> its ids, and the soft tokens for `forward`, (positions [M], rows [M, D]).
+
+    pictures: a list of what `model.see` takes. They stand before the text, or in their order where it says {image}.
+    Each is written as <|image>, a placeholder for each of its soft tokens, and <image|>. Raises Error where places and
+    pictures are not equally many.
+    """
+    config, tokenizer = model.config, _tokenizer(model)
+    first, *pieces = text.split(PLACE) if PLACE in text else ["", *[""] * (len(pictures) - 1), text]
+    if len(pieces) != len(pictures):
+        raise Error(f"the prompt has {len(pieces)} places {PLACE}, and {len(pictures)} pictures are given")
+    ids, where, rows = tokenizer.encode(first, special=special), [], []
+    for picture, piece in zip(pictures, pieces, strict=True):
+        soft = model.see(picture, budget)  # [M, D] of this picture
+        where.extend(range(len(ids) + 1, len(ids) + 1 + len(soft)))
+        rows.extend(soft)
+        ids += [config.boi_token_id, *[config.image_token_id] * len(soft), config.eoi_token_id]
+        ids += tokenizer.encode(piece, bos=False, special=special)
+    return ids, (np.array(where), np.array(rows))
 
 
 def _tokenizer(model):
