@@ -91,3 +91,8 @@ def random_vision(config, seed=3, dtype=np.float32):
 def random_picture(height, width, seed=0):
     """A picture in which every pixel differs."""
     return np.random.default_rng([5, seed]).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def picture_prompt(count):
+    """Ids of a prompt with one picture of so many soft tokens, and text behind it."""
+    return np.array([2, 9, IDS["boi_token_id"], *[IDS["image_token_id"]] * count, IDS["eoi_token_id"], 11, 12, 13])

@@ -2,12 +2,22 @@
 
 import contextlib
 from functools import cache
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import torch
-from family import random_picture, random_vision, seeing
-from transformers import Gemma4TextConfig, Gemma4UnifiedTextConfig, Gemma4UnifiedVisionConfig, Gemma4VisionConfig
+from family import IDS, random_picture, random_vision, seeing
+from transformers import (
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+    Gemma4UnifiedTextConfig,
+    Gemma4UnifiedVisionConfig,
+    Gemma4VisionConfig,
+)
 from transformers.models.gemma4 import modeling_gemma4
 from transformers.models.gemma4.image_processing_pil_gemma4 import convert_image_to_patches, pad_along_first_dim
 from transformers.models.gemma4_unified import modeling_gemma4_unified
@@ -17,6 +27,7 @@ from minigemma.config import VisionEmbedder
 from minigemma.tensors import BOUNDS, vision_tensors
 from minigemma.vision import embed_image, encode_image
 
+from . import reference
 from .reference import eager, precision
 
 
@@ -188,3 +199,41 @@ def _record_embedder(case, state):
     out = embedder(patches, grid, return_dict=True)
     taps |= {"vision.embed": out.last_hidden_state, "vision.soft_tokens": out.pooler_output}
     return {name: tensor[0, :T].numpy() for name, tensor in taps.items()}
+
+
+def logits_behind(raw, weights, ids, rows):
+    """A whole transformers model's logits [T, V] in double: it finds the placeholders, merges rows and makes masks."""
+    with precision(np.float64), torch.no_grad():
+        text = eager(Gemma4TextConfig.from_dict(raw["text_config"]))
+        whole = eager(Gemma4Config(text_config=text, vision_config=None, audio_config=None, **IDS))
+        model = _filled(Gemma4ForConditionalGeneration(whole), raw, weights)
+        options = {"mm_token_type_ids": _types(ids), "output_hidden_states": True}
+        return _logits(model, ids, rows, options)
+
+
+def logits_of_12b(raw, weights, ids, rows):
+    """12B's, with the masks of its generate: its plain forward makes others, on global layers too."""
+    with precision(np.float64), torch.no_grad():
+        text = eager(Gemma4UnifiedTextConfig.from_dict(raw["text_config"]))
+        whole = eager(Gemma4UnifiedConfig(text_config=text, vision_config=None, audio_config=None, **IDS))
+        model = _filled(Gemma4UnifiedForConditionalGeneration(whole), raw, weights)
+        embeds, positions = model.get_input_embeddings()(torch.tensor(ids)[None]), torch.arange(len(ids))[None]
+        masks = model.create_masks_for_generate(whole, embeds, None, None, positions, mm_token_type_ids=_types(ids))
+        return _logits(model, ids, rows, {"attention_mask": masks, "position_ids": positions})
+
+
+def _filled(model, raw, weights):
+    state = reference.state_dict(Config.from_dict(raw), weights, "model.language_model.")
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert unexpected == [] and not [name for name in missing if "language_model" in name]
+    return model.eval()
+
+
+def _types(ids):
+    return torch.tensor(np.asarray(ids) == IDS["image_token_id"]).int()[None]
+
+
+def _logits(model, ids, rows, options):
+    features = {"image": SimpleNamespace(pooler_output=[torch.from_numpy(rows)])}
+    out = model(input_ids=torch.tensor(ids)[None], mm_encoder_outputs=features, use_cache=False, **options)
+    return out.logits[0].numpy()

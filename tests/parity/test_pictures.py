@@ -1,13 +1,9 @@
 """Pictures against transformers: every intermediate between the pixels and the soft tokens."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
 from family import IDS, MEMBERS, VISION, random_picture, random_vision, seeing
 from PIL import Image
-from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration, Gemma4UnifiedTextConfig
 from transformers.models.gemma4.image_processing_pil_gemma4 import (
     Gemma4ImageProcessorPil,
     get_aspect_ratio_preserving_size,
@@ -18,9 +14,7 @@ from minigemma.inputs import BUDGETS, as_patches, fit_image, grid_of, read_image
 from minigemma.taps import vision_names
 
 from .case import Case, disagreements, distance
-from .pictures import Sight, random_seeing
-from .reference import eager, precision, state_dict
-from .test_parity import multimodal
+from .pictures import Sight, logits_behind, logits_of_12b, random_seeing
 
 PRECISIONS = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
@@ -126,12 +120,7 @@ def test_the_logits_behind_several_pictures_are_transformers(member, seed):
     case = Case(raw["text_config"], ids, seed)
     config, weights = Config.from_dict(raw), case.weights(np.float64)
     rows = np.random.default_rng(seed).standard_normal((len(where), config.hidden_size))
-    with precision(np.float64), torch.no_grad():
-        model = multimodal(case, np.float64, **IDS)
-        types = torch.tensor(ids == IDS["image_token_id"]).int()[None]
-        options = {"use_cache": False, "output_hidden_states": True, "mm_token_type_ids": types}
-        features = {"image": SimpleNamespace(pooler_output=[torch.from_numpy(rows)])}
-        theirs = model(input_ids=torch.tensor(ids)[None], mm_encoder_outputs=features, **options).logits[0].numpy()
+    theirs = logits_behind(raw, weights, ids, rows)
     ours, _ = forward(ids, weights, config, soft_tokens=(where, rows))
     assert distance(ours, theirs) < 1e-12
     last, _ = prefill(ids, weights, config, soft_tokens=(where, rows))
@@ -148,20 +137,8 @@ def test_12b_agrees_with_the_masks_of_generate(seed):
     raw = seeing("12B")
     ids, where = prompt_with_pictures(seed)
     config = Config.from_dict(raw)
-    case = Case(raw["text_config"], ids, seed)
-    weights = case.weights(np.float64)
+    weights = Case(raw["text_config"], ids, seed).weights(np.float64)
     rows = np.random.default_rng(seed).standard_normal((len(where), config.hidden_size))
-    with precision(np.float64), torch.no_grad():
-        text = eager(Gemma4UnifiedTextConfig.from_dict(raw["text_config"]))
-        whole = eager(Gemma4UnifiedConfig(text_config=text, vision_config=None, audio_config=None, **IDS))
-        model = Gemma4UnifiedForConditionalGeneration(whole).eval()
-        model.load_state_dict(state_dict(case.config, weights, "model.language_model."))
-        types = torch.tensor(ids == IDS["image_token_id"]).int()[None]
-        tokens, positions = torch.tensor(ids)[None], torch.arange(len(ids))[None]
-        embeds = model.get_input_embeddings()(tokens)
-        masks = model.create_masks_for_generate(whole, embeds, None, None, positions, mm_token_type_ids=types)
-        features = {"image": SimpleNamespace(pooler_output=[torch.from_numpy(rows)])}
-        options = {"attention_mask": masks, "position_ids": positions, "use_cache": False}
-        theirs = model(input_ids=tokens, mm_encoder_outputs=features, **options).logits[0].numpy()
+    theirs = logits_of_12b(raw, weights, ids, rows)
     ours, _ = forward(ids, weights, config, soft_tokens=(where, rows))
     assert distance(ours, theirs) < 1e-12
