@@ -24,7 +24,8 @@ def clipped(x, w):
     if w.bounds is None:
         return linear(x, w.weight)
     input_min, input_max, output_min, output_max = w.bounds
-    return linear(x.clip(input_min, input_max), w.weight).clip(output_min, output_max)
+    y = linear(x.clip(input_min, input_max), w.weight)
+    return y.clip(output_min, output_max, out=y)
 
 
 @np.errstate(over="ignore")

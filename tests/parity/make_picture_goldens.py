@@ -20,7 +20,7 @@ from .pictures import Sight, logits_behind, logits_of_12b
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "goldens" / "pictures"
 SEED, GRID = 21, (2, 3)
-KEPT = ("vision.embed", "resid_post", "layers.1.attn.heads.1.pattern", "vision.pooled", "vision.standardized", "vision.soft_tokens")
+KEPT = ("vision.embed", "resid_post", "layers.1.attn.heads.1.pattern", "pooled", "standardized", "soft_tokens")
 
 
 def golden(member):
