@@ -32,16 +32,18 @@ try:
 
     # isort: split
     from .cache import EMPTY, Cache
-    from .checkpoint import random_weights, read_weights, save
-    from .config import Config
+    from .checkpoint import random_weights, read_vision, read_weights, save
+    from .config import Config, VisionEmbedder
     from .conversation import Conversation
     from .errors import Error
     from .files import read_json
+    from .inputs import fit_image, no_tap, read_image
     from .model import forward
     from .sampling import generate, generate_ids, prefill, tokenizer_of
     from .taps import Edit, Finite, Trace
     from .tokenizer import BOS, Tokenizer
     from .turns import read_template, render, small_cue, to_ids
+    from .vision import embed_image, encode_image
 except ModuleNotFoundError as error:
     if (error.name or "").startswith("minigemma"):
         raise  # a bug of ours
@@ -52,7 +54,8 @@ if _COMMAND and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
 
 __all__ = [
     "EMPTY", "Cache", "Config", "Conversation", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace",
-    "count", "forward", "generate", "generate_ids", "load", "prefill", "random_weights", "read_weights", "save",
+    "count", "embed_image", "encode_image", "forward", "generate", "generate_ids", "load", "prefill", "random_weights",
+    "read_vision", "read_weights", "save",
 ]  # fmt: skip
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
@@ -68,9 +71,25 @@ class Model:
     weights: object = field(repr=False)
     generation_config: dict = field(repr=False)
     generation_source: object = field(default="generation_config", repr=False)  # the file that it was read from
+    dtype: str = field(default="bfloat16", repr=False)  # as `load` was asked; of the vision too
 
     def __call__(self, tokens, cache=EMPTY, **options):
         return forward(tokens, self.weights, self.config, cache, **options)
+
+    @cached_property
+    def vision(self):
+        """What turns pictures into soft tokens. Read on first use: whoever sends text pays nothing for it."""
+        return read_vision(self.directory, self.config, self.dtype)
+
+    def see(self, image, budget=280, tap=no_tap):
+        """A picture (a path, a PIL image or an array of uint8) -> its soft tokens [M, D], for `forward`.
+
+        budget: at most so many, 70, 140, 280, 560 or 1120. Raises Error for what is not a picture, and for a model
+        without vision.
+        """
+        weights = self.vision  # first: a model that cannot see says so before it opens the picture
+        encode = embed_image if isinstance(self.config.vision, VisionEmbedder) else encode_image
+        return encode(fit_image(read_image(image), budget, self.config.vision.side), weights, self.config, tap=tap)
 
     @cached_property
     def tokenizer(self):
@@ -123,7 +142,7 @@ def load(path=None, dtype="bfloat16"):
         source = directory / "config.json"
         both = config.source | read_json(source)
         generation_config = {"eos_token_id": both.get("eos_token_id")}
-    return Model(directory, config, read_weights(directory, config, dtype), generation_config, source)
+    return Model(directory, config, read_weights(directory, config, dtype), generation_config, source, dtype)
 
 
 # Names from the rooms, loaded on first use: whoever only runs the model loads no room.

@@ -24,14 +24,16 @@ from . import TINY, load
 from .checkpoint import fingerprint
 from .conversation import Conversation
 from .errors import Error
-from .files import make_directory, read_json, replacing
+from .files import make_directory, read_json, replacing, table
+from .inputs import BUDGETS, grid_of, read_image
 from .model import no_tap
 from .released import RELEASED
-from .sampling import generate_ids, prompt_ids, settings, tokenizer_of
+from .sampling import generate_ids, prompt_ids, see_prompt, settings, tokenizer_of
 from .taps import PRECISIONS, Finite, Trace
 from .tools.synth import synthesize
 from .turns import spelled
 
+SIDE = 48  # pixels of a soft token's side in every released model
 PAUSE = 0.05  # seconds without a new line after which a pasted text is complete
 
 
@@ -41,10 +43,14 @@ def generate(args):
     Where the model then calls a tool, the call is printed as JSON, and the next line of the input is the tool's reply.
     """
     model, prompt = load(args.weights, args.dtype), _prompt(args)
+    turns = args.system is not None or args.tools is not None or args.think
+    if args.image and turns:
+        raise Error("--image is not for conversations yet; leave out --system, --think and --tools")
+    if args.image:
+        return _stream(model, *see_prompt(model, prompt, args.image, args.budget, args.special), args)
     ids = prompt_ids(model, prompt, args.special)
-    if args.system is None and args.tools is None and not args.think:
-        _stream(model, ids, args)
-        return
+    if not turns:
+        return _stream(model, ids, None, args)
     if args.special:
         raise Error("--special is for a prompt that has its own turns; leave out --system, --think and --tools")
     conversation, messages = _conversation(model, args), [{"role": "user", "content": prompt}]
@@ -142,10 +148,10 @@ def _pasting():
     return msvcrt.kbhit()
 
 
-def _stream(model, ids, args):
-    """Print how a prompt goes on."""
+def _stream(model, ids, soft_tokens, args):
+    """Print how a prompt goes on. soft_tokens: of pictures among the ids, as `forward` takes them, or None."""
     timer = Timer(model, len(ids))
-    drawn = (id for id, _ in generate_ids(model, ids, args.n, **_sampling(args)))
+    drawn = (id for id, _ in generate_ids(model, ids, args.n, soft_tokens=soft_tokens, **_sampling(args)))
     for piece in model.tokenizer.stream(timer(drawn)):
         print(piece, end="", flush=True)
     print()
@@ -211,6 +217,22 @@ def _next(calls):
             return []
         message["content"] = text
     return messages
+
+
+def tokens(args):
+    """Print the size, the grid and the count of soft tokens of pictures at every budget. Needs no weights."""
+    found, paragraphs = [], []
+    for path in args.image:
+        height, width = read_image(path).shape[:2]
+        grids = []
+        for budget in BUDGETS:
+            rows, columns = grid_of(height, width, budget, SIDE)
+            size = {"budget": budget, "width": columns * SIDE, "height": rows * SIDE}
+            grids.append(size | {"columns": columns, "rows": rows, "soft_tokens": rows * columns})
+        found.append({"image": path, "width": width, "height": height, "grids": grids})
+        heads = ["budget", "width", "height", "columns", "rows", "soft tokens"]
+        paragraphs.append(f"{path}: {width} x {height} pixels\n{table(heads, [list(grid.values()) for grid in grids])}")
+    return found, "\n".join(paragraphs), 0
 
 
 def synth(args):
@@ -422,7 +444,9 @@ def parser():
     think = flag("--think", action="store_true", help="ask the model to think first; thoughts go to stderr")
     tools = flag("--tools", metavar="FILE", help="a JSON list of the tools that the model may call")
     talk = (flag("--system", metavar="TEXT", help="a system message at the start of the conversation"), think, tools)
-    command(generate, prompt, special, where, dtype, *talk, *sampling, check)
+    image = flag("--image", metavar="FILE", action="append", help="a picture, before the text or where it says {image}")
+    budget = flag("--budget", type=int, default=280, choices=BUDGETS, help="most soft tokens a picture (default 280)")
+    command(generate, prompt, special, image, budget, where, dtype, *talk, *sampling, check)
     command(chat, where, dtype, *talk, *sampling, check)
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
@@ -431,6 +455,8 @@ def parser():
     command(turns, flag("file", metavar="FILE", help="a JSON list of messages"), where, think, tools, as_json)
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
+    pictures = flag("--image", metavar="FILE", action="append", required=True, help="a picture; may be given again")
+    command(tokens, pictures, as_json)
     command(synth, name, flag("directory", metavar="DIR", help="where to write"))
     command(bench, where, dtype, repeats, as_json)
     command(verify, where, dtype, as_json)

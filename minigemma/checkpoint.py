@@ -18,8 +18,8 @@ import numpy as np
 
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
-from .packed import HalfMatrix, narrow, widen
-from .tensors import NOT_TEXT, PREFIXES, text_tensors, unused_tensors
+from .packed import Clipped, HalfMatrix, narrow, widen
+from .tensors import NOT_TEXT, PREFIXES, VISION, text_tensors, unused_tensors, vision_tensors
 
 DTYPES = ("bfloat16", "float32", "float64")
 FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
@@ -34,6 +34,25 @@ def assemble(config, arrays):
     for tensor in text_tensors(config):
         owner = weights if tensor.layer is None else weights.layers[tensor.layer]
         setattr(owner, tensor.attribute, arrays[tensor.name])
+    return weights
+
+
+def assemble_vision(table, arrays):
+    """Arrays by name, as vision_tensors names them -> the weights of a picture: `.input_proj`, `.layers[3].q_proj`, ...
+
+    The matrices that a tower may clip are Clipped, also where the model has no bounds.
+    """
+    weights = SimpleNamespace(layers=[])
+    for tensor in table:
+        if tensor.layer == len(weights.layers):
+            weights.layers.append(SimpleNamespace())
+        owner, value = weights if tensor.layer is None else weights.layers[tensor.layer], arrays[tensor.name]
+        if tensor.name.endswith(".linear.weight"):
+            value = Clipped(value)
+        elif tensor.shape == ():  # the bounds follow their matrix, in the order of BOUNDS
+            matrix = getattr(owner, tensor.attribute)
+            value = matrix._replace(bounds=(*(matrix.bounds or ()), float(value)))
+        setattr(owner, tensor.attribute, value)
     return weights
 
 
@@ -60,15 +79,38 @@ def read_weights(directory, config, dtype="bfloat16"):
     """
     if dtype not in DTYPES:
         raise Error(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    found = find_text_tensors(directory)
-    _check(directory, config, found)
-    table = text_tensors(config)
+    table, found = text_tensors(config), find_text_tensors(directory)
+    _check(directory, found, table, unused_tensors(config))
+    return assemble(config, _convert_all(table, found, dtype))
+
+
+def read_vision(directory, config, dtype="bfloat16"):
+    """What turns pictures into soft tokens, from a checkpoint directory; dtype as in read_weights.
+
+    Nobody needs it for text, so it is not a part of read_weights. Raises Error if the model has no vision, or if its
+    tensors do not fit `config`.
+    """
+    if config.vision is None:
+        raise Error(f"{directory}: this model cannot see: config.json has no vision_config; use a whole checkpoint")
+    table = vision_tensors(vars(config.vision), config.hidden_size)
+
+    def short(name):
+        name = name.removeprefix("model.")
+        return name if name.startswith(VISION) else None
+
+    found = _find(directory, short)
+    _check(directory, found, table)
+    return assemble_vision(table, _convert_all(table, found, dtype))
+
+
+def _convert_all(table, found, dtype):
+    """The tensors of a table, in the form in which a pass multiplies them -> arrays by name."""
+    arrays = {}
     with progress("converting the weights", sum(math.prod(tensor.shape) for tensor in table)) as advance:
-        arrays = {}
         for tensor in table:
             arrays[tensor.name] = _convert(tensor, found[tensor.name], dtype)
             advance(math.prod(tensor.shape))
-    return assemble(config, arrays)
+    return arrays
 
 
 def find_text_tensors(directory):
@@ -76,15 +118,25 @@ def find_text_tensors(directory):
 
     Raises Error if two tensors have one name.
     """
+
+    def short(name):
+        if name.startswith(NOT_TEXT):
+            return None
+        return next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
+
+    return _find(directory, short)
+
+
+def _find(directory, short):
+    """The tensors of all shards for which short(name) is a name -> Stored by that name. Raises Error if it has two."""
     found = {}
     for path in shards(Path(directory)):
-        for name, stored in read_header(path).items():
-            if name.startswith(NOT_TEXT):
-                continue
-            short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
-            if short in found:
-                raise Error(f"{path}: holds {short} twice, under two prefixes or in two shards; remove one")
-            found[short] = stored
+        for whole, stored in read_header(path).items():
+            name = short(whole)
+            if name in found:
+                raise Error(f"{path}: holds {name} twice, under two prefixes or in two shards; remove one")
+            if name is not None:
+                found[name] = stored
     return found
 
 
@@ -124,10 +176,9 @@ def shards(directory):
     return [directory / name for name in names]
 
 
-def _check(directory, config, found):
+def _check(directory, found, table, unused=()):
     """Compare names and shapes with the table. Raises one Error that lists every kind of difference."""
-    table = {tensor.name: tensor.shape for tensor in text_tensors(config)}
-    unused = {tensor.name: tensor.shape for tensor in unused_tensors(config)}
+    table, unused = ({tensor.name: tensor.shape for tensor in tensors} for tensors in (table, unused))
     problems = []
     missing = [name for name in table if name not in found]
     known = table | unused

@@ -58,6 +58,54 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
+class Vision:
+    """The facts of a vision_config that every model has; each soft token is a square of `side` pixels."""
+
+    patch_size: int
+    pooling_kernel_size: int
+    rms_norm_eps: float
+
+    @property
+    def side(self):
+        """Pixels of one soft token's side."""
+        return self.patch_size * self.pooling_kernel_size
+
+
+@dataclass(frozen=True, eq=False)
+class VisionTower(Vision):
+    """The vision tower of E2B, E4B, 26B-A4B and 31B, under the names of vision_config."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    position_embedding_size: int
+    standardize: bool  # 26B-A4B and 31B
+    use_clipped_linears: bool  # E2B and E4B
+    inv_freq: np.ndarray  # [H/4], of one half of a head: the first half turns with the column, the second with the row
+
+    @property
+    def patches(self):
+        """Pixels of a patch's side, the width that a patch becomes, and how many columns or rows have a position."""
+        return self.patch_size, self.hidden_size, self.position_embedding_size
+
+
+@dataclass(frozen=True, eq=False)
+class VisionEmbedder(Vision):
+    """What 12B has in place of a tower, under the names of vision_config."""
+
+    mm_embed_dim: int
+    mm_posemb_size: int
+
+    @property
+    def patches(self):
+        """As VisionTower.patches. Here a patch is a whole soft token."""
+        return self.side, self.mm_embed_dim, self.mm_posemb_size
+
+
+@dataclass(frozen=True, eq=False)
 class Config:
     """The facts of the text model, under the names of config.json. `layers` holds those that differ by layer."""
 
@@ -78,6 +126,12 @@ class Config:
     rms_norm_eps: float
     pad_token_id: int
     use_bidirectional_attention: str | None
+    boi_token_id: int  # stands before a picture, eoi_token_id behind it
+    image_token_id: int  # stands once for each soft token of a picture
+    eoi_token_id: int
+    audio_token_id: int
+    video_token_id: int
+    vision: VisionTower | VisionEmbedder | None = field(repr=False)  # None: a text-only model
     layers: tuple[Layer, ...] = field(repr=False)
     source: dict = field(repr=False)  # the text fields as read, with defaults; saved again by to_dict
 
@@ -168,6 +222,32 @@ FIELDS = {
 }
 EXPERT_FIELDS = {"num_experts": _size(1, 100_000), "moe_intermediate_size": _size(1)}
 LAYER_FIELDS = {"head_dim": _size(1, 2**14), "num_key_value_heads": _size(1)}
+VISION_FIELDS = {  # of vision_config
+    "patch_size": _size(1, 256),
+    "pooling_kernel_size": _size(1, 16, default=3),
+    "rms_norm_eps": _number(SMALLEST, 1, default=1e-6),
+}
+EMBEDDER_FIELDS = {"mm_embed_dim": _size(1, 2**24), "mm_posemb_size": _size(1, 2**24)}  # 12B
+TOWER_FIELDS = {
+    "attention_bias": _one_of(False),
+    "hidden_activation": _one_of("gelu_pytorch_tanh"),
+    "hidden_size": _size(1, 2**24),
+    "intermediate_size": _size(1, 2**24),
+    "num_hidden_layers": _size(1, LAYERS),
+    "num_attention_heads": _size(1, 2**24),
+    "num_key_value_heads": _size(1, 2**24),
+    "head_dim": _size(1, 2**14),
+    "position_embedding_size": _size(1, 2**24),
+    "standardize": _one_of(False, True),
+    "use_clipped_linears": _one_of(False, True),
+}
+MEDIA_IDS = {
+    "boi_token_id": _size(0, default=255999),
+    "image_token_id": _size(0, default=258880),
+    "eoi_token_id": _size(0, default=258882),
+    "audio_token_id": _size(0, default=258881),
+    "video_token_id": _size(0, default=258884),
+}
 ROPE_FIELDS = {
     "rope_type": _one_of("default", "proportional"),
     "rope_theta": _number(SMALLEST, 1e12),
@@ -222,7 +302,8 @@ def _resolve(data, where):
     else:
         absent |= dict.fromkeys((*EXPERT_FIELDS, "top_k_experts"))
     _check(rules, fields, where)
-    fields |= absent | {"layers": _layers(text, where), "source": text}
+    fields |= absent | _media_ids(data, where)
+    fields |= {"layers": _layers(text, where), "vision": _vision(data, where), "source": text}
     return {name: fields[name] for name in Config.__dataclass_fields__}
 
 
@@ -278,6 +359,43 @@ def _layers(text, where):
             )
         )
     return tuple(layers)
+
+
+def _media_ids(data, where):
+    """The ids around and in place of pictures and sounds. Raises Error for what is not an id."""
+    ids = _defaults(MEDIA_IDS) | {name: data[name] for name in MEDIA_IDS if data.get(name) is not None}
+    _check(MEDIA_IDS, ids, where)
+    return ids
+
+
+def _vision(data, where):
+    """vision_config of a parsed config.json -> VisionTower, VisionEmbedder (12B), or None if there is none.
+
+    Source: transformers, Gemma4VisionConfig and Gemma4UnifiedVisionConfig. Raises Error for what the pass cannot do.
+    """
+    given = data.get("vision_config")
+    if given is None:
+        return None
+    where = f"{where}: vision_config"
+    if not isinstance(given, dict):
+        raise Error(f"{where} must be an object or null, not {given!r}")
+    unified = "mm_embed_dim" in given
+    rules = VISION_FIELDS | (EMBEDDER_FIELDS if unified else TOWER_FIELDS)
+    vision = _defaults(rules) | {"rope_parameters": {"rope_type": "axial", "rope_theta": 100.0}} | given
+    _check(rules, vision, where)
+    made = VisionEmbedder if unified else VisionTower
+    values = {name: vision[name] for name in made.__dataclass_fields__ if name != "inv_freq"}
+    if unified:
+        return VisionEmbedder(**values)
+    rope = vision["rope_parameters"]
+    if values["head_dim"] % 4 or values["num_attention_heads"] % values["num_key_value_heads"]:
+        raise Error(f"{where}: head_dim must be a multiple of 4, num_attention_heads one of num_key_value_heads")
+    if not isinstance(rope, dict) or rope.get("rope_type") not in ("default", "axial"):
+        raise Error(f"{where}.rope_parameters must have rope_type 'default' or 'axial', not {rope!r:.60}")
+    rope = rope | {"rope_type": "default"}  # the released files' name for axial
+    return VisionTower(
+        **values, inv_freq=inverse_frequencies(rope, values["head_dim"] // 2, f"{where}.rope_parameters")
+    )
 
 
 def _layer_types(text, where):

@@ -1,11 +1,34 @@
-"""What a caller hands to `forward`, checked before any work. Every function raises Error with one line: what to mend.
+"""What a caller hands to the passes, checked before any work. Every function raises Error with one line: what to mend.
 
-Letters: T new tokens, D hidden_size, N query heads, P hidden_size_per_layer_input, M soft tokens.
+This is the only file that opens pictures, with Pillow. Source of the rules for pictures: transformers 5.23.0,
+models/gemma4/image_processing_pil_gemma4.py.
+
+Letters: T new tokens, or patches of a picture; D hidden_size, N query heads, P hidden_size_per_layer_input, M soft
+tokens, X values of a patch.
 """
+
+import math
+import os
+import warnings
 
 import numpy as np
 
 from .errors import Error
+from .files import check_file
+
+BUDGETS = (70, 140, 280, 560, 1120)  # how many soft tokens a picture may become; the caller's choice, not the model's
+# What Pillow may open. It reads more formats, but runs another program for one of them (EPS).
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+
+
+def no_tap(name, array):
+    """A pass calls its tap on every intermediate, in order, and goes on with the result. This tap changes nothing."""
+    return array
+
+
+def tap_under(tap, prefix):
+    """The tap of a part: with prefix "layers.3.", at("attn.q", array) is tap("layers.3.attn.q", array)."""
+    return lambda name, array: tap(prefix + name, array)
 
 
 def check_model(weights, config, logits):
@@ -56,10 +79,9 @@ def as_tokens(tokens, cache, config):
     return ids.astype(np.int64)  # [T]
 
 
-def as_soft_tokens(soft_tokens, count, config):
-    """(positions [M], rows [M, D]) as arrays. Raises Error where they do not fit `count` tokens of this model."""
-    if config.use_bidirectional_attention:
-        raise Error("soft tokens: this model's images need bidirectional attention, and minigemma's pass is causal")
+def as_soft_tokens(soft_tokens, ids, config):
+    """(positions [M], rows [M, D]) as arrays. Raises Error where they do not fit these ids [T] of this model."""
+    count = len(ids)
     try:
         where, rows = (np.asarray(part) for part in soft_tokens)  # [M], [M, D]
     except (TypeError, ValueError):  # not a pair, or a ragged list in it
@@ -76,7 +98,139 @@ def as_soft_tokens(soft_tokens, count, config):
             raise Error(f"soft tokens: position {position} is outside this call's {count} tokens")
     if len(np.unique(where)) != len(where):
         raise Error("soft tokens: a position is given twice")
-    return where.astype(np.int64), rows  # [M], [M, D]
+    where = where.astype(np.int64)  # [M]
+    placeholders = config.image_token_id, config.audio_token_id, config.video_token_id
+    if config.use_bidirectional_attention and not np.isin(ids[where], placeholders).all():
+        wrong = next(position for position in where if ids[position] not in placeholders)
+        image, audio, video = placeholders
+        raise Error(
+            f"soft tokens: position {wrong} holds id {ids[wrong]}; in this model the ids say what is a picture, so it "
+            f"must be a placeholder: {image} (image), {audio} (audio) or {video} (video)"
+        )
+    return where, rows  # [M], [M, D]
+
+
+def grid_of(height, width, budget, side):
+    """The rows and columns of soft tokens that a picture of this size becomes; their product is at most the budget.
+
+    side: pixels of a soft token's side. The picture is scaled, a small one up, until the budget is filled as far as
+    whole rows and columns allow. The shape of the picture changes a little: 1080 x 1920 becomes 12 x 22.
+    """
+    if not isinstance(budget, int | np.integer) or budget not in BUDGETS:
+        raise Error(f"the budget of a picture is one of {', '.join(map(str, BUDGETS))} soft tokens, not {budget!r}")
+    factor = math.sqrt(budget * side**2 / (height * width))
+    rows, columns = math.floor(factor * height / side), math.floor(factor * width / side)
+    if rows == 0:  # a thin picture keeps one row, and as many columns as its shape and the budget allow
+        return 1, min(width // height, int(budget))
+    if columns == 0:
+        return min(height // width, int(budget)), 1
+    return rows, columns
+
+
+def read_image(source):
+    """A picture, given by its path, as a PIL image or as an array of uint8 -> its colours [h, w, 3], uint8.
+
+    Of an animation the first frame. The camera's orientation (EXIF) is applied, and transparency laid on white. Here
+    transformers differs with the way it is given a picture: from a path it drops the transparency, of a PIL image it
+    ignores the orientation. Grey in 16 bits keeps its upper 8; transformers turns most of it white.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(source, np.ndarray):
+        channels = source.shape[2:]
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or channels not in ((), (1,), (3,), (4,)):
+            shape = f"{source.dtype} of shape {list(source.shape)}"
+            raise Error(f"a picture as an array is [height, width, 3] of uint8 (0 to 255), not {shape}")
+        if source.size == 0:
+            raise Error(f"the picture is empty: {list(source.shape)}")
+        return _colours(Image.fromarray(source[..., 0] if channels == (1,) else source))
+    if isinstance(source, Image.Image):
+        return _decoded(source, "the picture", ImageOps)
+    if not isinstance(source, str | os.PathLike):
+        raise Error(f"a picture is a path, a PIL image or an array, not {type(source).__name__}")
+    check_file(source)
+    with open(source, "rb") as file:
+        return _decoded(file, source, ImageOps)
+
+
+def _decoded(source, name, operations):
+    """A PIL image or an open file -> [h, w, 3] of uint8. Whatever Pillow raises becomes one line with the name."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that is not as it should be, but that can be read
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.init()  # tells Pillow of all its formats
+            known = [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
+            image = source if isinstance(source, Image.Image) else Image.open(source, formats=known)
+            return _colours(operations.exif_transpose(image))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        most = Image.MAX_IMAGE_PIXELS // 10**6
+        raise Error(f"{name}: the picture has more than {most} million pixels; make it smaller first") from None
+    except Error as error:
+        raise Error(f"{name}: {error}") from None
+    except Exception as error:  # of a broken file Pillow's readers raise nearly anything
+        why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+        advice = f"give a whole file: {', '.join(FORMATS)}"
+        raise Error(f"{name}: not a picture that can be read ({why}); {advice}") from None
+
+
+def _colours(image):
+    """A PIL image of any mode -> [h, w, 3] of uint8."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # grey in 16 bits; 32-bit files are not told apart from it by their mode
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise Error("the picture holds numbers of more than 16 bits; save it with 8 bits a colour")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise Error("the picture holds real numbers, not colours; save it with 8 bits a colour")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def fit_image(image, budget, side):
+    """The colours of a picture [h, w, 3] -> the same picture in the size that its grid has, uint8.
+
+    Pillow's bicubic filter. A picture that has the size already is not resampled.
+    """
+    from PIL import Image
+
+    rows, columns = grid_of(*image.shape[:2], budget, side)
+    if image.shape[:2] == (rows * side, columns * side):
+        return image
+    return np.array(Image.fromarray(image).resize((columns * side, rows * side), Image.Resampling.BICUBIC))
+
+
+def as_patches(image, weights, config, first):
+    """A picture that fits (fit_image) -> patches [T, X] with values from 0 to 1, and column and row of each, [T].
+
+    Patches go row by row; inside a patch rows of pixels, then pixels, then red, green, blue. first: the name of the
+    matrix that reads them. Raises Error where picture, weights and config do not belong together.
+    """
+    vision = config.vision
+    if vision is None:
+        raise Error("this model cannot see: its config has no vision_config")
+    size, width, positions = vision.patches
+    X, Y = 3 * size**2, config.hidden_size
+    _check_shapes("", weights, {first: (width, X), "embedding_projection": (Y, width)})
+    image = np.asarray(image)
+    sides = image.shape[:2]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not all(sides):
+        raise Error(f"the picture must be [h, w, 3] of uint8, not {image.dtype} of shape {list(image.shape)}")
+    if sides[0] % vision.side or sides[1] % vision.side:
+        raise Error(f"the picture has {sides[0]} x {sides[1]} pixels, not multiples of {vision.side}; use fit_image")
+    rows, columns = sides[0] // size, sides[1] // size
+    if max(rows, columns) > positions:
+        raise Error(f"the picture has {rows} x {columns} patches, and the model has {positions} positions")
+    cut = image.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, X)  # [T, X]
+    norm = weights.layers[0].input_layernorm if weights.layers else weights.patch_ln1
+    patches = (cut * (1 / 255)).astype(norm.dtype)  # [T, X]
+    return patches, np.tile(np.arange(columns), rows), np.repeat(np.arange(rows), columns)  # [T, X], [T], [T]
 
 
 def check_tap(tap, config):

@@ -18,23 +18,19 @@ P hidden_size_per_layer_input, L layers, V vocabulary, E experts, k experts a to
 import numpy as np
 
 from .cache import EMPTY, Cache, check_cache
-from .inputs import as_soft_tokens, as_tap, as_tokens, check_model
+from .inputs import as_soft_tokens, as_tap, as_tokens, check_model, no_tap, tap_under
 from .ops import (
-    attention_scores, attention_values, experts, gelu, linear, rms_norm, rope, rotation, softcap, softmax, top_k,
-    visible,
+    attention_scores, attention_values, experts, gelu, horizon, linear, rms_norm, rope, rotation, softcap, softmax,
+    top_k, visible,
 )  # fmt: skip
-
-
-def no_tap(name, array):
-    """The pass calls its tap on every intermediate, in order, and goes on with the result. This tap changes nothing."""
-    return array
 
 
 def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", soft_tokens=None):
     """tokens [T] -> logits [T, V] and the cache for the next call. Pure: `cache` is a value and stays valid.
 
     logits: "all" positions; "last" position only -> [1, V]; None: no logits, for the earlier chunks of a prompt.
-    soft_tokens: (positions [M], rows [M, D]), image or audio embeddings that replace the embeddings of these tokens.
+    soft_tokens: (positions [M], rows [M, D]), image or audio embeddings that replace the embeddings of these tokens;
+    their ids are placeholders. A picture must lie in one call whole.
     Raises Error for arguments that do not fit each other.
     """
     check_model(weights, config, logits)
@@ -43,11 +39,12 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
     tap = as_tap(tap, config)
     D, N, P = config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input
     eps, end = config.rms_norm_eps, cache.length + len(ids)
-    positions = np.arange(cache.length, end)  # [T]
+    positions = last = np.arange(cache.length, end)  # [T] each
 
     x = weights.embed_tokens[ids] * D**0.5  # [T, D]
     if soft_tokens is not None:
-        where, rows = as_soft_tokens(soft_tokens, len(ids), config)  # [M], [M, D]
+        where, rows = as_soft_tokens(soft_tokens, ids, config)  # [M], [M, D]
+        last = horizon(ids, positions, config)  # [T], where a picture may look ahead on sliding layers
         x[where] = rows  # not multiplied by sqrt(D): only the table's rows are
         ids[where] = config.pad_token_id  # the PLE table has no row for an image: PLE looks up the pad token
     x = tap("embed", x)  # [T, D]
@@ -60,8 +57,8 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
             # From here on no layer writes K and V for later calls, so only the position whose logits are asked goes on.
             if logits is None:
                 break
-            x, positions = x[-1:], positions[-1:]  # [1, D], [1]
-        T, at = len(x), in_layer(tap, i)
+            x, positions, last = x[-1:], positions[-1:], last[-1:]  # [1, D], [1], [1]
+        T, at = len(x), tap_under(tap, f"layers.{i}.")
         x = at("resid_pre", x)  # [T, D]
 
         # Attention, sliding or global
@@ -80,7 +77,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
             kv[i] = cache.extended(i, rot_k, v)
         keys, values = kv[layer.kv_from].k, kv[layer.kv_from].v  # [S, K, H] each, this layer's own or its donor's
         scores = at("attn.scores", attention_scores(rot_q, keys))  # [N, T, S], not divided by sqrt(H)
-        scores = np.where(visible(positions, len(keys), layer.window, end), scores, -np.inf)  # [N, T, S], masked
+        scores = np.where(visible(positions, len(keys), layer.window, end, last), scores, -np.inf)  # [N, T, S], masked
         pattern = at("attn.pattern", softmax(scores))  # [N, T, S]
         z = at("attn.z", attention_values(pattern, values))  # [T, N, H]
         o = at("attn.o", linear(z.reshape(T, N * H), w.o_proj))  # [T, D]
@@ -148,8 +145,3 @@ def add_experts(down, x, w, config, at):
     dense_out = at("mlp.dense_out", rms_norm(down, w.post_feedforward_layernorm_1, eps))  # [T, D]
     moe_out = at("mlp.moe_out", rms_norm(moe, w.post_feedforward_layernorm_2, eps))  # [T, D]
     return dense_out + moe_out  # [T, D]
-
-
-def in_layer(tap, i):
-    """The tap of layer i: at("attn.q", array) is tap("layers.i.attn.q", array)."""
-    return lambda name, array: tap(f"layers.{i}.{name}", array)

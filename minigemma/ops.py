@@ -18,6 +18,18 @@ def linear(x, weight):
     return product(x, weight)
 
 
+def clipped(x, w):
+    """A linear of a tower, w a Clipped: inputs and outputs are limited to its bounds. x [T, in] -> [T, out].
+
+    E2B and E4B were trained so; bounds of -inf and inf change nothing. Without bounds it is `linear`.
+    """
+    if w.bounds is None:
+        return linear(x, w.weight)
+    input_min, input_max, output_min, output_max = w.bounds
+    y = linear(x.clip(input_min, input_max), w.weight)
+    return y.clip(output_min, output_max, out=y)
+
+
 @by_rows
 @np.errstate(over="ignore")
 def rms_norm(x, weight=None, eps=1e-6):
@@ -29,6 +41,12 @@ def rms_norm(x, weight=None, eps=1e-6):
         mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
     normed = x / np.sqrt(mean_square + eps)
     return normed if weight is None else normed * weight
+
+
+def layer_norm(x, weight, bias, eps=1e-5):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis. Of all Gemma 4, only 12B's pictures."""
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps) * weight + bias
 
 
 @by_rows
@@ -51,9 +69,9 @@ def gelu(x):
 
 
 @by_rows
-def softmax(x):
-    """Probabilities over the last axis; entries of -inf (masked keys) get 0."""
-    weights = x - x.max(-1, keepdims=True)
+def softmax(x, out=None):
+    """Probabilities over the last axis; entries of -inf (masked keys) get 0. In `out`, an array like x, if given."""
+    weights = np.subtract(x, x.max(-1, keepdims=True), out=out)
     np.exp(weights, out=weights)  # in place: a long prompt's scores are large
     weights /= weights.sum(-1, keepdims=True)
     return weights
@@ -85,13 +103,42 @@ def rope(x, cos, sin):
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)  # [T, N, H]
 
 
-def visible(positions, length, window, end):
+def rope_2d(x, by_column, by_row):
+    """RoPE of the vision tower: the first half of each head turns with the patch's column, the second with its row.
+
+    x [T, N, H] -> [T, N, H]. by_column and by_row: cos and sin of `rotation`, each [T, 1, H/4]. Inside a half the pairs
+    are (j, j + H/4).
+    """
+    first, second = np.split(x, 2, axis=-1)  # [T, N, H/2] each
+    return np.concatenate([rope(first, *by_column), rope(second, *by_row)], axis=-1)  # [T, N, H]
+
+
+def horizon(ids, positions, config):
+    """The last position that each token may see on a sliding layer -> [T]: its own, or the end of its picture.
+
+    12B, 26B-A4B and 31B let the tokens of a picture (or of a frame of a video) see all of it there. A picture is a run
+    of its placeholders in `ids` [T], and it must lie in one call whole. Global layers, sounds, and E2B and E4B are
+    causal. Source: transformers, create_masks_for_vision_model.
+    """
+    if config.use_bidirectional_attention != "vision":
+        return positions
+    inside = np.isin(ids, (config.image_token_id, config.video_token_id))  # [T]
+    ends = np.flatnonzero(inside & ~np.append(inside[1:], False))  # the last token of each picture
+    last = positions.copy()  # [T]
+    last[inside] = positions[ends[np.searchsorted(ends, np.flatnonzero(inside))]]
+    return last
+
+
+def visible(positions, length, window, end, last=None):
     """Which of the `length` keys up to position `end` - 1 each query may see -> bool [T, S].
 
-    A query sees itself and all keys before it; on a sliding layer the last `window` keys, itself included.
+    A query sees itself and all keys before it; on a sliding layer the last `window` keys, itself included, and what
+    lies between it and `last` [T], its horizon. The window bounds the past only.
     """
     keys = np.arange(end - length, end)  # [S]
-    seen = keys <= positions[:, None]  # [T, S]
+    if window is None or last is None:
+        last = positions  # [T]
+    seen = keys <= last[:, None]  # [T, S]
     return seen if window is None else seen & (keys > positions[:, None] - window)  # [T, S]
 
 

@@ -5,6 +5,7 @@ takes twice its size in memory; but a row can be converted when it is read, and 
 """
 
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +51,17 @@ class HalfMatrix:
             raise ValueError("a HalfMatrix becomes an array only by a copy; leave out copy=False")
         wide = widen(self.bits)
         return wide if dtype is None else wide.astype(dtype, copy=False)
+
+
+class Clipped(NamedTuple):
+    """A matrix of a tower, [out, in], with the bounds of its inputs and outputs; see ops.clipped."""
+
+    weight: object  # an array or a HalfMatrix
+    bounds: tuple[float, ...] | None = None  # input_min, input_max, output_min, output_max; None: not clipped
+
+    @property
+    def shape(self):
+        return self.weight.shape
 
 
 def widen(bits, out=None):

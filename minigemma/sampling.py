@@ -2,15 +2,19 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from .cache import EMPTY
 from .errors import Error
+from .inputs import as_soft_tokens, as_tokens
 from .model import forward, no_tap
+from .ops import horizon
 
 SCORE_BYTES = 64 * 2**20  # most bytes of one chunk's attention scores; three to four such arrays exist at once
 CHUNK = 512
+PLACE = "{image}"  # of a picture in a prompt
 
 # Settings of a generation_config.json that transformers applies and `sample` does not, with the values that change
 # nothing (beside null). Those in SAMPLED matter only where a token is drawn, not where the most probable one is taken.
@@ -24,18 +28,27 @@ NOT_APPLIED = SAMPLED | {
 }  # fmt: skip
 
 
-def prefill(ids, weights, config, cache=EMPTY, tap=no_tap):
-    """A prompt in chunks -> logits [V] of its last position and the cache.
+def prefill(ids, weights, config, cache=EMPTY, tap=no_tap, soft_tokens=None):
+    """A prompt in chunks -> logits [V] of its last position and the cache. soft_tokens as in `forward`.
 
     Only the last chunk asks for logits, so the KV-sharing layers run for one position of the whole prompt. A chunk is
-    so small that its attention scores, N x T x S, stay under SCORE_BYTES.
+    so small that its attention scores, N x T x S, stay under SCORE_BYTES. Where a picture sees itself whole it is not
+    cut: the chunk then ends behind it. Raises Error as `forward` does.
     """
-    rows = SCORE_BYTES // (4 * config.num_attention_heads * (cache.length + len(ids)))
-    chunk = max(1, min(CHUNK, rows))
-    *starts, last = range(0, max(1, len(ids)), chunk)
-    for start in starts:
-        _, cache = forward(ids[start : start + chunk], weights, config, cache, tap=tap, logits=None)
-    logits, cache = forward(ids[last:], weights, config, cache, tap=tap, logits="last")
+    ids = as_tokens(ids, cache, config)  # [T]
+    fitting = SCORE_BYTES // (4 * config.num_attention_heads * (cache.length + len(ids)))
+    chunk = max(1, min(CHUNK, fitting))
+    edges = [*range(chunk, len(ids), chunk), len(ids)]
+    if soft_tokens is not None:
+        where, rows = as_soft_tokens(soft_tokens, ids, config)  # [M], [M, D]
+        last = horizon(ids, np.arange(len(ids)), config)  # [T]
+        edges = sorted({int(last[edge - 1]) + 1 for edge in edges})
+    for start, end in pairwise([0, *edges]):
+        soft = None
+        if soft_tokens is not None and (here := (where >= start) & (where < end)).any():
+            soft = where[here] - start, rows[here]
+        logits = "last" if end == len(ids) else None
+        logits, cache = forward(ids[start:end], weights, config, cache, tap=tap, logits=logits, soft_tokens=soft)
     return logits[0], cache
 
 
@@ -96,12 +109,14 @@ def not_applied(defaults, temperature):
     return [name for name, value in neutral.items() if defaults.get(name) not in (None, value)]
 
 
-def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap, stop=(), **sampling):
+def generate_ids(
+    model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap, stop=(), soft_tokens=None, **sampling
+):
     """Continue ids: yields each new id with the cache that it was drawn from, until a stop id or max_new_tokens.
 
-    stop: ids that end the text beside those of the generation_config. sampling: temperature, top_k, top_p, see
-    `settings`. Raises Error for arguments that cannot be used. Warns once of settings in the checkpoint's
-    generation_config that are not applied.
+    stop: ids that end the text beside those of the generation_config. soft_tokens as in `forward`, of the prompt.
+    sampling: temperature, top_k, top_p, see `settings`. Raises Error for arguments that cannot be used. Warns once of
+    settings in the checkpoint's generation_config that are not applied.
     """
     source = model.generation_source
     chosen = settings(model.generation_config, source=source, **sampling)
@@ -116,7 +131,7 @@ def generate_ids(model, ids, max_new_tokens, cache=EMPTY, seed=None, tap=no_tap,
     if ignored := not_applied(model.generation_config, chosen["temperature"]):
         warnings.warn(f"{source}: minigemma does not apply {', '.join(ignored)}", stacklevel=2)
     rng = np.random.default_rng(seed)
-    logits, cache = prefill(ids, model.weights, model.config, cache, tap)
+    logits, cache = prefill(ids, model.weights, model.config, cache, tap, soft_tokens)
     for remaining in reversed(range(max_new_tokens)):
         if not np.isfinite(logits).all():
             raise Error("the logits are not finite; --check, or tap=minigemma.Finite(), names the first such array")
@@ -177,6 +192,27 @@ def prompt_ids(model, prompt, special=False):
     if not prompt:
         raise Error("the prompt is empty; give at least one character")
     return tokenizer.encode(prompt, special=special)
+
+
+def see_prompt(model, text, pictures, budget=280, special=False):
+    """A prompt with pictures -> its ids, and the soft tokens for `forward`, (positions [M], rows [M, D]).
+
+    pictures: a list of what `model.see` takes. They stand before the text, or in their order where it says {image}.
+    Each is written as <|image>, a placeholder for each of its soft tokens, and <image|>. Raises Error where places and
+    pictures are not equally many.
+    """
+    config, tokenizer = model.config, tokenizer_of(model)
+    first, *pieces = text.split(PLACE) if PLACE in text else ["", *[""] * (len(pictures) - 1), text]
+    if len(pieces) != len(pictures):
+        raise Error(f"the prompt has {len(pieces)} places {PLACE}, and {len(pictures)} pictures are given")
+    ids, where, rows = tokenizer.encode(first, special=special), [], []
+    for picture, piece in zip(pictures, pieces, strict=True):
+        soft = model.see(picture, budget)  # [M, D] of this picture
+        where.extend(range(len(ids) + 1, len(ids) + 1 + len(soft)))
+        rows.extend(soft)
+        ids += [config.boi_token_id, *[config.image_token_id] * len(soft), config.eoi_token_id]
+        ids += tokenizer.encode(piece, bos=False, special=special)
+    return ids, (np.array(where), np.array(rows))
 
 
 def tokenizer_of(model):

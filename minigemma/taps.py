@@ -12,8 +12,7 @@ import numpy as np
 
 from .errors import Error
 from .files import read_safetensors_header, replacing
-from .inputs import check_tap
-from .model import no_tap
+from .inputs import check_tap, no_tap
 
 
 class Tap(NamedTuple):
@@ -88,6 +87,40 @@ TAPS = {
 }  # fmt: skip
 
 AFTER = ("final_norm", "logits")  # the taps behind the last layer
+
+# Every tap of `encode_image` and `embed_image`, with the letters of vision.py.
+VISION_SHAPES = {
+    "vision.patches": "T X",
+    "vision.patch_embed": "T D",
+    "vision.embed": "T D",
+    "vision.layers.*.resid_pre": "T D",
+    "vision.layers.*.attn.in": "T D",
+    "vision.layers.*.attn.q_raw": "T N H",
+    "vision.layers.*.attn.q": "T N H",
+    "vision.layers.*.attn.rot_q": "T N H",
+    "vision.layers.*.attn.k_raw": "T K H",
+    "vision.layers.*.attn.v_raw": "T K H",
+    "vision.layers.*.attn.k": "T K H",
+    "vision.layers.*.attn.rot_k": "T K H",
+    "vision.layers.*.attn.v": "T K H",
+    "vision.layers.*.attn.heads.*.scores": "T T",
+    "vision.layers.*.attn.heads.*.pattern": "T T",
+    "vision.layers.*.attn.z": "T N H",
+    "vision.layers.*.attn.o": "T D",
+    "vision.layers.*.attn_out": "T D",
+    "vision.layers.*.resid_mid": "T D",
+    "vision.layers.*.mlp.in": "T D",
+    "vision.layers.*.mlp.gate": "T F",
+    "vision.layers.*.mlp.up": "T F",
+    "vision.layers.*.mlp.act": "T F",
+    "vision.layers.*.mlp.down": "T D",
+    "vision.layers.*.mlp_out": "T D",
+    "vision.layers.*.resid_post": "T D",
+    "vision.pooled": "M D",
+    "vision.standardized": "M D",
+    "vision.soft_tokens": "M Y",
+}
+
 PRECISIONS = ("float64", "float32", "float16", "bfloat16")  # number formats that an engine computes in
 
 
@@ -105,6 +138,21 @@ def names_of(config):
     return [*before, *inside, *AFTER]
 
 
+def vision_names(vision):
+    """Every tap of a picture's pass, in the order of execution. vision: a Config's `vision`; None has no taps."""
+    kinds = list(VISION_SHAPES) if vision else []
+    if not hasattr(vision, "num_attention_heads"):  # 12B
+        return [kind for kind in kinds if ".*." not in kind and kind not in ("vision.pooled", "vision.standardized")]
+    first, last, inside = kinds.index("vision.layers.*.resid_pre"), kinds.index("vision.pooled"), []
+    heads = [f"attn.heads.{n}.{part}" for n in range(vision.num_attention_heads) for part in ("scores", "pattern")]
+    for kind in kinds[first:last]:
+        part = kind.removeprefix("vision.layers.*.")
+        if part != "attn.heads.*.pattern":
+            inside += heads if part == "attn.heads.*.scores" else [part]
+    layers = [f"vision.layers.{i}.{part}" for i in range(vision.num_hidden_layers) for part in inside]
+    return [*kinds[:first], *layers, *(kind for kind in kinds[last:] if vision.standardize or "standard" not in kind)]
+
+
 @cache
 def layer_of(name):
     """The number of the layer that a tap belongs to, None outside the layers."""
@@ -114,15 +162,15 @@ def layer_of(name):
 
 @cache
 def tap_kind(name):
-    """The key of TAPS that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
-    layer = layer_of(name)
-    return name if layer is None else name.replace(f"layers.{layer}.", "layers.*.", 1)
+    """The key of TAPS or VISION_SHAPES that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
+    return re.sub(r"\b(layers|heads)\.\d+\.", r"\1.*.", name)
 
 
 @cache
 def axes_of(name):
     """The letters of a tap's axes, such as ("T", "N", "H")."""
-    return tuple(TAPS[tap_kind(name)].axes.split())
+    kind = tap_kind(name)
+    return tuple((TAPS[kind].axes if kind in TAPS else VISION_SHAPES[kind]).split())
 
 
 @cache
@@ -131,13 +179,19 @@ def time_axis(name):
     return axes_of(name).index("T")
 
 
-LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many
+LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many,
+VISION_LAYERS, HEADS = 48, 24  # and any layer and head of a vision tower with so many
 
 
 @cache
 def all_names():
     """Every tap that any model could have."""
-    return {kind.replace("*", str(i)): None for kind in TAPS for i in range(LAYERS)}
+    names = {kind.replace("*", str(i)): None for kind in TAPS for i in range(LAYERS)}
+    for kind in VISION_SHAPES:
+        for i in range(VISION_LAYERS):
+            layer = kind.replace("*", str(i), 1)
+            names |= {layer.replace("*", str(n)): None for n in range(HEADS if "*" in layer else 1)}
+    return names
 
 
 def fits(pattern, names):
@@ -147,7 +201,7 @@ def fits(pattern, names):
 
 def nearest(pattern, names):
     """Names and patterns that fit some of `names`: the five that are spelt most like a pattern that fits none."""
-    kinds = list(TAPS)
+    kinds = [*TAPS, *VISION_SHAPES]
     if "*" in pattern:
         kinds += [kind.removeprefix("layers.") for kind in TAPS] + [kind.rpartition(".")[0] + ".*" for kind in TAPS]
     ranges = {"*", *re.findall(r"\[[\d-]+\]", pattern), *(f"[{pair}]" for pair in re.findall(r"\d+-\d+", pattern))}
@@ -179,7 +233,8 @@ class Selection:
     def check(self, config):
         """Raise Error for a pattern that fits no tap of this model."""
         if config is not self.known:
-            self._check(names_of(config), f"no tap of this model, which has {config.num_hidden_layers} layers")
+            names = names_of(config) + vision_names(config.vision)
+            self._check(names, f"no tap of this model, which has {config.num_hidden_layers} layers")
             self.known = config
 
     def _check(self, names, what):
@@ -192,11 +247,24 @@ class Selection:
         return next((pattern for pattern, form in self.patterns.items() if form.match(name)), None)
 
 
+def free_memory():
+    """Bytes of memory that this machine can still give; None where the system does not tell it as Linux does."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")), None)
+    except OSError:
+        return None
+
+
 class Trace(Selection, Mapping):
     """A tap that records: after `forward(..., tap=trace)`, trace["layers.3.attn.pattern"] is that array.
 
     only: a pattern such as "layers.3.*", or a list of them; it then records nothing else. The arrays are contiguous
     copies that cannot be written to. A second call with the same trace overwrites what the first one recorded.
+
+    The scores and patterns of a picture's heads are large (0.4 GB each at 1,120 soft tokens). They are recorded only if
+    a pattern names them, such as "vision.layers.3.attn.heads.*". Raises Error before the first of them if all that are
+    asked for would take more than half of the free memory.
     """
 
     def __init__(self, only=None):
@@ -204,8 +272,24 @@ class Trace(Selection, Mapping):
         super().__init__(only if np.iterable(only) and not isinstance(only, str) else [only])
         self.arrays = {}
 
+    def fitting(self, name):
+        large = ".heads." in name
+        fitting = (pattern for pattern, form in self.patterns.items() if form.match(name))
+        return next((pattern for pattern in fitting if "heads" in pattern or not large), None)
+
+    def _check_room(self, name, array):
+        names, free = vision_names(self.known and self.known.vision), free_memory()
+        asked = [other for other in names if ".heads." in other and self.fitting(other)]
+        if free is not None and asked[:1] == [name] and len(asked) * array.nbytes > free / 2:
+            raise Error(
+                f"{name}: the trace asks for {len(asked)} arrays of {array.nbytes / 1e6:.0f} MB, and "
+                f"{free / 1e9:.1f} GB are free; name fewer layers or heads"
+            )
+
     def __call__(self, name, array):
         if self.fitting(name) is not None:
+            if ".heads." in name:
+                self._check_room(name, array)
             self.arrays[name] = np.array(array, order="C")
             self.arrays[name].flags.writeable = False
         return array

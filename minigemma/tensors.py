@@ -8,9 +8,10 @@ of the checkpoint without the prefix: `layers.0.self_attn.q_proj.weight`, not `m
 from typing import NamedTuple
 
 PREFIXES = ("model.language_model.", "model.", "")  # of Google's files; of text-only saves of transformers; none
-NOT_TEXT = tuple(
-    f"model.{name}." for name in ("vision_tower", "audio_tower", "embed_vision", "embed_audio", "vision_embedder")
-)
+VISION = ("vision_tower.", "embed_vision.", "vision_embedder.")  # after "model.", which some files leave out
+AUDIO = ("audio_tower.", "embed_audio.")
+NOT_TEXT = tuple(prefix + name for prefix in ("model.", "") for name in (*VISION, *AUDIO))
+BOUNDS = ("input_min", "input_max", "output_min", "output_max")  # of a clipped linear's inputs and outputs
 TABLES = ("token table", "PLE table")  # read one row a token; the token table is also the output head
 
 
@@ -71,6 +72,23 @@ def checkpoint_tensors(config, towers=None, unused=False):
             shapes = shapes_of(tower, config.hidden_size)
             tensors += [Tensor(f"model.{name}", shape, part, None) for name, shape in shapes.items()]
     return tensors
+
+
+def vision_tensors(vision, hidden_size):
+    """Every tensor between pixels and soft tokens -> list of Tensor, named as in the file without `model.`.
+
+    vision: the fields of a vision_config by name. A clipped linear and its bounds have the same attribute.
+    """
+    return [
+        Tensor(name, shape, "vision", _attribute(name), int(name.split(".")[3]) if ".layers." in name else None)
+        for name, shape in _vision_shapes(vision, hidden_size).items()
+    ]
+
+
+def _attribute(name):
+    """vision_tower.encoder.layers.0.mlp.up_proj.linear.weight -> up_proj; patch_ln1.bias -> patch_ln1_bias."""
+    *_, owner, last = name.removesuffix(".weight").removesuffix(".linear").split(".")
+    return owner if last in BOUNDS else f"{owner}_bias" if last == "bias" else last
 
 
 def _layer_tensors(config, layer):
@@ -230,6 +248,6 @@ def _linears(clipped, shapes):
     """Matrices of a tower; if clipped, each with four scalars: the bounds of its inputs and outputs."""
     tensors = {f"{name}.linear.weight": shape for name, shape in shapes.items()}
     if clipped:
-        for bound in ("input_min", "input_max", "output_min", "output_max"):
+        for bound in BOUNDS:
             tensors |= {f"{name}.{bound}": () for name in shapes}
     return tensors

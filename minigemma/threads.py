@@ -183,14 +183,16 @@ def by_rows(function):
     def shared(x, *args, **options):
         if x.size < 2 * SMALL:
             return function(x, *args, **options)
-        flat = x.reshape(-1, x.shape[-1])
-        out = np.empty(flat.shape, np.result_type(x, *(arg for arg in args if isinstance(arg, np.ndarray))))
+        out = options.pop("out", None)  # contiguous
+        if out is None:
+            out = np.empty(x.shape, np.result_type(x, *(arg for arg in args if isinstance(arg, np.ndarray))))
+        flat, into = (array.reshape(-1, x.shape[-1]) for array in (x, out))
 
         def work(rows):
-            out[rows] = function(flat[rows], *args, **options)
+            into[rows] = function(flat[rows], *args, **options)
 
         share_out(work, blocks(*flat.shape, SMALL // x.shape[-1]))
-        return out.reshape(x.shape)
+        return out
 
     return shared
 

@@ -1,7 +1,11 @@
 """The Gemma 4 family in miniature: every released member's features at sizes where a test takes milliseconds."""
 
+import numpy as np
+
 from minigemma import Config, random_weights
+from minigemma.checkpoint import assemble_vision
 from minigemma.config import GLOBAL, SLIDING
+from minigemma.tensors import vision_tensors
 
 COMMON = {
     "vocab_size": 120,
@@ -44,3 +48,51 @@ def small(member, dtype="float32", seed=1, **changes):
     """Its Config and random weights."""
     config = Config.from_dict(fields(member, **changes))
     return config, random_weights(config, seed, dtype)
+
+
+TOWER = {
+    "hidden_size": 20, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 3, "position_embedding_size": 300,
+    "standardize": False, "use_clipped_linears": True,
+}  # fmt: skip
+VISION = {
+    "E2B": TOWER,
+    "31B": TOWER | {"standardize": True, "use_clipped_linears": False, "num_key_value_heads": 2},
+    "12B": {"patch_size": 2, "pooling_kernel_size": 3, "mm_embed_dim": 20, "mm_posemb_size": 110},
+}  # by a member that has such vision
+IDS = {"boi_token_id": 101, "image_token_id": 102, "eoi_token_id": 103, "audio_token_id": 104, "video_token_id": 105}
+
+
+def seeing(member, vision=None, ids=IDS, **changes):
+    """A whole config.json of that member in miniature: text, vision, and ids below the small vocabulary's end."""
+    if vision is None:
+        vision = VISION["12B" if member == "12B" else "E2B" if member.startswith("E") else "31B"]
+    kind = "gemma4_unified" if "mm_embed_dim" in vision else "gemma4"
+    text = fields(member, **{"use_bidirectional_attention": None if member.startswith("E") else "vision"} | changes)
+    return {"model_type": kind, "text_config": text, "vision_config": vision, "audio_config": None} | ids
+
+
+def random_vision(config, seed=3, dtype=np.float32):
+    """Random weights for a config's vision. Clip bounds bite: about one value in ten is beyond each of them."""
+    rng, arrays = np.random.default_rng(seed), {}
+    table = vision_tensors(vars(config.vision), config.hidden_size)
+    for tensor in table:
+        if tensor.shape == ():
+            side = 1 if tensor.name.endswith("max") else -1
+            array = side * rng.uniform(0.8, 1.6)
+        elif len(tensor.shape) == 1:
+            array = rng.uniform(0.5, 1.5, tensor.shape) * (0.25 if "post_" in tensor.name else 1.0)
+        else:
+            array = rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5
+        arrays[tensor.name] = np.asarray(array, np.float32).astype(dtype)  # numbers that both precisions have
+    return assemble_vision(table, arrays)
+
+
+def random_picture(height, width, seed=0):
+    """A picture in which every pixel differs."""
+    return np.random.default_rng([5, seed]).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def picture_prompt(count):
+    """Ids of a prompt with one picture of so many soft tokens, and text behind it."""
+    return np.array([2, 9, IDS["boi_token_id"], *[IDS["image_token_id"]] * count, IDS["eoi_token_id"], 11, 12, 13])

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,7 +29,7 @@ def test_params_loads_numpy_and_nothing_else():
 
 def test_no_file_of_the_package_imports_what_is_not_in_the_requirements():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    allowed = {line.split(">")[0].strip() for line in lines} | {"huggingface_hub"}  # which tokenizers brings along
+    allowed = {line.split(">")[0].strip() for line in lines} | {"huggingface_hub", "PIL"}  # tokenizers and matplotlib
     for path in (ROOT / "minigemma").rglob("*.py"):
         for node in imports(path):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
@@ -99,11 +101,11 @@ def test_the_debuggers_files_import_only_files_before_them():
         assert {module.split(".")[1] for module in own_imports(path) if room_of(module)} <= before, path
 
 
-def test_only_the_figures_import_matplotlib():
+@pytest.mark.parametrize(("package", "only"), [("matplotlib", "figures.py"), ("PIL", "inputs.py")])
+def test_only_the_figures_draw_and_only_the_inputs_open_pictures(package, only):
     for path in (ROOT / "minigemma").rglob("*.py"):
         names = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports(path)}
-        drawing = any((name or "").split(".")[0] == "matplotlib" for name in names)
-        assert drawing == (path.name == "figures.py"), path
+        assert any((name or "").split(".")[0] == package for name in names) == (path.name == only), path
 
 
 def test_files_and_errors_import_nothing_that_could_import_them():

@@ -218,14 +218,6 @@ def test_no_soft_tokens_change_nothing():
     assert np.array_equal(out, forward([9, 5], weights, config)[0])
 
 
-@pytest.mark.parametrize("member", ["26B-A4B", "31B"])
-def test_soft_tokens_are_refused_where_images_attend_in_both_directions(member):
-    config, weights = small(member, use_bidirectional_attention="vision")
-    forward([1, 2], weights, config)  # text alone is causal, as everywhere
-    with pytest.raises(Error, match="bidirectional"):
-        forward([1, 2], weights, config, soft_tokens=([0], np.ones((1, 24))))
-
-
 @pytest.mark.parametrize(
     ("tokens", "complaint"),
     [

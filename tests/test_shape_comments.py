@@ -1,4 +1,4 @@
-"""Every shape comment of the pass and of its operations is held against the arrays of real runs.
+"""Every shape comment of the passes and of their operations is held against the arrays of real runs.
 
 A run is traced line by line. After each statement that ends in a comment such as `# [T, N, H]`, the test looks at the
 arrays that the statement has assigned or returned, and compares their shapes with the comment.
@@ -9,18 +9,21 @@ import inspect
 import re
 import sys
 from collections import defaultdict
+from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from family import MEMBERS, small
+from family import MEMBERS, VISION, random_picture, random_vision, seeing
 
-from minigemma import EMPTY, forward, inputs, model, ops
+from minigemma import EMPTY, Config, forward, inputs, model, ops, random_weights, vision
 
-MODULES = {module.__file__: module for module in (model, ops, inputs)}
+MODULES = {module.__file__: module for module in (model, vision, ops, inputs)}
+PASSES = {model.__file__, vision.__file__}
 COMMENT = re.compile(r"#\s*(\[[^]]*\](?:, \[[^]]*\])*)( each)?")
-LETTERS = set("TSDNKHFPLVEkM")  # as the docstring of model.py has them
+LETTERS = set("TSDNKHFPLVEkMXY")  # as the docstrings of model.py and vision.py have them
 
 
 def shapes_of(line):
@@ -67,12 +70,28 @@ def values_of(node, frame, returned):
         return list(returned) if isinstance(returned, tuple) else [returned]
     target = node.targets[0]
     names = target.elts if isinstance(target, ast.Tuple) else [target]
-    return [frame.f_locals.get(name.id) for name in names if isinstance(name, ast.Name)]
+    values = [frame.f_locals.get(name.id) for name in names if isinstance(name, ast.Name)]
+    return [part for value in values for part in (value if isinstance(value, tuple) else [value])]
 
 
-def watch(seen, config, tokens, cached, logits, soft):
-    """The trace function that puts (shapes, letters) of each finished statement into `seen`."""
-    sizes = {}  # of the frame of model.py that runs now
+def picture_letters(config, grid):
+    """The number behind each letter of vision.py, for a picture of a grid of soft tokens."""
+    see, k = config.vision, config.vision.pooling_kernel_size
+    size, D, positions = see.patches
+    sizes = {"M": grid[0] * grid[1], "X": 3 * size**2, "D": D, "Y": config.hidden_size}
+    sizes |= {"positions": positions, "V": config.vocab_size}
+    if not hasattr(see, "head_dim"):
+        return sizes | {"T": sizes["M"]}
+    sizes |= {"T": sizes["M"] * k * k, "k": k, "rows": grid[0], "columns": grid[1], "F": see.intermediate_size}
+    return sizes | {"N": see.num_attention_heads, "K": see.num_key_value_heads, "H": see.head_dim}
+
+
+def watch(seen, letters, sizes=None):
+    """The trace function that puts (shapes, letters) of each finished statement into `seen`.
+
+    letters: a function of a frame of `forward`; sizes: the letters of a picture's pass.
+    """
+    picture = sizes is not None
 
     def enter(frame, event, arg):
         path = frame.f_code.co_filename
@@ -83,7 +102,7 @@ def watch(seen, config, tokens, cached, logits, soft):
         def step(frame, event, arg):
             nonlocal last, sizes
             if path == model.__file__ and frame.f_code.co_name == "forward":
-                sizes = letters_of(frame, config, tokens, cached, logits, soft)
+                sizes = letters(frame)
             node = STATEMENTS[path].get(last)
             if node is not None and event != "exception" and isinstance(node, ast.Return) == (event == "return"):
                 arrays = values_of(node, frame, arg)
@@ -92,6 +111,8 @@ def watch(seen, config, tokens, cached, logits, soft):
                 if path == ops.__file__:  # a function of any heads says itself what N, K, ... are
                     known = {letter: known[letter] for letter in "TSDHVEk" if letter in known}
                     known |= {name: n for name, n in frame.f_locals.items() if name in LETTERS and isinstance(n, int)}
+                    if picture and frame.f_code.co_name in ("rope", "rotation"):  # they get one half of a head
+                        known["H"] = sizes["H"] // 2
                 seen[path, last].add((shapes, tuple(known.items())))
             if event == "line":
                 last = end_of(path, frame.f_lineno)
@@ -113,16 +134,31 @@ def seen():
     """What each statement assigned or returned, over all members, choices of logits, cached and not, soft tokens."""
     found = defaultdict(set)
     for member, logits, cached, soft in product(MEMBERS, ["all", "last", None], [0, 7], [0, 3]):
-        config, weights = small(member)
+        config, ids = Config.from_dict(seeing(member)), np.arange(11)
+        weights = random_weights(config)
         cache = forward(np.arange(cached), weights, config)[1] if cached else EMPTY
         rows = ([1, 4, 5], np.ones((3, config.hidden_size))) if soft else None
-        before = sys.gettrace()
-        sys.settrace(watch(found, config, 11, cached, logits, soft))
-        try:
-            forward(np.arange(11), weights, config, cache, logits=logits, soft_tokens=rows)
-        finally:
-            sys.settrace(before)
+        ids[[1, 4, 5]] = config.image_token_id
+        with watched(found, partial(letters_of, config=config, tokens=11, cached=cached, logits=logits, soft=soft)):
+            forward(ids, weights, config, cache, logits=logits, soft_tokens=rows)
+    for member, grid in product(VISION, [(2, 3), (5, 1)]):
+        config = Config.from_dict(seeing(member))
+        image, weights = random_picture(*(config.vision.side * n for n in grid)), random_vision(config)
+        see = vision.embed_image if member == "12B" else vision.encode_image
+        with watched(found, None, picture_letters(config, grid)):
+            see(image, weights, config)
     return found
+
+
+@contextmanager
+def watched(*arguments):
+    """Inside, every statement is seen by `watch`."""
+    before = sys.gettrace()
+    sys.settrace(watch(*arguments))
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def wrong(comment, observations):
@@ -180,8 +216,8 @@ def test_a_comment_on_a_line_that_never_ran_is_found():
     assert wrong(([["T", "D"]], False), []) == [None]
 
 
-def test_every_statement_of_the_pass_that_makes_an_array_ends_in_its_shape(seen):
+def test_every_statement_of_the_passes_that_makes_an_array_ends_in_its_shape(seen):
     made = {place for place, found in seen.items() if any(shape for shapes, _ in found for shape in shapes)}
-    lacking = [number for path, number in made if path == model.__file__ and (path, number) not in COMMENTS]
-    returned = [number for number in lacking if isinstance(STATEMENTS[model.__file__][number], ast.Return)]
-    assert set(lacking) == set(returned), [LINES[model.__file__][number - 1] for number in sorted(lacking)]
+    lacking = [place for place in made if place[0] in PASSES and place not in COMMENTS]
+    returned = [(path, number) for path, number in lacking if isinstance(STATEMENTS[path][number], ast.Return)]
+    assert set(lacking) == set(returned), [LINES[path][number - 1] for path, number in sorted(lacking)]

@@ -181,7 +181,7 @@ def _holds_unused(config, towers, stored):
 def _name_in_table(name, towers):
     """The table's name of a tensor in a file, whose names may begin with any of PREFIXES."""
     if name.startswith(NOT_TEXT):
-        return name
+        return "model." + name.removeprefix("model.")
     short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
     return ("model." if towers is None else "model.language_model.") + short
 

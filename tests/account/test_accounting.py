@@ -218,9 +218,9 @@ def write(directory, table, dtype="BF16"):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"vision_config": {"hidden_size": 8}}, "vision_config.intermediate_size"),
-        ({"vision_config": TOWERS["E2B"]["vision_config"] | {"hidden_size": -1}}, "vision_config.hidden_size"),
-        ({"vision_config": TOWERS["E2B"]["vision_config"] | {"standardize": 1}}, "vision_config.standardize"),
+        ({"vision_config": {"hidden_size": 8}}, "vision_config: patch_size"),
+        ({"vision_config": TOWERS["E2B"]["vision_config"] | {"hidden_size": -1}}, "vision_config: hidden_size"),
+        ({"vision_config": TOWERS["E2B"]["vision_config"] | {"standardize": 1}}, "vision_config: standardize"),
         ({"audio_config": TOWERS["E2B"]["audio_config"] | {"subsampling_conv_channels": [1]}}, "subsampling_conv"),
         ({"audio_config": TOWERS["E2B"]["audio_config"] | {"num_attention_heads": 0}}, "num_attention_heads"),
         ({"audio_config": "big"}, "audio_config"),

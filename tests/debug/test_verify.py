@@ -15,6 +15,7 @@ from test_command_line import refused, run
 
 import minigemma
 from minigemma import Config, Edit, Error
+from minigemma.account.towers import TOWERS
 from minigemma.debug.goldens import PUBLISHED, check_goldens, goldens_for, goldens_text, read_goldens
 from minigemma.packed import narrow, widen
 from minigemma.released import RELEASED, released_config, released_name
@@ -196,6 +197,14 @@ def test_a_config_of_a_released_geometry_selects_the_published_goldens_of_that_m
         assert {golden.model for golden in goldens_for(released_config(size), directory)} == {MODELS[size]}
     snapshot = tmp_path / f"models--{MODELS[size].replace('/', '--')}" / "snapshots" / "0a1b"
     assert {golden.model for golden in goldens_for(released_config(size), snapshot)} == {MODELS[size]}
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_the_vision_of_a_whole_checkpoint_does_not_hide_its_goldens(size, tmp_path):
+    whole = {"model_type": "gemma4", "text_config": RELEASED[size], "image_token_id": 3} | TOWERS[size]
+    directory = tmp_path / f"gemma-4-{size}{'' if size == '12B' else '-it'}"
+    found = [golden.model for golden in goldens_for(Config.from_dict(whole), directory)]
+    assert found and found == [golden.model for golden in goldens_for(released_config(size), directory)]
 
 
 def test_e2b_has_goldens_on_both_sides_of_its_window(tmp_path):

@@ -14,7 +14,7 @@ from minigemma.tools.synth import synthesize
 
 VISION = {
     "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 6, "patch_size": 4, "position_embedding_size": 10, "standardize": False,
+    "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 10, "standardize": False,
     "use_clipped_linears": True,
 }  # fmt: skip
 
