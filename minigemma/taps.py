@@ -376,7 +376,7 @@ class Finite:
         finite = np.isfinite(array)
         if not finite.all():
             where = np.argwhere(~finite)
-            axes = " ".join(axes_of(name)) if tap_kind(name) in TAPS else ""
+            axes = " ".join(axes_of(name)) if tap_kind(name) in TAPS | VISION_SHAPES else ""
             raise Error(
                 f"{name}: {len(where)} of {array.size} values are NaN or infinite, the first at {where[0].tolist()} "
                 f"({axes}); every tap before it is finite: look at the weights it reads"
