@@ -381,9 +381,60 @@ def test_an_array_that_cannot_be_read_is_told_and_is_no_clean_result(own_trace, 
         assert main([command, path]) == 1
         said = capsys.readouterr().out
         assert "ignored embed: has the shape" in said
-        assert "1 of 261 arrays could not be read and are not judged" in said
+        assert said.startswith("1 of 261 arrays was not understood, 260 are judged\n")
         assert main([command, path, "--json"]) == 1
-        assert "1 of 261" in json.loads(capsys.readouterr().out)["notes"][-1]
+        assert json.loads(capsys.readouterr().out)["unread"] == ["embed"]
+
+
+@pytest.mark.parametrize("key", ["blocks.{i}.hook_resid_post", "layers[{i}].output", "layers.{i}.output[0]"])
+@pytest.mark.parametrize("command", ["diff", "diagnose"])
+def test_names_that_are_not_understood_are_no_clean_result(key, command, own_trace, tmp_path, capsys):
+    trace, path = Trace.load(own_trace), str(tmp_path / "t.safetensors")
+    noise = np.random.default_rng(0).standard_normal(trace["embed"].shape).astype(np.float32)
+    arrays = {key.replace("{i}", str(i)): noise for i in range(10)} | {"logits": trace["logits"]}
+    save_file(arrays | {"tokens": np.array(trace.metadata["tokens"])}, path)
+    assert main([command, path]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("10 of 11 arrays were not understood, 1 is judged\n")
+    assert said.count("ignored") == 1  # ten names that differ in a number share a line
+
+
+def test_what_is_known_to_be_no_tap_leaves_the_result_clean(own_trace, tmp_path, capsys):
+    trace, path = Trace.load(own_trace), str(tmp_path / "t.safetensors")
+    ids = np.array(trace.metadata["tokens"])
+    cosines = {f"model.layers.{i}.post_feedforward_layernorm.input": trace["embed"] for i in range(10)}
+    known = {"model.rotary_emb.output.0": trace["embed"], "attention_mask": np.ones((1, len(ids)), np.int64)}
+    save_file(cosines | known | {"tokens": ids, "logits": trace["logits"]}, path)
+    for command in ("diff", "diagnose"):
+        assert main([command, path]) == 0
+        assert "ignored 11 arrays that no tap holds" in capsys.readouterr().out
+
+
+def test_an_id_is_asked_for_only_where_the_file_does_not_hold_it(own_trace, tmp_path):
+    tiny, trace, path = load(), Trace.load(own_trace), tmp_path / "t.safetensors"
+    trace.arrays = {"logits": trace["logits"].copy()}
+    trace.arrays["logits"][5:] *= np.linspace(0.5, 2, trace["logits"].shape[1], dtype=np.float32)
+    ids = trace.metadata.pop("tokens")
+    trace.save(path)
+    assert diff_file(path, tiny, ids).hint.endswith(f"is their id at 5 also {ids[5]}?")
+    trace.save(path, tokens=ids)
+    assert diff_file(path, tiny).hint == "positions 0 to 4 are right, from 5 on all are wrong"
+
+
+def test_no_constant_is_named_where_one_fits_as_well():
+    """Another eps changes few rows by much: the best constant is almost 1, and explains nothing."""
+    model = model_of("E2B")
+    rows = np.linspace(-1, 1, len(TOKENS), dtype=np.float32)[:, None]
+    theirs = recorded(model, tap=Edit({"layers.2.attn_out": lambda x: x * (1 + 4e-6 * rows)}))
+    found = compared(model, theirs, precision="float32")
+    assert found.first_broken == "layers.2.attn_out" and "times what" not in (found.hint or "")
+
+
+def test_a_constant_has_a_name_only_where_the_name_fits_as_well():
+    model = model_of("E2B")
+    for factor, name in ((2**0.5, ": sqrt(2)"), (1.4144, "")):
+        found = compared(model, recorded(model, tap=Edit({"layers.2.mlp.down": lambda x, f=factor: x * f})))
+        assert found.hint == f"it is {factor:.6g} times what it should be{name}"
 
 
 @pytest.mark.parametrize("id", ["J1", "J2"])

@@ -269,6 +269,34 @@ def test_hidden_states_and_attentions_are_read_as_transformers_lists_them(form, 
     assert_same(read_trace(write(tmp_path / "trace", arrays), config), trace, names)
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_stacked_hidden_states_and_attentions_are_taken_apart(batch, tmp_path):
+    config, trace = record("E2B")
+    L = config.num_hidden_layers
+    names = ["embed", *(f"layers.{i}.resid_pre" for i in range(1, L)), "final_norm"]
+    patterns = [f"layers.{i}.attn.pattern" for i in range(L)]
+    arrays = {"hidden_states": np.stack([trace[name] for name in names])}
+    arrays["attentions"] = np.stack([trace[name] for name in patterns])
+    if batch:
+        arrays = {key: array[:, None] for key, array in arrays.items()}
+    foreign = read_trace(write(tmp_path / "trace", arrays), config)
+    assert_same(foreign, trace, [*names, *patterns])
+    assert not foreign.unread
+    short = {"hidden_states": arrays["hidden_states"][:-1], "logits": trace["logits"]}
+    assert list(read_trace(write(tmp_path / "trace", short), config).unread) == ["hidden_states"]
+
+
+def test_two_records_of_one_value_are_alike_where_neither_is_finite(tmp_path):
+    config, trace = record("E2B")
+    name = "layers.2.attn.q_raw"
+    first, second = trace[name].copy(), trace[name] * np.float32(1 + 1e-7)
+    first[3, 2:], second[3, 2:] = np.nan, np.inf
+    arrays = {name: first, "layers.2.self_attn.q_norm.input": second}
+    assert read_trace(write(tmp_path / "trace", arrays), config).ignored == []
+    first[5, 1] = np.nan  # of one record only
+    assert "differs from" in read_trace(write(tmp_path / "trace", arrays), config).ignored[0]
+
+
 def test_a_mapping_file_translates_names_and_states_axes(recorded, tmp_path):
     config, trace = recorded
     queries = {name: array for name, array in trace.items() if name.endswith("attn.q")}

@@ -54,7 +54,7 @@ class Diagnosis:
     comparison: object = None
     prompt: list = field(default_factory=list)  # turn_mistakes.Mistake, what the ids alone show
     notes: list = field(default_factory=list)
-    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+    unread: list = field(default_factory=list)  # the arrays of a file that were not understood, so were not judged
 
     @property
     def clean(self):
@@ -67,7 +67,7 @@ class Diagnosis:
             "faults": [vars(fault) for fault in self.faults], "rivals": [vars(fault) for fault in self.rivals],
             "prompt": [vars(mistake) for mistake in self.prompt], "next_probe": self.next_probe,
             "precision": self.comparison and self.comparison.precision,
-            "hint": self.comparison and self.comparison.hint, "notes": self.notes,
+            "hint": self.comparison and self.comparison.hint, "notes": self.notes, "unread": self.unread,
         }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ class Search:
     """Tries candidates on one trace."""
 
     def __init__(self, run, comparison, prefill):
-        self.run, self.comparison, self.prefill = run, comparison, prefill
+        self.run, self.comparison, self.prefill, self.skipped = run, comparison, prefill, []
         # a mistake may add a tap, such as the K of a layer that should read another's: allow it what other layers have
         kinds = {tap_kind(name): error for name, error in comparison.allowed.items()}
         self.allowed = {name: kinds[tap_kind(name)] for name in run.theirs if tap_kind(name) in kinds}
@@ -152,8 +152,8 @@ class Search:
                 port.run(replay, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):
             if len(candidates) == 1:
-                raise
-            return None  # two changes that exclude each other, such as two windows
+                self.skipped.append(candidates[0].fault.id)
+            return None  # two changes that exclude each other, such as two windows, or one that this trace cannot show
         return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
 
     def trial(self, *candidates):
@@ -214,6 +214,15 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # one position does not show the length
         return found
     search = Search(run, comparison, prefill)
+    found = _searched(search)
+    if search.skipped:
+        found.notes.append(f"not tried, as this trace cannot show them: {', '.join(dict.fromkeys(search.skipped))}")
+    return found
+
+
+def _searched(search):
+    """The Diagnosis of a trace in which an op is broken: one mistake or two, another run, or unknown."""
+    run, comparison = search.run, search.comparison
     singles = sorted(map(search.trial, search.candidates()), key=Trial.rank)
     best, first = singles[0], comparison.first_broken
     named = [(best.fault, best.explained)]
@@ -314,10 +323,10 @@ def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None
         found = Diagnosis(*other, None)
     else:
         unused = read_unused(model.directory, model.config)
-        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused)
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused, theirs.own_ids)
         found = diagnose(theirs.arrays, run, precision, prefill)
     found.notes += notes_of(theirs)
-    found.unread, found.prompt = theirs.unread, prompt
+    found.unread, found.prompt = list(theirs.unread), prompt
     return found
 
 

@@ -53,7 +53,7 @@ class Comparison:
     identity: str | None = None  # "other-input" or "other-weights": the trace is not of this run
     notes: list = field(default_factory=list)
     allowed: dict = field(default_factory=dict)  # tap -> the largest own error that rounding explains
-    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+    unread: list = field(default_factory=list)  # the arrays of a file that were not understood, so were not judged
 
     @property
     def clean(self):
@@ -75,7 +75,8 @@ class Comparison:
 
         return {
             "precision": self.precision, "sentence": self.sentence, "first_broken": self.first_broken,
-            "hint": self.hint, "identity": self.identity, "notes": self.notes, "rows": [one(row) for row in self.rows],
+            "hint": self.hint, "identity": self.identity, "notes": self.notes, "unread": self.unread,
+            "rows": [one(row) for row in self.rows],
         }  # fmt: skip
 
 
@@ -83,8 +84,8 @@ class Comparison:
 class Run:
     """Our side of a comparison: a model, a prompt, and the names of the captured taps.
 
-    soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold. Raises
-    Error where our own pass is not finite.
+    soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold.
+    own_ids: whether the trace itself says that it is of these ids. Raises Error where our own pass is not finite.
     """
 
     model: object
@@ -92,6 +93,7 @@ class Run:
     theirs: dict  # tap -> array
     soft_tokens: tuple | None = None
     unused: dict | None = None
+    own_ids: bool = False
 
     def __post_init__(self):
         self.config, self.weights, self.tokens = self.model.config, self.model.weights, np.asarray(self.tokens)
@@ -263,12 +265,13 @@ def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, ag
         found = Comparison([], "", other[1], None, identity=other[0])
     elif ours:
         found = diff_captures(theirs.arrays, ours.arrays, model.config, precision or "float32")
-        found.notes += [f"{against}: ignored {line}" for line in ours.ignored]
+        found.notes += [f"{against}: {line}" for line in notes_of(ours)]
+        found.unread += ours.unread
     else:
-        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft))
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), own_ids=theirs.own_ids)
         found = compare_traces(theirs.arrays, run, precision)
     found.notes += notes_of(theirs)
-    found.unread = theirs.unread
+    found.unread += theirs.unread
     return found
 
 
@@ -349,16 +352,17 @@ def find_hint(bad, run):
         return f"{count} of its {theirs.size} numbers are not finite: an overflow, or a division by 0"
     if not theirs.any():
         return "it is all zeros: the op's result is not used, or its buffer is never written"
-    good = max(bad.allowed, 1e-5)
+    good = min(max(bad.allowed, 1e-5), bad.own.error / 2)  # a hint that leaves the error as it is explains nothing
+
+    def left(candidate):
+        return compare(bad.name, np.where(unknown, 0, candidate), theirs).error
 
     def fits(candidate):
-        if candidate.shape != theirs.shape:
-            return False
-        return compare(bad.name, np.where(unknown, 0, candidate), theirs).error <= good
+        return candidate.shape == theirs.shape and left(candidate) <= good
 
     return (
         _probabilities(bad, theirs)
-        or _constant(bad, ours, theirs, run, fits)
+        or _constant(bad, ours, theirs, run, good, left)
         or _rearranged(bad.name, ours, theirs, fits)
         or _elsewhere(bad.name, keep, fits)
         or _donor(bad.name, run, keep, fits)
@@ -385,10 +389,10 @@ def _probabilities(bad, theirs):
     return None
 
 
-def _constant(bad, ours, theirs, run, fits):
+def _constant(bad, ours, theirs, run, good, left):
     size = (ours * ours).sum()
     c = float((ours * theirs).sum() / size) if size else 0.0
-    if not c or not fits(c * ours):
+    if not c or not left(c * ours) <= good:
         return None
     D, L, P = run.config.hidden_size, run.config.num_hidden_layers, run.config.hidden_size_per_layer_input
     i = layer_of(bad.name)
@@ -403,7 +407,7 @@ def _constant(bad, ours, theirs, run, fits):
         known |= {"1/sqrt(head_dim)": H**-0.5, "sqrt(head_dim)": H**0.5}
         known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
     name, value = min(known.items(), key=lambda item: abs(np.log(abs(c / item[1]))) + (c * item[1] < 0))
-    close = abs(c / value - 1) < max(2e-4, bad.allowed)
+    close = left(value * ours) <= max(2 * left(c * ours), 1e-6)  # it fits as well as the number itself
     return f"it is {c:.6g} times what it should be" + (f": {name}" if close else "")
 
 
@@ -464,7 +468,8 @@ def _positions(bad, run):
     if len(wrong) in (0, len(errors)):
         return None
     window, asked = run.config.sliding_window, ""
-    if bad.name == next(name for name in run.shapes if name in run.theirs):  # no tap before it shows a wrong token
+    first = next(name for name in run.shapes if name in run.theirs)
+    if bad.name == first and not run.own_ids:  # no tap before it shows a wrong token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked

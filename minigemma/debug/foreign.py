@@ -58,6 +58,7 @@ LAYER = re.compile(r"^layers\.([0-9]{1,5})")
 AXES = {kind: tap.axes for kind, tap in TAPS.items()}
 AXES |= {"layers.*.ple": "T P", "uncapped": "T V"}  # two that become taps: ple[:, i], and logits
 TOKENS = ("tokens", "input_ids", "ids")
+INPUTS = ("attention_mask", "position_ids", "cache_position")  # of a run; no tap holds them
 FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
 ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # allowed difference of two records of one value; else 1e-5
@@ -72,8 +73,9 @@ class Foreign:
     metadata: dict
     notes: list  # one line for each kind of conversion
     ignored: list  # "key: reason"
-    unread: list  # keys among them that belong to a tap: these arrays are not judged
+    unread: dict  # key -> reason, of those among them that were not understood; no tap holds the others
     length: int  # T: the number of tokens
+    own_ids: bool = False  # whether the file holds the ids
 
 
 class Item(NamedTuple):
@@ -90,6 +92,10 @@ class Item(NamedTuple):
 
 class Refused(Exception):
     """Why one array cannot be read. The others can still be."""
+
+
+class NoTap(Refused):
+    """Why one array is known to belong to no tap: it is understood, and there is nothing to judge."""
 
 
 def read_trace(path, config, mapping=None, ids=None):
@@ -112,14 +118,15 @@ class Reader:
         self.header, self.file = read_header(path), np.asarray(np.memmap(path, np.uint8, "r"))
         metadata = _metadata(path)
         tokens = _tokens(path, self.header, metadata, self.file, config, ids)
-        self.trace = Foreign({}, tokens, metadata, [], [], [], 0 if tokens is None else len(tokens))
+        length, own = (0, False) if tokens is None else (len(tokens), ids is None)
+        self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own)
         self.rules = _rules(path, mapping, self.header, self.trace.notes)
         self.sources, self.converted = {}, Counter()  # tap -> its Item; what was converted -> of how many arrays
 
     def read(self):
         """All arrays of the file, each through the same steps -> Foreign."""
         trace = self.trace
-        items = [Item(key, stored) for key, stored in sorted(self.header.items()) if key not in TOKENS]
+        items = [item for key, stored in sorted(self.header.items()) for item in _listed(key, stored, self.config)]
         found = sorted(self.each(_usable, self.each(self.find, items)), key=lambda item: item.indirect)
         if trace.tokens is None:
             trace.length = _positions(found, self.config)
@@ -142,7 +149,7 @@ class Reader:
                 results.append(step(item))
             except Refused as reason:
                 self.trace.ignored.append(f"{_short(item.key)}: {reason}")
-                self.trace.unread += [_short(item.key)] if item.tap else []
+                self.trace.unread |= {} if isinstance(reason, NoTap) else {_short(item.key): str(reason)}
         return results
 
     def find(self, item):
@@ -154,8 +161,7 @@ class Reader:
         else:
             tap, indirect = _named(item.key, self.config)
             item = item._replace(tap=tap, indirect=indirect)
-        if reason := _absent(item.tap, self.config, self.names):
-            raise Refused(reason)
+        _check_present(item.tap, self.config, self.names)
         return item
 
     def fit(self, item):
@@ -202,7 +208,7 @@ class Reader:
     def why_nothing(self, found):
         """Why no array is understood, and what the user can do. found: the items that have a tap."""
         ignored, T = self.trace.ignored, self.trace.length
-        if len(self.trace.unread) == len(ignored) and (other := _positions(found, self.config)) not in (1, T):
+        if found and (other := _positions(found, self.config)) not in (1, T):
             return f"holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
         return (
             f"no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
@@ -212,6 +218,17 @@ class Reader:
 
 
 # Names
+
+
+def _listed(key, stored, config):
+    """The Items of one array: several if all hidden states, or the patterns of all layers, are stacked in it."""
+    if key in TOKENS or key in INPUTS:
+        return []
+    count = {"hidden_states": config.num_hidden_layers + 1, "attentions": config.num_hidden_layers}.get(key)
+    if stored.shape[:1] != (count,) or stored.dtype not in FLOATS:
+        return [Item(key, stored)]
+    shape, size = stored.shape[1:], math.prod(stored.shape[1:]) * np.dtype(FLOATS[stored.dtype]).itemsize
+    return [Item(f"{key}.{i}", stored._replace(shape=shape, offset=stored.offset + i * size)) for i in range(count)]
 
 
 def _usable(item):
@@ -249,22 +266,23 @@ def _named(key, config):
     given = (side or "out").startswith("in")
     tap = MODULES[path].get((given, int(index or 0)))
     if tap is None:
-        raise Refused(f"no tap holds what this module {'is given' if given else 'makes'}")
+        raise NoTap(f"no tap holds what this module {'is given' if given else 'makes'}")
     tap = tap.replace("layers.*", f"layers.{int(layer[1])}") if layer else tap.replace("{last}", str(last))
     return tap, given or tap == "uncapped"
 
 
-def _absent(tap, config, names):
-    """Why this model has no such tap; None if it has. names: all taps of the model."""
+def _check_present(tap, config, names):
+    """Raise Refused if this model has no such tap. names: all taps of the model."""
     layer, kind = layer_of(tap), tap_kind(tap)
     if layer is not None and layer >= config.num_hidden_layers:
-        return f"their model has more layers than the {config.num_hidden_layers} of this config"
+        raise Refused(f"their model has more layers than the {config.num_hidden_layers} of this config")
     if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each becomes
-        return None
+        return
     when = TAPS[kind].when if kind in TAPS else "ple"
     if when == "writes":
-        return f"this layer has no K and V of its own; it reads those of layer {config.layers[layer].kv_from}"
-    return "this model has no per-layer embeddings" if when == "ple" else "this model has no experts"
+        donor = config.layers[layer].kv_from
+        raise NoTap(f"this layer has no K and V of its own; it reads those of layer {donor}")
+    raise Refused("this model has no per-layer embeddings" if when == "ple" else "this model has no experts")
 
 
 def _rules(path, mapping, header, notes):
@@ -465,8 +483,8 @@ def _expect_same(tap, item, array, first, kept):
             return
         allowed = max(ROUNDING.get(stored.dtype, 1e-5) for stored in (item.stored, first.stored))
         with np.errstate(all="ignore"):
-            away, size = np.linalg.norm(array.astype(np.float64) - kept), np.linalg.norm(kept.astype(np.float64))
-            if away <= allowed * size:
+            a, b = np.where(np.isfinite(array) | np.isfinite(kept), (array, kept), 0).astype(np.float64)
+            if np.linalg.norm(a - b) <= allowed * np.linalg.norm(b):  # both not finite: alike
                 return
     if item.indirect:
         raise Refused(f"differs from {_short(first.key)}, which is {tap} too and is kept")
