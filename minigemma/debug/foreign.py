@@ -10,16 +10,19 @@ import contextlib
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..cache import EMPTY
-from ..checkpoint import read_header
+from ..checkpoint import Stored, read_header
 from ..errors import Error
-from ..files import read_json
+from ..files import check_file, read_json
 from ..inputs import as_tokens
 from ..ops import softcap
 from ..packed import widen
@@ -59,6 +62,18 @@ AXES = {kind: tap.axes for kind, tap in TAPS.items()}
 AXES |= {"layers.*.ple": "T P", "uncapped": "T V"}  # two that become taps: ple[:, i], and logits
 TOKENS = ("tokens", "input_ids", "ids")
 INPUTS = ("attention_mask", "position_ids", "cache_position")  # of a run; no tap holds them
+SAVE = "from safetensors.numpy import save_file; save_file({}, 'theirs.safetensors')"
+OTHERS = {  # the first bytes of other formats -> their name, and what saves their arrays as safetensors
+    b"PK": (
+        "a PyTorch file", "import torch; from safetensors.torch import save_file; "
+        "save_file(torch.load(FILE, weights_only=True), 'theirs.safetensors')",
+    ),
+    b"\x80": ("a Python pickle", "import pickle; " + SAVE.format("pickle.load(open(FILE, 'rb'))")),
+    b"{": (
+        "JSON", "import json, numpy; " + SAVE.format("{k: numpy.float32(v) for k, v in json.load(open(FILE)).items()}"),
+    ),
+    b"GGUF": ("a GGUF file", "import gguf; " + SAVE.format("{t.name: t.data for t in gguf.GGUFReader(FILE).tensors}")),
+}  # fmt: skip
 FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
 ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # allowed difference of two records of one value; else 1e-5
@@ -99,7 +114,7 @@ class NoTap(Refused):
 
 
 def read_trace(path, config, mapping=None, ids=None):
-    """A safetensors file of another engine's intermediates -> Foreign.
+    """A file of another engine's intermediates, safetensors or NumPy's .npz or .npy -> Foreign.
 
     Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
     `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
@@ -115,8 +130,7 @@ class Reader:
 
     def __init__(self, path, config, mapping, ids):
         self.path, self.config, self.names = path, config, dict.fromkeys(names_of(config))  # quick to look up
-        self.header, self.file = read_header(path), np.asarray(np.memmap(path, np.uint8, "r"))
-        metadata = _metadata(path)
+        self.header, self.file, metadata = _opened(path)
         tokens = _tokens(path, self.header, metadata, self.file, config, ids)
         length, own = (0, False) if tokens is None else (len(tokens), ids is None)
         self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own)
@@ -319,8 +333,42 @@ def _short(text):
 # The prompt
 
 
+def _opened(path):
+    """A trace's file -> its arrays as Stored by name, its bytes, and its metadata. Raises Error for other formats.
+
+    A safetensors file is mapped. A file of NumPy's is read whole; an array of a .npy file has the file's name.
+    """
+    check_file(path)
+    with open(path, "rb") as file:
+        first = file.read(6)
+    other = next((other for magic, other in OTHERS.items() if first.startswith(magic)), None)
+    if first == b"\x93NUMPY" or first[:2] == b"PK":
+        try:
+            loaded = np.load(path, allow_pickle=False)
+            arrays = {Path(path).stem: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+            if not any(isinstance(array, bytes) for array in arrays.values()):  # members that are no arrays: PyTorch's
+                return _as_stored(path, arrays)
+        except (OSError, ValueError, LookupError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise Error(f"{path}: not a readable file of NumPy arrays ({error})") from None
+    try:
+        return read_header(path), np.asarray(np.memmap(path, np.uint8, "r")), _metadata(path)
+    except Error as error:
+        raise Error(f"{path}: is {other[0]}; save it as safetensors: {other[1]}") if other else error from None
+
+
+def _as_stored(path, arrays):
+    """NumPy's arrays as if they lay in a safetensors file -> as `_opened`."""
+    codes, header, parts, offset = {np.dtype(d): code for code, d in (FLOATS | INTEGERS).items()}, {}, [], 0
+    for name, array in arrays.items():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+        header[name] = Stored(Path(path), codes.get(little.dtype, str(little.dtype)), little.shape, offset)
+        parts.append(np.frombuffer(little.tobytes(), np.uint8))
+        offset += little.nbytes
+    return header, np.concatenate([*parts, np.empty(0, np.uint8)]), {}
+
+
 def _metadata(path):
-    """The file's metadata; values that are JSON, as ours are, decoded."""
+    """A safetensors file's metadata; values that are JSON, as ours are, decoded."""
     import safetensors
 
     with safetensors.safe_open(path, framework="np") as file:
@@ -447,6 +495,11 @@ def read_array(stored):
     if stored.dtype not in FLOATS | INTEGERS:
         raise Error(f"{stored.path}: holds {stored.dtype}; minigemma reads {', '.join(FLOATS | INTEGERS)}")
     return _values(np.asarray(np.memmap(stored.path, np.uint8, "r")), stored).reshape(stored.shape)
+
+
+def keys_of(path):
+    """The names of the arrays in a file of intermediates."""
+    return set(_opened(path)[0])
 
 
 def read_soft(path):

@@ -10,11 +10,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from ..checkpoint import read_header
 from ..errors import Error
 from ..ops import linear
 from ..taps import layer_of, names_of, time_axis
-from .foreign import read_trace
+from .foreign import keys_of, read_trace
 from .replay import by_position
 
 LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
@@ -41,7 +40,7 @@ def read_theirs(path, model, ids=None, mapping=None):
 
 def read_second(path, config, mapping=None):
     """The second trace of a comparison -> foreign.Foreign. A mapping translates its names unless they are ours."""
-    own = set(names_of(config)) & set(read_header(path))
+    own = set(names_of(config)) & keys_of(path)
     return read_trace(path, config, None if own else mapping)
 
 
