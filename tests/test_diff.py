@@ -98,6 +98,53 @@ def test_an_engine_that_only_rounds_is_healthy_and_its_number_format_is_told(pre
     assert found.first_broken is None
 
 
+def overflowing(tap=lambda name, x: x, precision=np.float16):
+    """A model whose layer 2 makes numbers larger than float16 can hold, and what a port in float16 records."""
+    model = model_of("E2B")
+    weight = np.copy(model.weights.layers[2].post_feedforward_layernorm)  # [D]
+    weight[5] = 4e4
+    model.weights.layers[2].post_feedforward_layernorm = weight
+
+    def half(name, x):
+        return tap(name, x).astype(precision).astype(np.float32) if x.dtype == np.float32 else x
+
+    return model, recorded(model, tap=half)
+
+
+def test_an_overflow_of_float16_is_named_and_what_follows_is_poisoned():
+    model, theirs = overflowing()
+    found = compared(model, theirs)
+    verdicts = {row.name: row.verdict for row in found.rows}
+    assert found.precision == "float16" and found.first_broken == "layers.2.mlp_out"
+    assert found.sentence.startswith("float16 overflow at layers.2.mlp_out: the right value there is ")
+    assert [name for name, verdict in verdicts.items() if verdict == "BROKEN"] == ["layers.2.mlp_out"]
+    assert verdicts["layers.2.resid_post"] == verdicts["logits"] == "POISONED"
+    assert diagnose(theirs, Run(model, TOKENS, theirs)).verdict == "overflow"
+    assert not found.clean
+
+
+def test_large_numbers_in_bfloat16_are_no_overflow():
+    model = overflowing()[0]
+    theirs = recorded(model, tap=lambda name, x: ROUNDED["bfloat16"](x) if x.dtype == np.float32 else x)
+    assert compared(model, theirs).first_broken is None
+
+
+def test_a_mistake_beside_an_overflow_is_still_broken():
+    model, theirs = overflowing(lambda name, x: x * np.float16(1.5) if name == "layers.1.mlp.up" else x)
+    found = compared(model, theirs)
+    assert found.first_broken == "layers.1.mlp.up" and "overflow" not in found.sentence
+    assert [row.name for row in found.rows if row.verdict == "BROKEN"] == ["layers.1.mlp.up", "layers.2.mlp_out"]
+
+
+def test_a_nan_that_is_no_overflow_is_broken_once_and_poisons_the_rest():
+    model = model_of("E2B")
+    late = np.arange(len(TOKENS))[:, None, None] >= 9
+    theirs = recorded(model, tap=Edit({"layers.4.attn.z": lambda x: np.where(late, np.float32(np.nan), x)}))
+    found = compared(model, theirs)
+    assert found.first_broken == "layers.4.attn.z" and "overflow" not in found.sentence
+    assert [row.name for row in found.rows if row.verdict == "BROKEN"] == ["layers.4.attn.z"]
+
+
 def test_a_broken_op_is_told_from_the_drift_behind_it():
     model = model_of("E2B")
     found = compared(model, recorded_with(model, FAULTS["M2"]))

@@ -45,7 +45,7 @@ class Finding:
 class Diagnosis:
     """What is wrong with a port, as far as its trace shows."""
 
-    verdict: str  # fault, rounding, unknown, other-input, other-weights; prompt, where the ids alone are judged
+    verdict: str  # fault, rounding, overflow, unknown, other-input, other-weights; prompt, of the ids alone
     sentence: str
     first_broken: str | None
     faults: list = field(default_factory=list)  # the best first

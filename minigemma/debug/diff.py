@@ -17,13 +17,14 @@ from ..ops import rope
 from ..packed import narrow, widen
 from ..taps import PRECISIONS, TAPS, Finite, Trace, axes_of, layer_of, names_of, tap_kind
 from .foreign import read_soft
-from .replay import MASKED, Replay, compare, differences, hidden_keys, wrong_masks
+from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
 # Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
 # order of a sum of thousands of terms matters more than the rounding of each term.
 ROUNDING = dict(zip(PRECISIONS, (2.0**-44, 2.0**-22, 2.0**-11, 2.0**-8), strict=True))
 MARGIN = 8  # times the measured error is still healthy: transformers reaches 5.4, at experts, which round often
+LARGEST_FLOAT16 = 65504.0
 BLIND = 0.5  # above this error rounding alone could explain the difference, so the op cannot be judged
 # Ops that round several times before their tap; an expert: norm, product, activation, product, weight, norm.
 STEPS = {"layers.*.mlp.moe_out": 4, "layers.*.router.probs": 3, "layers.*.ple.gate": 2, "ple.context": 2}
@@ -35,7 +36,7 @@ class Row:
 
     name: str
     shape: tuple | None  # theirs; None where they did not capture it
-    verdict: str  # OK, DRIFT, BROKEN, SHAPE or MISSING
+    verdict: str  # OK, DRIFT, BROKEN, POISONED (not finite only because an earlier tap is not), SHAPE or MISSING
     away: object = None  # Difference of the two runs
     own: object = None  # Difference when the op is given their inputs
     allowed: float = 0.0  # the largest own error that rounding explains
@@ -50,7 +51,7 @@ class Comparison:
     sentence: str  # the finding in one sentence
     first_broken: str | None
     hint: str | None = None
-    identity: str | None = None  # "other-input" or "other-weights": the trace is not of this run
+    identity: str | None = None  # "other-input" or "other-weights": not of this run; "overflow": of float16, no more
     notes: list = field(default_factory=list)
     allowed: dict = field(default_factory=dict)  # tap -> the largest own error that rounding explains
     unread: list = field(default_factory=list)  # the arrays of a file that were not understood, so were not judged
@@ -186,13 +187,15 @@ def _at_least_typical(errors):
 
 def infer_precision(theirs, own, run):
     """Their engine's number format: from the values, if 16 bits hold them exactly, else from its products' errors."""
+    numbers = [x[np.isfinite(x)] for x in theirs.values() if x.dtype in (np.float16, np.float32)]
     for precision, rounded in (("bfloat16", lambda x: widen(narrow(x))), ("float16", lambda x: x.astype(np.float16))):
         with np.errstate(over="ignore"):
-            short = [np.array_equal(rounded(x), x) for x in theirs.values() if x.dtype == np.float32]
+            short = [np.array_equal(rounded(x), x) for x in numbers if x.size]
         if short and np.mean(short) > 0.5:
             return precision
     expected = healthy(run, ROUNDING["float32"])[1]
     ratios = [own[n].error / expected[n] for n in own if n in expected and n.split(".", 2)[-1] in LINEAR]
+    ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
     if len(ratios) >= 4:
         factor = float(np.median(ratios)) * ROUNDING["float32"]
         return next(
@@ -208,20 +211,27 @@ def compare_traces(theirs, run, precision=None):
     own, away = replay.found, differences(run.ours, theirs, run.config)
     precision = precision or infer_precision(theirs, own, run)
     may_away, may_own = ({n: MARGIN * e for n, e in errors.items()} for errors in healthy(run, ROUNDING[precision]))
-    judged = {}
+    judged, poisoned = {}, False
     for name, found in own.items():
+        wrong, infinite = ~(found.errors <= may_own[name]), np.isinf(found.errors)  # [T] each
         drifted = name in away and not away[name].error <= may_away[name]
-        verdict = "BROKEN" if not found.error <= may_own[name] else "DRIFT" if drifted else "OK"
+        verdict = "BROKEN" if wrong.any() else "DRIFT" if drifted else "OK"
+        if poisoned and wrong.any() and not (wrong & ~infinite).any():
+            verdict = "POISONED"
+        poisoned |= infinite.any()
         judged[name] = verdict, away.get(name), found, may_own[name]
     rows = [_row(name, theirs, judged) for name in run.shapes]
-    bad = next((row for row in rows if row.verdict in ("BROKEN", "SHAPE")), None)
+    wrong = [row for row in rows if row.verdict in ("BROKEN", "SHAPE")]
+    bad = wrong[0] if wrong else None
     found = Comparison(rows, precision, "", bad and bad.name, allowed=may_own)
     if other := identify(rows, theirs, run):
         found.identity, found.sentence = other
     elif bad is None:
         found.sentence = _no_break(rows, precision)
     else:
-        found.sentence = _broken(bad, rows, precision, replay.misshapen)
+        overflow = _overflow(bad, rows, precision, run)
+        found.identity = "overflow" if overflow and len(wrong) == 1 else None
+        found.sentence = overflow or _broken(bad, rows, precision, replay.misshapen)
         found.hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
     return found
 
@@ -301,6 +311,21 @@ def _no_break(rows, precision):
             "of experts; capture every tap before it"
         )
     return sentence
+
+
+def _overflow(bad, rows, precision, run):
+    """The sentence for a first broken op whose right value is larger than float16 can hold, else None."""
+    if precision != "float16" or bad.verdict == "SHAPE" or not np.isinf(bad.own.errors).any():
+        return None
+    theirs = by_position(bad.name, run.theirs[bad.name])  # [T, n], or [1, n]
+    peak = np.abs(by_position(bad.name, run.ours[bad.name])[-len(theirs) :])[~np.isfinite(theirs)].max(initial=0)
+    if peak < 0.99 * LARGEST_FLOAT16:
+        return None
+    after = sum(row.verdict == "POISONED" for row in rows)
+    return (
+        f"float16 overflow at {bad.name}: the right value there is {peak:.6g}, and float16 ends at "
+        f"{LARGEST_FLOAT16:g}; {after} taps behind it are poisoned; compute in bfloat16 or float32"
+    )
 
 
 def _broken(bad, rows, precision, misshapen):

@@ -40,7 +40,8 @@ def diff_text(comparison, everything=False):
     missing = sum(row.verdict == "MISSING" for row in comparison.rows)
     heads = ["tap", "shape", "own error", "allowed", "error", "cosine", "ratio", "verdict"]
     counts = Counter(row.verdict for row in comparison.rows)
-    summary = ", ".join(f"{counts[name]} {name}" for name in ("OK", "DRIFT", "BROKEN", "SHAPE") if counts[name])
+    verdicts = ("OK", "DRIFT", "BROKEN", "POISONED", "SHAPE")
+    summary = ", ".join(f"{counts[name]} {name}" for name in verdicts if counts[name])
     notes = [*comparison.notes, f"{missing} taps were not captured"] if missing else comparison.notes
     lines = [*head, table(heads, rows), f"{summary}; precision {comparison.precision}", *notes, comparison.sentence]
     return "\n".join([*lines, *([comparison.hint] if comparison.hint else [])])
