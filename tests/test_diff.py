@@ -145,6 +145,41 @@ def test_a_nan_that_is_no_overflow_is_broken_once_and_poisons_the_rest():
     assert [row.name for row in found.rows if row.verdict == "BROKEN"] == ["layers.4.attn.z"]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("only", ["*", ["embed", "ple.token", "layers.*.resid_*", "logits"]])
+def test_rows_of_the_tables_before_their_scale_are_no_mistake(only, precision):
+    model = model_of("E2B")
+    rounded = ROUNDED.get(precision, lambda x: x)
+    theirs = recorded(model, only, tap=lambda name, x: rounded(x) if x.dtype == np.float32 else x)
+    theirs["embed"], theirs["ple.token"] = theirs["embed"] / np.sqrt(24), theirs["ple.token"] / np.sqrt(6)
+    theirs = {name: array.astype(np.float32) for name, array in theirs.items()}
+    run = Run(model, TOKENS, theirs)
+    found = diagnose(theirs, run)
+    assert found.verdict == "rounding" and found.clean
+    for name in ("embed", "ple.token"):
+        assert f"{name} holds the rows of its table before their scale" in found.sentence
+
+
+@pytest.mark.parametrize("name", ["layers.2.attn.q", "layers.2.mlp.gate", "layers.2.resid_mid"])
+def test_what_was_captured_at_another_point_is_told_from_a_mistake(name):
+    model = model_of("E2B")
+    theirs = recorded(model)
+    theirs[name] = theirs[name] * np.linspace(0.5, 2, theirs[name].shape[-1], dtype=np.float32)
+    found = compared(model, theirs)
+    assert found.first_broken is None and f"{name} was captured at another point" in found.sentence
+    assert found.unread == [name] and not found.clean  # of this array nothing is known
+    wrong = recorded(model, tap=Edit({name: lambda x: x * np.linspace(0.5, 2, x.shape[-1], dtype=x.dtype)}))
+    assert compared(model, wrong).first_broken == name
+
+
+def test_a_mistake_behind_a_row_of_the_table_is_found():
+    model = model_of("E2B")
+    theirs = recorded_with(model, FAULTS["M2"])
+    theirs["embed"] = theirs["embed"] / np.float32(np.sqrt(24))
+    found = diagnose(theirs, Run(model, TOKENS, theirs))
+    assert [fault.id for fault in found.faults] == ["M2"] and found.first_broken == "layers.0.attn_out"
+
+
 def test_a_broken_op_is_told_from_the_drift_behind_it():
     model = model_of("E2B")
     found = compared(model, recorded_with(model, FAULTS["M2"]))
@@ -288,10 +323,9 @@ def test_without_the_embedding_other_weights_show_in_every_product():
 def test_a_capture_of_the_last_position_is_judged_there(member):
     model = model_of(member)
     whole = recorded(model, ["layers.*.resid_post", "logits"])
-    last = {name: array[-1:] for name, array in whole.items()}
-    assert compared(model, last).first_broken is None
-    last["layers.1.resid_post"] = last["layers.1.resid_post"] * 2
-    assert compared(model, last).first_broken == "layers.1.resid_post"
+    assert compared(model, {name: array[-1:] for name, array in whole.items()}).first_broken is None
+    wrong = recorded(model, list(whole), tap=Edit({"layers.1.resid_post": lambda x: x * 2}))
+    assert compared(model, {name: array[-1:] for name, array in wrong.items()}).first_broken == "layers.1.resid_post"
 
 
 def test_a_wrong_shape_is_said_and_the_rest_is_still_judged():

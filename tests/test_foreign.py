@@ -288,6 +288,15 @@ def test_stacked_hidden_states_and_attentions_are_taken_apart(batch, tmp_path):
     assert list(read_trace(write(tmp_path / "trace", short), config).unread) == ["hidden_states"]
 
 
+def test_of_a_row_before_and_after_its_scale_the_one_after_is_taken(tmp_path):
+    config, trace = record("E2B")
+    raw = trace["embed"] / np.float32(np.sqrt(config.hidden_size))
+    arrays = {"embed_tokens.output": raw, "per_layer_model_projection.input": trace["embed"]}
+    foreign = read_trace(write(tmp_path / "trace", arrays), config)
+    assert_same(foreign, trace, ["embed"])
+    assert not foreign.unread and "is not scaled yet" in foreign.notes[0]
+
+
 def test_two_records_of_one_value_are_alike_where_neither_is_finite(tmp_path):
     config, trace = record("E2B")
     name = "layers.2.attn.q_raw"

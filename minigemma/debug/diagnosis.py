@@ -59,7 +59,8 @@ class Diagnosis:
     @property
     def clean(self):
         """Whether everything was judged and nothing is wrong, neither in the trace nor in the prompt's ids."""
-        return self.verdict in ("rounding", "prompt") and not self.unread and not any(m.blame for m in self.prompt)
+        unread = self.unread or (self.comparison and self.comparison.unread)
+        return self.verdict in ("rounding", "prompt") and not unread and not any(m.blame for m in self.prompt)
 
     def to_dict(self):
         return {
@@ -326,7 +327,7 @@ def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None
         run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused, theirs.own_ids)
         found = diagnose(theirs.arrays, run, precision, prefill)
     found.notes += notes_of(theirs)
-    found.unread, found.prompt = list(theirs.unread), prompt
+    found.unread, found.prompt = [*theirs.unread, *(found.comparison.unread if found.comparison else [])], prompt
     return found
 
 

@@ -5,7 +5,7 @@ pass. *Own* is the difference when our op gets their inputs (replay.Replay): the
 are in a healthy port is measured: our pass runs once more with the rounding of their number format in it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ..model import forward
 from ..ops import rope
 from ..packed import narrow, widen
 from ..taps import PRECISIONS, TAPS, Finite, Trace, axes_of, layer_of, names_of, tap_kind
-from .foreign import read_soft
+from .foreign import SCALES, read_soft
 from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
@@ -36,7 +36,8 @@ class Row:
 
     name: str
     shape: tuple | None  # theirs; None where they did not capture it
-    verdict: str  # OK, DRIFT, BROKEN, POISONED (not finite only because an earlier tap is not), SHAPE or MISSING
+    # OK, DRIFT, BROKEN, SHAPE, MISSING; POISONED: not finite, after another; ELSEWHERE: captured at another point
+    verdict: str
     away: object = None  # Difference of the two runs
     own: object = None  # Difference when the op is given their inputs
     allowed: float = 0.0  # the largest own error that rounding explains
@@ -205,7 +206,45 @@ def infer_precision(theirs, own, run):
 
 
 def compare_traces(theirs, run, precision=None):
-    """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
+    """Their arrays (tap name -> array, our axes) against our pass -> Comparison.
+
+    Rows of the token tables before their scale are scaled, in run.theirs too. Any other array that was captured at
+    another point is not judged, and is taken out of run.theirs.
+    """
+    found, raw, moved = _compare(theirs, run, precision), [], {}
+    while _captured_elsewhere(found, run):
+        name = found.first_broken
+        if name in SCALES and name not in raw:
+            raw.append(name)
+            run.theirs = run.theirs | {name: run.theirs[name] * np.float32(getattr(run.config, SCALES[name]) ** 0.5)}
+        else:
+            moved[name] = replace(next(row for row in found.rows if row.name == name), verdict="ELSEWHERE")
+            run.theirs = {other: array for other, array in run.theirs.items() if other != name}
+        run.healthy.clear()
+        found = _compare(run.theirs, run, precision)
+    found.rows, found.unread = [moved.get(row.name, row) for row in found.rows], [*moved]
+    for name in dict.fromkeys([*raw, *moved]):
+        where = "was captured at another point: all that reads it is right"
+        found.sentence += f"; {name} {where if name in moved else 'holds the rows of its table before their scale'}"
+    return found
+
+
+def _captured_elsewhere(found, run):
+    """Whether more taps are right, and no other is wrong, if our pass does not go on with the first broken array.
+
+    Then the engine itself did not go on with that array. What reads an array with a mistake in it would become wrong.
+    """
+    before = {row.name for row in found.rows if row.verdict == "BROKEN"}
+    if found.identity or found.first_broken not in before or len(before) == 1:
+        return False
+    name = found.first_broken
+    replay = Replay({other: array for other, array in run.theirs.items() if other != name}, run.config)
+    run.through(replay)
+    return {n for n, d in replay.found.items() if not d.error <= found.allowed[n]} < before - {name}
+
+
+def _compare(theirs, run, precision):
+    """The Comparison of all their arrays."""
     replay = Replay(theirs, run.config)
     run.through(replay)
     own, away = replay.found, differences(run.ours, theirs, run.config)

@@ -76,6 +76,7 @@ OTHERS = {  # the first bytes of other formats -> their name, and what saves the
 }  # fmt: skip
 FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
+SCALES = {"embed": "hidden_size", "ple.token": "hidden_size_per_layer_input"}  # rows of a table are times its root
 ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # allowed difference of two records of one value; else 1e-5
 
 
@@ -201,7 +202,11 @@ class Reader:
         """Take the item's array; a second record of one tap must agree with the first."""
         arrays, T = self.trace.arrays, self.trace.length
         tap, array = _convert(item, _values(self.file, item.stored), self.config, T)
-        if tap in arrays:
+        scale = SCALES.get(tap) and getattr(self.config, SCALES[tap]) ** 0.5
+        if tap in arrays and scale and _same(array, arrays[tap] * scale, 1e-2):  # the first is a row of the table
+            arrays[tap], self.sources[tap] = array, item
+            self.trace.notes.append(f"{tap} is {_short(item.key)}: what the table's module makes is not scaled yet")
+        elif tap in arrays:
             _expect_same(tap, item, array, self.sources[tap], arrays[tap])
         else:
             arrays[tap], self.sources[tap] = array, item
@@ -525,20 +530,23 @@ def _convert(item, values, config, T):
     return item.tap, array
 
 
+def _same(a, b, allowed):
+    """Whether two arrays are alike up to this part of their size; values of which neither is finite are."""
+    if a.shape != b.shape:
+        return False
+    with np.errstate(all="ignore"):
+        a, b = np.where(np.isfinite(a) | np.isfinite(b), (a, b), 0).astype(np.float64)
+        return bool(np.linalg.norm(a - b) <= allowed * np.linalg.norm(b))
+
+
 def _expect_same(tap, item, array, first, kept):
     """Raises Error if two records of one value differ.
 
     Raises Refused if the second is indirect: in a port with a mistake between two modules the input of the one may
     differ from the output of the other, and the rest of the trace can still be judged.
     """
-    if array.shape == kept.shape:
-        if np.array_equal(array, kept, equal_nan=True):
-            return
-        allowed = max(ROUNDING.get(stored.dtype, 1e-5) for stored in (item.stored, first.stored))
-        with np.errstate(all="ignore"):
-            a, b = np.where(np.isfinite(array) | np.isfinite(kept), (array, kept), 0).astype(np.float64)
-            if np.linalg.norm(a - b) <= allowed * np.linalg.norm(b):  # both not finite: alike
-                return
+    if _same(array, kept, max(ROUNDING.get(stored.dtype, 1e-5) for stored in (item.stored, first.stored))):
+        return
     if item.indirect:
         raise Refused(f"differs from {_short(first.key)}, which is {tap} too and is kept")
     raise Error(f"{_short(first.key)} and {_short(item.key)} are both {tap} and differ; leave one out")

@@ -97,8 +97,8 @@ class Replay:
     separates a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
     theirs: tap name -> array. If it has one position of a longer prompt, that is the last. Where theirs is not
     finite, or if it has another shape, the pass goes on with ours. config: of the pass; it says which scores must be
-    masked. known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and checking
-    that is quicker than comparing anew.
+    masked. known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and
+    checking that is quicker than comparing anew.
     """
 
     def __init__(self, theirs, config=None, known=None):

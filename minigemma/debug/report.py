@@ -7,7 +7,7 @@ from ..files import table
 
 def _not_understood(unread, comparison):
     """The line that comes before any verdict if arrays of the file were not understood: a list of one, or of none."""
-    judged = sum(row.verdict != "MISSING" for row in comparison.rows) if comparison else 0
+    judged = sum(row.verdict not in ("MISSING", "ELSEWHERE") for row in comparison.rows) if comparison else 0
     what = f"{len(unread)} of {len(unread) + judged} arrays {'was' if len(unread) == 1 else 'were'} not understood"
     return [f"{what}, {judged} {'is' if judged == 1 else 'are'} judged"] if unread else []
 
@@ -40,7 +40,7 @@ def diff_text(comparison, everything=False):
     missing = sum(row.verdict == "MISSING" for row in comparison.rows)
     heads = ["tap", "shape", "own error", "allowed", "error", "cosine", "ratio", "verdict"]
     counts = Counter(row.verdict for row in comparison.rows)
-    verdicts = ("OK", "DRIFT", "BROKEN", "POISONED", "SHAPE")
+    verdicts = ("OK", "DRIFT", "BROKEN", "POISONED", "ELSEWHERE", "SHAPE")
     summary = ", ".join(f"{counts[name]} {name}" for name in verdicts if counts[name])
     notes = [*comparison.notes, f"{missing} taps were not captured"] if missing else comparison.notes
     lines = [*head, table(heads, rows), f"{summary}; precision {comparison.precision}", *notes, comparison.sentence]
