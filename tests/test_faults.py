@@ -338,3 +338,33 @@ def test_the_command_names_the_mistake_in_a_file(tmp_path, capsys):
     assert (found["verdict"], found["faults"][0]["id"]) == ("fault", "E1")
     assert set(found["faults"][0]) == {"id", "title", "explains", "evidence", "remedy"}
     assert found["first_broken"] == "layers.4.attn.rot_q"
+
+
+def with_noise(size, precision):
+    """What a port in this precision records whose values are rounded more coarsely, by noise of this size."""
+    model, trace, rng = model_of("E2B"), Trace(), np.random.default_rng(5)
+
+    def port(name, x):
+        if name.endswith("attn.v"):
+            x = (x * (1 + size * rng.uniform(-1, 1, x.shape))).astype(x.dtype)
+        return trace(name, x.astype(precision).astype(np.float32) if x.dtype == np.float32 else x)
+
+    forward(TOKENS, model.weights, model.config, tap=port)
+    return dict(trace), Run(model, TOKENS, dict(trace))
+
+
+def test_a_part_in_bfloat16_of_a_port_in_float16_is_rounding():
+    theirs, run = with_noise(2**-7, np.float16)
+    comparison = compare_traces(theirs, run)
+    assert comparison.precision == "float16" and comparison.first_broken == "layers.0.attn.v"
+    found = diagnose(theirs, run)
+    assert found.verdict == "rounding" and found.comparison.precision == "bfloat16"
+    assert "though most numbers are those of float16" in found.sentence
+
+
+def test_a_coarser_format_is_named_and_hides_no_mistake_of_a_port_in_float32():
+    found = diagnose(*with_noise(2**-7, np.float32))
+    assert (found.verdict, found.first_broken) == ("unknown", "layers.0.attn.v")
+    assert found.sentence.endswith("bfloat16 rounding would explain all: if they use it, give --precision bfloat16")
+    assert "--precision" not in diagnose(*with_noise(0.5, np.float32)).sentence
+    assert "--precision" not in diagnose(*with_noise(2**-7, np.float32), precision="float32").sentence

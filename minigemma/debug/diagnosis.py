@@ -17,9 +17,9 @@ import numpy as np
 from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
 from ..sampling import tokenizer_of
-from ..taps import layer_of, tap_kind
+from ..taps import PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import MARGIN, ROUNDING, Run, compare_traces, healthy
+from .diff import BLIND, MARGIN, ROUNDING, Run, compare_traces, healthy
 from .foreign import read_soft
 from .port import Port
 from .replay import Replay
@@ -216,9 +216,28 @@ def diagnose(theirs, run, precision=None, prefill=None):
         return found
     search = Search(run, comparison, prefill)
     found = _searched(search)
+    if found.verdict == "unknown" and precision is None:
+        _try_coarser(found, run)
     if search.skipped:
         found.notes.append(f"not tried, as this trace cannot show them: {', '.join(dict.fromkeys(search.skipped))}")
     return found
+
+
+def _try_coarser(found, run):
+    """Say which coarser number format would explain a trace that no mistake explains.
+
+    Where 16 bits are seen in the numbers, the rest may be rounding too, such as a cache in float16 beside products in
+    bfloat16: the verdict becomes rounding. Elsewhere a coarser format could hide a real mistake, and is only named.
+    """
+    inferred = found.comparison.precision
+    for precision in PRECISIONS[PRECISIONS.index(inferred) + 1 :]:
+        coarser = compare_traces(run.theirs, run, precision)
+        if coarser.first_broken is None and not any(row.allowed > BLIND for row in coarser.rows):
+            found.sentence += f"; {precision} rounding would explain all: if they use it, give --precision {precision}"
+            if inferred == "float16":
+                found.verdict, found.first_broken, found.comparison, found.next_probe = "rounding", None, coarser, None
+                found.sentence = f"{coarser.sentence}, though most numbers are those of {inferred}"
+            return
 
 
 def _searched(search):
