@@ -1,6 +1,7 @@
 """`diff`: a healthy trace is called healthy, a broken op is found where it is, and another run is told as such."""
 
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -580,3 +581,30 @@ def test_a_trace_with_one_position_more_than_ids_is_an_error_unless_bos_explains
 
     with pytest.raises(Error, match="46 positions and the prompt 23 ids"):
         diagnose(theirs, Run(model, TOKENS, theirs))
+
+
+@pytest.mark.parametrize("only", ["*", ["layers.*.resid_post"], ["logits"]])
+def test_the_memory_of_a_comparison_is_estimated(only):
+    model, tokens = load(), np.arange(300) + 300
+    theirs = recorded(model, only, tokens)
+    tracemalloc.start()
+    run = Run(model, tokens, theirs)
+    compare_traces(theirs, run)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert run.needs() / 2 < peak < run.needs()
+
+
+def test_a_comparison_that_does_not_fit_in_memory_is_refused_before_it_runs(monkeypatch):
+    model = model_of("E2B")
+    theirs = recorded(model)
+    monkeypatch.setattr(Run, "through", lambda *_: pytest.fail("the pass ran"))
+    monkeypatch.setattr("minigemma.debug.diff.available_memory", lambda: 10**6)
+    with pytest.raises(Error, match=r"23 tokens and [0-9]+ taps takes .* GB, and 0.001 GB are free"):
+        Run(model, TOKENS, theirs)
+
+
+def test_a_system_that_does_not_say_its_memory_is_no_obstacle(monkeypatch):
+    model = model_of("E2B")
+    monkeypatch.setattr("minigemma.debug.diff.available_memory", lambda: None)
+    assert compared(model, recorded(model)).clean

@@ -87,7 +87,8 @@ class Run:
     """Our side of a comparison: a model, a prompt, and the names of the captured taps.
 
     soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold.
-    own_ids: whether the trace itself says that it is of these ids. Raises Error where our own pass is not finite.
+    own_ids: whether the trace itself says that it is of these ids. Raises Error where our own pass is not finite, and,
+    before it runs, where the comparison needs more memory than there is.
     """
 
     model: object
@@ -99,6 +100,12 @@ class Run:
 
     def __post_init__(self):
         self.config, self.weights, self.tokens = self.model.config, self.model.weights, np.asarray(self.tokens)
+        need, free = self.needs(), available_memory()
+        if free is not None and need > free:
+            raise Error(
+                f"to compare {len(self.tokens)} tokens and {len(self.theirs)} taps takes {need / 1e9:.2g} GB, and "
+                f"{free / 1e9:.2g} GB are free; capture a shorter prompt that still shows the fault, or fewer taps"
+            )
         self.ours = Trace(list(self.theirs))
         self.shapes = {}  # of every tap, in the order of execution
         self.healthy = {}  # size of rounding -> what `healthy` found
@@ -112,9 +119,28 @@ class Run:
         except Error as error:
             raise Error(f"our own pass cannot judge theirs: {error}") from None
 
+    def needs(self):
+        """Bytes of memory that a comparison takes at its peak, measured with tracemalloc: at most this, at least half.
+
+        Four arrays for each of theirs (ours, with rounding, in two searches), three of the largest in float64 to
+        compare it; and in our pass eight arrays of scores [N, T, T] and three of logits [T, V].
+        """
+        T, sizes = len(self.tokens), [np.asarray(array).nbytes for array in self.theirs.values()]
+        scores, logits = self.config.num_attention_heads * T * T, T * self.config.vocab_size
+        return 4 * sum(sizes) + 6 * max(sizes, default=0) + 4 * (8 * scores + 3 * logits)
+
     def through(self, tap):
         """Run our pass with this tap."""
         forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
+
+
+def available_memory():
+    """Bytes of memory that a process can still get; None where the system does not say: only Linux does."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 class Noise:
