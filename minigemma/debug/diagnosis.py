@@ -17,9 +17,9 @@ import numpy as np
 from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
 from ..sampling import tokenizer_of
-from ..taps import layer_of, tap_kind
+from ..taps import PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import MARGIN, ROUNDING, Run, compare_traces, healthy
+from .diff import BLIND, MARGIN, ROUNDING, Run, compare_traces, healthy
 from .foreign import read_soft
 from .port import Port
 from .replay import Replay
@@ -45,7 +45,7 @@ class Finding:
 class Diagnosis:
     """What is wrong with a port, as far as its trace shows."""
 
-    verdict: str  # fault, rounding, unknown, other-input, other-weights; prompt, where the ids alone are judged
+    verdict: str  # fault, rounding, overflow, unknown, other-input, other-weights; prompt, of the ids alone
     sentence: str
     first_broken: str | None
     faults: list = field(default_factory=list)  # the best first
@@ -54,12 +54,13 @@ class Diagnosis:
     comparison: object = None
     prompt: list = field(default_factory=list)  # turn_mistakes.Mistake, what the ids alone show
     notes: list = field(default_factory=list)
-    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+    unread: list = field(default_factory=list)  # the arrays of a file that were not understood, so were not judged
 
     @property
     def clean(self):
         """Whether everything was judged and nothing is wrong, neither in the trace nor in the prompt's ids."""
-        return self.verdict in ("rounding", "prompt") and not self.unread and not any(m.blame for m in self.prompt)
+        unread = self.unread or (self.comparison and self.comparison.unread)
+        return self.verdict in ("rounding", "prompt") and not unread and not any(m.blame for m in self.prompt)
 
     def to_dict(self):
         return {
@@ -67,7 +68,7 @@ class Diagnosis:
             "faults": [vars(fault) for fault in self.faults], "rivals": [vars(fault) for fault in self.rivals],
             "prompt": [vars(mistake) for mistake in self.prompt], "next_probe": self.next_probe,
             "precision": self.comparison and self.comparison.precision,
-            "hint": self.comparison and self.comparison.hint, "notes": self.notes,
+            "hint": self.comparison and self.comparison.hint, "notes": self.notes, "unread": self.unread,
         }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ class Search:
     """Tries candidates on one trace."""
 
     def __init__(self, run, comparison, prefill):
-        self.run, self.comparison, self.prefill = run, comparison, prefill
+        self.run, self.comparison, self.prefill, self.skipped = run, comparison, prefill, []
         # a mistake may add a tap, such as the K of a layer that should read another's: allow it what other layers have
         kinds = {tap_kind(name): error for name, error in comparison.allowed.items()}
         self.allowed = {name: kinds[tap_kind(name)] for name in run.theirs if tap_kind(name) in kinds}
@@ -152,8 +153,8 @@ class Search:
                 port.run(replay, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):
             if len(candidates) == 1:
-                raise
-            return None  # two changes that exclude each other, such as two windows
+                self.skipped.append(candidates[0].fault.id)
+            return None  # two changes that exclude each other, such as two windows, or one that this trace cannot show
         return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
 
     def trial(self, *candidates):
@@ -214,6 +215,34 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # one position does not show the length
         return found
     search = Search(run, comparison, prefill)
+    found = _searched(search)
+    if found.verdict == "unknown" and precision is None:
+        _try_coarser(found, run)
+    if search.skipped:
+        found.notes.append(f"not tried, as this trace cannot show them: {', '.join(dict.fromkeys(search.skipped))}")
+    return found
+
+
+def _try_coarser(found, run):
+    """Say which coarser number format would explain a trace that no mistake explains.
+
+    Where 16 bits are seen in the numbers, the rest may be rounding too, such as a cache in float16 beside products in
+    bfloat16: the verdict becomes rounding. Elsewhere a coarser format could hide a real mistake, and is only named.
+    """
+    inferred = found.comparison.precision
+    for precision in PRECISIONS[PRECISIONS.index(inferred) + 1 :]:
+        coarser = compare_traces(run.theirs, run, precision)
+        if coarser.first_broken is None and not any(row.allowed > BLIND for row in coarser.rows):
+            found.sentence += f"; {precision} rounding would explain all: if they use it, give --precision {precision}"
+            if inferred == "float16":
+                found.verdict, found.first_broken, found.comparison, found.next_probe = "rounding", None, coarser, None
+                found.sentence = f"{coarser.sentence}, though most numbers are those of {inferred}"
+            return
+
+
+def _searched(search):
+    """The Diagnosis of a trace in which an op is broken: one mistake or two, another run, or unknown."""
+    run, comparison = search.run, search.comparison
     singles = sorted(map(search.trial, search.candidates()), key=Trial.rank)
     best, first = singles[0], comparison.first_broken
     named = [(best.fault, best.explained)]
@@ -314,10 +343,10 @@ def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None
         found = Diagnosis(*other, None)
     else:
         unused = read_unused(model.directory, model.config)
-        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused)
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused, theirs.own_ids)
         found = diagnose(theirs.arrays, run, precision, prefill)
     found.notes += notes_of(theirs)
-    found.unread, found.prompt = theirs.unread, prompt
+    found.unread, found.prompt = [*theirs.unread, *(found.comparison.unread if found.comparison else [])], prompt
     return found
 
 

@@ -5,7 +5,7 @@ pass. *Own* is the difference when our op gets their inputs (replay.Replay): the
 are in a healthy port is measured: our pass runs once more with the rounding of their number format in it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,14 +16,15 @@ from ..model import forward
 from ..ops import rope
 from ..packed import narrow, widen
 from ..taps import PRECISIONS, TAPS, Finite, Trace, axes_of, layer_of, names_of, tap_kind
-from .foreign import read_soft
-from .replay import MASKED, Replay, compare, differences, hidden_keys, wrong_masks
+from .foreign import SCALES, read_soft
+from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
 # Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
 # order of a sum of thousands of terms matters more than the rounding of each term.
 ROUNDING = dict(zip(PRECISIONS, (2.0**-44, 2.0**-22, 2.0**-11, 2.0**-8), strict=True))
 MARGIN = 8  # times the measured error is still healthy: transformers reaches 5.4, at experts, which round often
+LARGEST_FLOAT16 = 65504.0
 BLIND = 0.5  # above this error rounding alone could explain the difference, so the op cannot be judged
 # Ops that round several times before their tap; an expert: norm, product, activation, product, weight, norm.
 STEPS = {"layers.*.mlp.moe_out": 4, "layers.*.router.probs": 3, "layers.*.ple.gate": 2, "ple.context": 2}
@@ -35,7 +36,8 @@ class Row:
 
     name: str
     shape: tuple | None  # theirs; None where they did not capture it
-    verdict: str  # OK, DRIFT, BROKEN, SHAPE or MISSING
+    # OK, DRIFT, BROKEN, SHAPE, MISSING; POISONED: not finite, after another; ELSEWHERE: captured at another point
+    verdict: str
     away: object = None  # Difference of the two runs
     own: object = None  # Difference when the op is given their inputs
     allowed: float = 0.0  # the largest own error that rounding explains
@@ -50,10 +52,10 @@ class Comparison:
     sentence: str  # the finding in one sentence
     first_broken: str | None
     hint: str | None = None
-    identity: str | None = None  # "other-input" or "other-weights": the trace is not of this run
+    identity: str | None = None  # "other-input" or "other-weights": not of this run; "overflow": of float16, no more
     notes: list = field(default_factory=list)
     allowed: dict = field(default_factory=dict)  # tap -> the largest own error that rounding explains
-    unread: list = field(default_factory=list)  # the arrays of a file that could not be read, so were not judged
+    unread: list = field(default_factory=list)  # the arrays of a file that were not understood, so were not judged
 
     @property
     def clean(self):
@@ -75,7 +77,8 @@ class Comparison:
 
         return {
             "precision": self.precision, "sentence": self.sentence, "first_broken": self.first_broken,
-            "hint": self.hint, "identity": self.identity, "notes": self.notes, "rows": [one(row) for row in self.rows],
+            "hint": self.hint, "identity": self.identity, "notes": self.notes, "unread": self.unread,
+            "rows": [one(row) for row in self.rows],
         }  # fmt: skip
 
 
@@ -83,8 +86,9 @@ class Comparison:
 class Run:
     """Our side of a comparison: a model, a prompt, and the names of the captured taps.
 
-    soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold. Raises
-    Error where our own pass is not finite.
+    soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold.
+    own_ids: whether the trace itself says that it is of these ids. Raises Error where our own pass is not finite, and,
+    before it runs, where the comparison needs more memory than there is.
     """
 
     model: object
@@ -92,9 +96,16 @@ class Run:
     theirs: dict  # tap -> array
     soft_tokens: tuple | None = None
     unused: dict | None = None
+    own_ids: bool = False
 
     def __post_init__(self):
         self.config, self.weights, self.tokens = self.model.config, self.model.weights, np.asarray(self.tokens)
+        need, free = self.needs(), available_memory()
+        if free is not None and need > free:
+            raise Error(
+                f"to compare {len(self.tokens)} tokens and {len(self.theirs)} taps takes {need / 1e9:.2g} GB, and "
+                f"{free / 1e9:.2g} GB are free; capture a shorter prompt that still shows the fault, or fewer taps"
+            )
         self.ours = Trace(list(self.theirs))
         self.shapes = {}  # of every tap, in the order of execution
         self.healthy = {}  # size of rounding -> what `healthy` found
@@ -108,9 +119,28 @@ class Run:
         except Error as error:
             raise Error(f"our own pass cannot judge theirs: {error}") from None
 
+    def needs(self):
+        """Bytes of memory that a comparison takes at its peak, measured with tracemalloc: at most this, at least half.
+
+        Four arrays for each of theirs (ours, with rounding, in two searches), three of the largest in float64 to
+        compare it; and in our pass eight arrays of scores [N, T, T] and three of logits [T, V].
+        """
+        T, sizes = len(self.tokens), [np.asarray(array).nbytes for array in self.theirs.values()]
+        scores, logits = self.config.num_attention_heads * T * T, T * self.config.vocab_size
+        return 4 * sum(sizes) + 6 * max(sizes, default=0) + 4 * (8 * scores + 3 * logits)
+
     def through(self, tap):
         """Run our pass with this tap."""
         forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
+
+
+def available_memory():
+    """Bytes of memory that a process can still get; None where the system does not say: only Linux does."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 class Noise:
@@ -184,13 +214,15 @@ def _at_least_typical(errors):
 
 def infer_precision(theirs, own, run):
     """Their engine's number format: from the values, if 16 bits hold them exactly, else from its products' errors."""
+    numbers = [x[np.isfinite(x)] for x in theirs.values() if x.dtype in (np.float16, np.float32)]
     for precision, rounded in (("bfloat16", lambda x: widen(narrow(x))), ("float16", lambda x: x.astype(np.float16))):
         with np.errstate(over="ignore"):
-            short = [np.array_equal(rounded(x), x) for x in theirs.values() if x.dtype == np.float32]
+            short = [np.array_equal(rounded(x), x) for x in numbers if x.size]
         if short and np.mean(short) > 0.5:
             return precision
     expected = healthy(run, ROUNDING["float32"])[1]
     ratios = [own[n].error / expected[n] for n in own if n in expected and n.split(".", 2)[-1] in LINEAR]
+    ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
     if len(ratios) >= 4:
         factor = float(np.median(ratios)) * ROUNDING["float32"]
         return next(
@@ -200,26 +232,71 @@ def infer_precision(theirs, own, run):
 
 
 def compare_traces(theirs, run, precision=None):
-    """Their arrays (tap name -> array, our axes) against our pass -> Comparison."""
+    """Their arrays (tap name -> array, our axes) against our pass -> Comparison.
+
+    Rows of the token tables before their scale are scaled, in run.theirs too. Any other array that was captured at
+    another point is not judged, and is taken out of run.theirs.
+    """
+    found, raw, moved = _compare(theirs, run, precision), [], {}
+    while _captured_elsewhere(found, run):
+        name = found.first_broken
+        if name in SCALES and name not in raw:
+            raw.append(name)
+            run.theirs = run.theirs | {name: run.theirs[name] * np.float32(getattr(run.config, SCALES[name]) ** 0.5)}
+        else:
+            moved[name] = replace(next(row for row in found.rows if row.name == name), verdict="ELSEWHERE")
+            run.theirs = {other: array for other, array in run.theirs.items() if other != name}
+        run.healthy.clear()
+        found = _compare(run.theirs, run, precision)
+    found.rows, found.unread = [moved.get(row.name, row) for row in found.rows], [*moved]
+    for name in dict.fromkeys([*raw, *moved]):
+        where = "was captured at another point: all that reads it is right"
+        found.sentence += f"; {name} {where if name in moved else 'holds the rows of its table before their scale'}"
+    return found
+
+
+def _captured_elsewhere(found, run):
+    """Whether more taps are right, and no other is wrong, if our pass does not go on with the first broken array.
+
+    Then the engine itself did not go on with that array. What reads an array with a mistake in it would become wrong.
+    """
+    before = {row.name for row in found.rows if row.verdict == "BROKEN"}
+    if found.identity or found.first_broken not in before or len(before) == 1:
+        return False
+    name = found.first_broken
+    replay = Replay({other: array for other, array in run.theirs.items() if other != name}, run.config)
+    run.through(replay)
+    return {n for n, d in replay.found.items() if not d.error <= found.allowed[n]} < before - {name}
+
+
+def _compare(theirs, run, precision):
+    """The Comparison of all their arrays."""
     replay = Replay(theirs, run.config)
     run.through(replay)
     own, away = replay.found, differences(run.ours, theirs, run.config)
     precision = precision or infer_precision(theirs, own, run)
     may_away, may_own = ({n: MARGIN * e for n, e in errors.items()} for errors in healthy(run, ROUNDING[precision]))
-    judged = {}
+    judged, poisoned = {}, False
     for name, found in own.items():
+        wrong, infinite = ~(found.errors <= may_own[name]), np.isinf(found.errors)  # [T] each
         drifted = name in away and not away[name].error <= may_away[name]
-        verdict = "BROKEN" if not found.error <= may_own[name] else "DRIFT" if drifted else "OK"
+        verdict = "BROKEN" if wrong.any() else "DRIFT" if drifted else "OK"
+        if poisoned and wrong.any() and not (wrong & ~infinite).any():
+            verdict = "POISONED"
+        poisoned |= infinite.any()
         judged[name] = verdict, away.get(name), found, may_own[name]
     rows = [_row(name, theirs, judged) for name in run.shapes]
-    bad = next((row for row in rows if row.verdict in ("BROKEN", "SHAPE")), None)
+    wrong = [row for row in rows if row.verdict in ("BROKEN", "SHAPE")]
+    bad = wrong[0] if wrong else None
     found = Comparison(rows, precision, "", bad and bad.name, allowed=may_own)
     if other := identify(rows, theirs, run):
         found.identity, found.sentence = other
     elif bad is None:
         found.sentence = _no_break(rows, precision)
     else:
-        found.sentence = _broken(bad, rows, precision, replay.misshapen)
+        overflow = _overflow(bad, rows, precision, run)
+        found.identity = "overflow" if overflow and len(wrong) == 1 else None
+        found.sentence = overflow or _broken(bad, rows, precision, replay.misshapen)
         found.hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
     return found
 
@@ -263,12 +340,13 @@ def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, ag
         found = Comparison([], "", other[1], None, identity=other[0])
     elif ours:
         found = diff_captures(theirs.arrays, ours.arrays, model.config, precision or "float32")
-        found.notes += [f"{against}: ignored {line}" for line in ours.ignored]
+        found.notes += [f"{against}: {line}" for line in notes_of(ours)]
+        found.unread += ours.unread
     else:
-        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft))
+        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), own_ids=theirs.own_ids)
         found = compare_traces(theirs.arrays, run, precision)
     found.notes += notes_of(theirs)
-    found.unread = theirs.unread
+    found.unread += theirs.unread
     return found
 
 
@@ -298,6 +376,21 @@ def _no_break(rows, precision):
             "of experts; capture every tap before it"
         )
     return sentence
+
+
+def _overflow(bad, rows, precision, run):
+    """The sentence for a first broken op whose right value is larger than float16 can hold, else None."""
+    if precision != "float16" or bad.verdict == "SHAPE" or not np.isinf(bad.own.errors).any():
+        return None
+    theirs = by_position(bad.name, run.theirs[bad.name])  # [T, n], or [1, n]
+    peak = np.abs(by_position(bad.name, run.ours[bad.name])[-len(theirs) :])[~np.isfinite(theirs)].max(initial=0)
+    if peak < 0.99 * LARGEST_FLOAT16:
+        return None
+    after = sum(row.verdict == "POISONED" for row in rows)
+    return (
+        f"float16 overflow at {bad.name}: the right value there is {peak:.6g}, and float16 ends at "
+        f"{LARGEST_FLOAT16:g}; {after} taps behind it are poisoned; compute in bfloat16 or float32"
+    )
 
 
 def _broken(bad, rows, precision, misshapen):
@@ -349,16 +442,17 @@ def find_hint(bad, run):
         return f"{count} of its {theirs.size} numbers are not finite: an overflow, or a division by 0"
     if not theirs.any():
         return "it is all zeros: the op's result is not used, or its buffer is never written"
-    good = max(bad.allowed, 1e-5)
+    good = min(max(bad.allowed, 1e-5), bad.own.error / 2)  # a hint that leaves the error as it is explains nothing
+
+    def left(candidate):
+        return compare(bad.name, np.where(unknown, 0, candidate), theirs).error
 
     def fits(candidate):
-        if candidate.shape != theirs.shape:
-            return False
-        return compare(bad.name, np.where(unknown, 0, candidate), theirs).error <= good
+        return candidate.shape == theirs.shape and left(candidate) <= good
 
     return (
         _probabilities(bad, theirs)
-        or _constant(bad, ours, theirs, run, fits)
+        or _constant(bad, ours, theirs, run, good, left)
         or _rearranged(bad.name, ours, theirs, fits)
         or _elsewhere(bad.name, keep, fits)
         or _donor(bad.name, run, keep, fits)
@@ -385,10 +479,10 @@ def _probabilities(bad, theirs):
     return None
 
 
-def _constant(bad, ours, theirs, run, fits):
+def _constant(bad, ours, theirs, run, good, left):
     size = (ours * ours).sum()
     c = float((ours * theirs).sum() / size) if size else 0.0
-    if not c or not fits(c * ours):
+    if not c or not left(c * ours) <= good:
         return None
     D, L, P = run.config.hidden_size, run.config.num_hidden_layers, run.config.hidden_size_per_layer_input
     i = layer_of(bad.name)
@@ -403,7 +497,7 @@ def _constant(bad, ours, theirs, run, fits):
         known |= {"1/sqrt(head_dim)": H**-0.5, "sqrt(head_dim)": H**0.5}
         known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
     name, value = min(known.items(), key=lambda item: abs(np.log(abs(c / item[1]))) + (c * item[1] < 0))
-    close = abs(c / value - 1) < max(2e-4, bad.allowed)
+    close = left(value * ours) <= max(2 * left(c * ours), 1e-6)  # it fits as well as the number itself
     return f"it is {c:.6g} times what it should be" + (f": {name}" if close else "")
 
 
@@ -464,7 +558,8 @@ def _positions(bad, run):
     if len(wrong) in (0, len(errors)):
         return None
     window, asked = run.config.sliding_window, ""
-    if bad.name == next(name for name in run.shapes if name in run.theirs):  # no tap before it shows a wrong token
+    first = next(name for name in run.shapes if name in run.theirs)
+    if bad.name == first and not run.own_ids:  # no tap before it shows a wrong token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked

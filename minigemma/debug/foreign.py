@@ -10,16 +10,19 @@ import contextlib
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..cache import EMPTY
-from ..checkpoint import read_header
+from ..checkpoint import Stored, read_header
 from ..errors import Error
-from ..files import read_json
+from ..files import check_file, read_json
 from ..inputs import as_tokens
 from ..ops import softcap
 from ..packed import widen
@@ -58,8 +61,22 @@ LAYER = re.compile(r"^layers\.([0-9]{1,5})")
 AXES = {kind: tap.axes for kind, tap in TAPS.items()}
 AXES |= {"layers.*.ple": "T P", "uncapped": "T V"}  # two that become taps: ple[:, i], and logits
 TOKENS = ("tokens", "input_ids", "ids")
+INPUTS = ("attention_mask", "position_ids", "cache_position")  # of a run; no tap holds them
+SAVE = "from safetensors.numpy import save_file; save_file({}, 'theirs.safetensors')"
+OTHERS = {  # the first bytes of other formats -> their name, and what saves their arrays as safetensors
+    b"PK": (
+        "a PyTorch file", "import torch; from safetensors.torch import save_file; "
+        "save_file(torch.load(FILE, weights_only=True), 'theirs.safetensors')",
+    ),
+    b"\x80": ("a Python pickle", "import pickle; " + SAVE.format("pickle.load(open(FILE, 'rb'))")),
+    b"{": (
+        "JSON", "import json, numpy; " + SAVE.format("{k: numpy.float32(v) for k, v in json.load(open(FILE)).items()}"),
+    ),
+    b"GGUF": ("a GGUF file", "import gguf; " + SAVE.format("{t.name: t.data for t in gguf.GGUFReader(FILE).tensors}")),
+}  # fmt: skip
 FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
+SCALES = {"embed": "hidden_size", "ple.token": "hidden_size_per_layer_input"}  # rows of a table are times its root
 ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # allowed difference of two records of one value; else 1e-5
 
 
@@ -72,8 +89,9 @@ class Foreign:
     metadata: dict
     notes: list  # one line for each kind of conversion
     ignored: list  # "key: reason"
-    unread: list  # keys among them that belong to a tap: these arrays are not judged
+    unread: dict  # key -> reason, of those among them that were not understood; no tap holds the others
     length: int  # T: the number of tokens
+    own_ids: bool = False  # whether the file holds the ids
 
 
 class Item(NamedTuple):
@@ -92,8 +110,12 @@ class Refused(Exception):
     """Why one array cannot be read. The others can still be."""
 
 
+class NoTap(Refused):
+    """Why one array is known to belong to no tap: it is understood, and there is nothing to judge."""
+
+
 def read_trace(path, config, mapping=None, ids=None):
-    """A safetensors file of another engine's intermediates -> Foreign.
+    """A file of another engine's intermediates, safetensors or NumPy's .npz or .npy -> Foreign.
 
     Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
     `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
@@ -109,17 +131,17 @@ class Reader:
 
     def __init__(self, path, config, mapping, ids):
         self.path, self.config, self.names = path, config, dict.fromkeys(names_of(config))  # quick to look up
-        self.header, self.file = read_header(path), np.asarray(np.memmap(path, np.uint8, "r"))
-        metadata = _metadata(path)
+        self.header, self.file, metadata = _opened(path)
         tokens = _tokens(path, self.header, metadata, self.file, config, ids)
-        self.trace = Foreign({}, tokens, metadata, [], [], [], 0 if tokens is None else len(tokens))
+        length, own = (0, False) if tokens is None else (len(tokens), ids is None)
+        self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own)
         self.rules = _rules(path, mapping, self.header, self.trace.notes)
         self.sources, self.converted = {}, Counter()  # tap -> its Item; what was converted -> of how many arrays
 
     def read(self):
         """All arrays of the file, each through the same steps -> Foreign."""
         trace = self.trace
-        items = [Item(key, stored) for key, stored in sorted(self.header.items()) if key not in TOKENS]
+        items = [item for key, stored in sorted(self.header.items()) for item in _listed(key, stored, self.config)]
         found = sorted(self.each(_usable, self.each(self.find, items)), key=lambda item: item.indirect)
         if trace.tokens is None:
             trace.length = _positions(found, self.config)
@@ -142,7 +164,7 @@ class Reader:
                 results.append(step(item))
             except Refused as reason:
                 self.trace.ignored.append(f"{_short(item.key)}: {reason}")
-                self.trace.unread += [_short(item.key)] if item.tap else []
+                self.trace.unread |= {} if isinstance(reason, NoTap) else {_short(item.key): str(reason)}
         return results
 
     def find(self, item):
@@ -154,8 +176,7 @@ class Reader:
         else:
             tap, indirect = _named(item.key, self.config)
             item = item._replace(tap=tap, indirect=indirect)
-        if reason := _absent(item.tap, self.config, self.names):
-            raise Refused(reason)
+        _check_present(item.tap, self.config, self.names)
         return item
 
     def fit(self, item):
@@ -181,7 +202,11 @@ class Reader:
         """Take the item's array; a second record of one tap must agree with the first."""
         arrays, T = self.trace.arrays, self.trace.length
         tap, array = _convert(item, _values(self.file, item.stored), self.config, T)
-        if tap in arrays:
+        scale = SCALES.get(tap) and getattr(self.config, SCALES[tap]) ** 0.5
+        if tap in arrays and scale and _same(array, arrays[tap] * scale, 1e-2):  # the first is a row of the table
+            arrays[tap], self.sources[tap] = array, item
+            self.trace.notes.append(f"{tap} is {_short(item.key)}: what the table's module makes is not scaled yet")
+        elif tap in arrays:
             _expect_same(tap, item, array, self.sources[tap], arrays[tap])
         else:
             arrays[tap], self.sources[tap] = array, item
@@ -202,7 +227,7 @@ class Reader:
     def why_nothing(self, found):
         """Why no array is understood, and what the user can do. found: the items that have a tap."""
         ignored, T = self.trace.ignored, self.trace.length
-        if len(self.trace.unread) == len(ignored) and (other := _positions(found, self.config)) not in (1, T):
+        if found and (other := _positions(found, self.config)) not in (1, T):
             return f"holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
         return (
             f"no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
@@ -212,6 +237,17 @@ class Reader:
 
 
 # Names
+
+
+def _listed(key, stored, config):
+    """The Items of one array: several if all hidden states, or the patterns of all layers, are stacked in it."""
+    if key in TOKENS or key in INPUTS:
+        return []
+    count = {"hidden_states": config.num_hidden_layers + 1, "attentions": config.num_hidden_layers}.get(key)
+    if stored.shape[:1] != (count,) or stored.dtype not in FLOATS:
+        return [Item(key, stored)]
+    shape, size = stored.shape[1:], math.prod(stored.shape[1:]) * np.dtype(FLOATS[stored.dtype]).itemsize
+    return [Item(f"{key}.{i}", stored._replace(shape=shape, offset=stored.offset + i * size)) for i in range(count)]
 
 
 def _usable(item):
@@ -249,22 +285,23 @@ def _named(key, config):
     given = (side or "out").startswith("in")
     tap = MODULES[path].get((given, int(index or 0)))
     if tap is None:
-        raise Refused(f"no tap holds what this module {'is given' if given else 'makes'}")
+        raise NoTap(f"no tap holds what this module {'is given' if given else 'makes'}")
     tap = tap.replace("layers.*", f"layers.{int(layer[1])}") if layer else tap.replace("{last}", str(last))
     return tap, given or tap == "uncapped"
 
 
-def _absent(tap, config, names):
-    """Why this model has no such tap; None if it has. names: all taps of the model."""
+def _check_present(tap, config, names):
+    """Raise Refused if this model has no such tap. names: all taps of the model."""
     layer, kind = layer_of(tap), tap_kind(tap)
     if layer is not None and layer >= config.num_hidden_layers:
-        return f"their model has more layers than the {config.num_hidden_layers} of this config"
+        raise Refused(f"their model has more layers than the {config.num_hidden_layers} of this config")
     if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each becomes
-        return None
+        return
     when = TAPS[kind].when if kind in TAPS else "ple"
     if when == "writes":
-        return f"this layer has no K and V of its own; it reads those of layer {config.layers[layer].kv_from}"
-    return "this model has no per-layer embeddings" if when == "ple" else "this model has no experts"
+        donor = config.layers[layer].kv_from
+        raise NoTap(f"this layer has no K and V of its own; it reads those of layer {donor}")
+    raise Refused("this model has no per-layer embeddings" if when == "ple" else "this model has no experts")
 
 
 def _rules(path, mapping, header, notes):
@@ -301,8 +338,42 @@ def _short(text):
 # The prompt
 
 
+def _opened(path):
+    """A trace's file -> its arrays as Stored by name, its bytes, and its metadata. Raises Error for other formats.
+
+    A safetensors file is mapped. A file of NumPy's is read whole; an array of a .npy file has the file's name.
+    """
+    check_file(path)
+    with open(path, "rb") as file:
+        first = file.read(6)
+    other = next((other for magic, other in OTHERS.items() if first.startswith(magic)), None)
+    if first == b"\x93NUMPY" or first[:2] == b"PK":
+        try:
+            loaded = np.load(path, allow_pickle=False)
+            arrays = {Path(path).stem: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+            if not any(isinstance(array, bytes) for array in arrays.values()):  # members that are no arrays: PyTorch's
+                return _as_stored(path, arrays)
+        except (OSError, ValueError, LookupError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise Error(f"{path}: not a readable file of NumPy arrays ({error})") from None
+    try:
+        return read_header(path), np.asarray(np.memmap(path, np.uint8, "r")), _metadata(path)
+    except Error as error:
+        raise Error(f"{path}: is {other[0]}; save it as safetensors: {other[1]}") if other else error from None
+
+
+def _as_stored(path, arrays):
+    """NumPy's arrays as if they lay in a safetensors file -> as `_opened`."""
+    codes, header, parts, offset = {np.dtype(d): code for code, d in (FLOATS | INTEGERS).items()}, {}, [], 0
+    for name, array in arrays.items():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+        header[name] = Stored(Path(path), codes.get(little.dtype, str(little.dtype)), little.shape, offset)
+        parts.append(np.frombuffer(little.tobytes(), np.uint8))
+        offset += little.nbytes
+    return header, np.concatenate([*parts, np.empty(0, np.uint8)]), {}
+
+
 def _metadata(path):
-    """The file's metadata; values that are JSON, as ours are, decoded."""
+    """A safetensors file's metadata; values that are JSON, as ours are, decoded."""
     import safetensors
 
     with safetensors.safe_open(path, framework="np") as file:
@@ -431,6 +502,11 @@ def read_array(stored):
     return _values(np.asarray(np.memmap(stored.path, np.uint8, "r")), stored).reshape(stored.shape)
 
 
+def keys_of(path):
+    """The names of the arrays in a file of intermediates."""
+    return set(_opened(path)[0])
+
+
 def read_soft(path):
     """Soft tokens in a safetensors file -> their positions [M] and rows [M, D]. Raises Error if one is missing."""
     header = read_header(path)
@@ -454,20 +530,23 @@ def _convert(item, values, config, T):
     return item.tap, array
 
 
+def _same(a, b, allowed):
+    """Whether two arrays are alike up to this part of their size; values of which neither is finite are."""
+    if a.shape != b.shape:
+        return False
+    with np.errstate(all="ignore"):
+        a, b = np.where(np.isfinite(a) | np.isfinite(b), (a, b), 0).astype(np.float64)
+        return bool(np.linalg.norm(a - b) <= allowed * np.linalg.norm(b))
+
+
 def _expect_same(tap, item, array, first, kept):
     """Raises Error if two records of one value differ.
 
     Raises Refused if the second is indirect: in a port with a mistake between two modules the input of the one may
     differ from the output of the other, and the rest of the trace can still be judged.
     """
-    if array.shape == kept.shape:
-        if np.array_equal(array, kept, equal_nan=True):
-            return
-        allowed = max(ROUNDING.get(stored.dtype, 1e-5) for stored in (item.stored, first.stored))
-        with np.errstate(all="ignore"):
-            away, size = np.linalg.norm(array.astype(np.float64) - kept), np.linalg.norm(kept.astype(np.float64))
-            if away <= allowed * size:
-                return
+    if _same(array, kept, max(ROUNDING.get(stored.dtype, 1e-5) for stored in (item.stored, first.stored))):
+        return
     if item.indirect:
         raise Refused(f"differs from {_short(first.key)}, which is {tap} too and is kept")
     raise Error(f"{_short(first.key)} and {_short(item.key)} are both {tap} and differ; leave one out")

@@ -95,10 +95,10 @@ class Replay:
 
     So each op is judged on *their* input: an error that an op only passes on does not count against it, and one pass
     separates a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
-    theirs: tap name -> array. If it has one position of a longer prompt, that is the last. If theirs is not finite or
-    has another shape, the pass goes on with ours. config: of the pass; it says which scores must be masked.
-    known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and checking
-    that is quicker than comparing anew.
+    theirs: tap name -> array. If it has one position of a longer prompt, that is the last. Where theirs is not
+    finite, or if it has another shape, the pass goes on with ours. config: of the pass; it says which scores must be
+    masked. known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and
+    checking that is quicker than comparing anew.
     """
 
     def __init__(self, theirs, config=None, known=None):
@@ -123,8 +123,7 @@ class Replay:
         else:
             difference = self._router(name, array, theirs) if ".router." in name else compare(name, array, theirs)
         self._keep(name, difference)
-        if not np.isfinite(theirs).all():
-            return array
+        theirs = np.where(np.isfinite(theirs), theirs, array)
         if name.endswith("router.probs"):
             self.probs = theirs
         return theirs.astype(array.dtype)

@@ -5,10 +5,18 @@ from collections import Counter
 from ..files import table
 
 
+def _not_understood(unread, comparison):
+    """The line that comes before any verdict if arrays of the file were not understood: a list of one, or of none."""
+    judged = sum(row.verdict not in ("MISSING", "ELSEWHERE") for row in comparison.rows) if comparison else 0
+    what = f"{len(unread)} of {len(unread) + judged} arrays {'was' if len(unread) == 1 else 'were'} not understood"
+    return [f"{what}, {judged} {'is' if judged == 1 else 'are'} judged"] if unread else []
+
+
 def diff_text(comparison, everything=False):
     """A diff.Comparison: the taps in the order of execution (runs of OK in one line), then the finding."""
+    head = _not_understood(comparison.unread, comparison)
     if not comparison.rows:
-        return "\n".join([*comparison.notes, comparison.sentence])
+        return "\n".join([*head, *comparison.notes, comparison.sentence])
     rows, calm = [], []
 
     def flush():
@@ -32,9 +40,10 @@ def diff_text(comparison, everything=False):
     missing = sum(row.verdict == "MISSING" for row in comparison.rows)
     heads = ["tap", "shape", "own error", "allowed", "error", "cosine", "ratio", "verdict"]
     counts = Counter(row.verdict for row in comparison.rows)
-    summary = ", ".join(f"{counts[name]} {name}" for name in ("OK", "DRIFT", "BROKEN", "SHAPE") if counts[name])
+    verdicts = ("OK", "DRIFT", "BROKEN", "POISONED", "ELSEWHERE", "SHAPE")
+    summary = ", ".join(f"{counts[name]} {name}" for name in verdicts if counts[name])
     notes = [*comparison.notes, f"{missing} taps were not captured"] if missing else comparison.notes
-    lines = [table(heads, rows), f"{summary}; precision {comparison.precision}", *notes, comparison.sentence]
+    lines = [*head, table(heads, rows), f"{summary}; precision {comparison.precision}", *notes, comparison.sentence]
     return "\n".join([*lines, *([comparison.hint] if comparison.hint else [])])
 
 
@@ -47,7 +56,8 @@ def _diff_row(row):
 
 def diagnosis_text(diagnosis):
     """A diagnosis.Diagnosis: the verdict, the faults with evidence and remedy, what came near, what to try next."""
-    lines = [f"{diagnosis.verdict}: {diagnosis.sentence}"]
+    lines = _not_understood(diagnosis.unread, diagnosis.comparison)
+    lines.append(f"{diagnosis.verdict}: {diagnosis.sentence}")
     if diagnosis.first_broken and diagnosis.comparison:
         lines.append(diagnosis.comparison.sentence)
     if diagnosis.comparison and diagnosis.comparison.hint:

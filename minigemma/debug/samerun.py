@@ -5,13 +5,15 @@ the embeddings and the matrix products (`identify`), and, if no known mistake ex
 (`unrelated`). A verdict is a pair: "other-input" or "other-weights", and a sentence.
 """
 
+import re
+from collections import defaultdict
+
 import numpy as np
 
-from ..checkpoint import read_header
 from ..errors import Error
 from ..ops import linear
 from ..taps import layer_of, names_of, time_axis
-from .foreign import read_trace
+from .foreign import keys_of, read_trace
 from .replay import by_position
 
 LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
@@ -38,7 +40,7 @@ def read_theirs(path, model, ids=None, mapping=None):
 
 def read_second(path, config, mapping=None):
     """The second trace of a comparison -> foreign.Foreign. A mapping translates its names unless they are ours."""
-    own = set(names_of(config)) & set(read_header(path))
+    own = set(names_of(config)) & keys_of(path)
     return read_trace(path, config, None if own else mapping)
 
 
@@ -48,12 +50,14 @@ def with_other_bos(ids):
 
 
 def notes_of(theirs):
-    """Lines about a trace: what was converted, what was ignored, and how many arrays are not judged."""
-    notes = [*theirs.notes, *(f"ignored {line}" for line in theirs.ignored)]
-    if theirs.unread:
-        count = len(theirs.unread) + len(theirs.arrays)
-        notes.append(f"{len(theirs.unread)} of {count} arrays could not be read and are not judged")
-    return notes
+    """Lines about a trace: what was converted and what was ignored; names that differ in numbers share a line."""
+    groups, no_tap = defaultdict(list), len(theirs.ignored) - len(theirs.unread)
+    for key, reason in theirs.unread.items():
+        groups[re.sub("[0-9]+", "*", key), reason].append(key)
+    notes = [f"ignored {no_tap} {'array' if no_tap == 1 else 'arrays'} that no tap holds"] if no_tap else []
+    for (pattern, reason), keys in groups.items():
+        notes.append(f"ignored {keys[0] if len(keys) == 1 else f'{pattern}, {len(keys)} arrays'}: {reason}")
+    return [*theirs.notes, *notes]
 
 
 def stated(theirs, tokens, fingerprint):

@@ -4,6 +4,7 @@ That it names mistakes made by other code than ours is tested in parity/test_dia
 """
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,6 +161,38 @@ def test_every_mistake_of_the_catalogue_can_be_tried_on_every_member(member, len
     assert len({candidate.fault.id for candidate in candidates}) > 40
     for candidate in candidates:
         assert search.errors([candidate]) is not None
+    assert not search.skipped
+
+
+def raises(port):
+    raise ValueError("axes differ")
+
+
+def test_a_mistake_that_cannot_be_tried_on_a_trace_is_skipped_with_a_note(monkeypatch):
+    broken = Fault("Z1", "a mistake", probe="one", symptom="", remedy="", seen="", changes=raises)
+    monkeypatch.setitem(FAULTS, "Z1", broken)
+    found = diagnosed(model_of("E2B"), "A8")
+    assert [fault.id for fault in found.faults] == ["A8"]
+    assert found.notes == ["not tried, as this trace cannot show them: Z1"]
+
+
+@pytest.mark.parametrize("wrong", ["layers.2.mlp.act", "layers.3.attn.q", "layers.0.resid_pre", "embed"])
+@pytest.mark.parametrize("late", [False, True])
+def test_no_capture_of_the_last_position_ends_in_a_traceback(wrong, late):
+    """A mistake that is not in the catalogue, in a file cut as hooks on generate() see it."""
+    model, trace = model_of("E2B"), Trace()
+    noise = np.random.default_rng(1).uniform(0.5, 2, 1000)
+
+    def port(name, x):
+        return trace(name, x * noise[: x.shape[-1]].astype(x.dtype) if name == wrong else x)
+
+    forward(TOKENS, model.weights, model.config, tap=port)
+    theirs = dict(trace)
+    for name, array in trace.items():
+        if not late or re.match(r"layers\.[5-9]\.|final|logits", name):
+            theirs[name] = array.take([-1], axis=time_axis(name))
+    found = diagnose(theirs, Run(model, TOKENS, theirs))
+    assert found.verdict != "rounding" and not found.notes
 
 
 def test_two_mistakes_at_once_are_both_named():
@@ -305,3 +338,33 @@ def test_the_command_names_the_mistake_in_a_file(tmp_path, capsys):
     assert (found["verdict"], found["faults"][0]["id"]) == ("fault", "E1")
     assert set(found["faults"][0]) == {"id", "title", "explains", "evidence", "remedy"}
     assert found["first_broken"] == "layers.4.attn.rot_q"
+
+
+def with_noise(size, precision):
+    """What a port in this precision records whose values are rounded more coarsely, by noise of this size."""
+    model, trace, rng = model_of("E2B"), Trace(), np.random.default_rng(5)
+
+    def port(name, x):
+        if name.endswith("attn.v"):
+            x = (x * (1 + size * rng.uniform(-1, 1, x.shape))).astype(x.dtype)
+        return trace(name, x.astype(precision).astype(np.float32) if x.dtype == np.float32 else x)
+
+    forward(TOKENS, model.weights, model.config, tap=port)
+    return dict(trace), Run(model, TOKENS, dict(trace))
+
+
+def test_a_part_in_bfloat16_of_a_port_in_float16_is_rounding():
+    theirs, run = with_noise(2**-7, np.float16)
+    comparison = compare_traces(theirs, run)
+    assert comparison.precision == "float16" and comparison.first_broken == "layers.0.attn.v"
+    found = diagnose(theirs, run)
+    assert found.verdict == "rounding" and found.comparison.precision == "bfloat16"
+    assert "though most numbers are those of float16" in found.sentence
+
+
+def test_a_coarser_format_is_named_and_hides_no_mistake_of_a_port_in_float32():
+    found = diagnose(*with_noise(2**-7, np.float32))
+    assert (found.verdict, found.first_broken) == ("unknown", "layers.0.attn.v")
+    assert found.sentence.endswith("bfloat16 rounding would explain all: if they use it, give --precision bfloat16")
+    assert "--precision" not in diagnose(*with_noise(0.5, np.float32)).sentence
+    assert "--precision" not in diagnose(*with_noise(2**-7, np.float32), precision="float32").sentence

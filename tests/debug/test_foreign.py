@@ -1,7 +1,9 @@
 """Other engines' traces: every recognised layout and name reads back to the same arrays, the rest is refused."""
 
 import json
+import pickle
 import re
+import zipfile
 from functools import cache
 
 import numpy as np
@@ -269,6 +271,43 @@ def test_hidden_states_and_attentions_are_read_as_transformers_lists_them(form, 
     assert_same(read_trace(write(tmp_path / "trace", arrays), config), trace, names)
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_stacked_hidden_states_and_attentions_are_taken_apart(batch, tmp_path):
+    config, trace = record("E2B")
+    L = config.num_hidden_layers
+    names = ["embed", *(f"layers.{i}.resid_pre" for i in range(1, L)), "final_norm"]
+    patterns = [f"layers.{i}.attn.pattern" for i in range(L)]
+    arrays = {"hidden_states": np.stack([trace[name] for name in names])}
+    arrays["attentions"] = np.stack([trace[name] for name in patterns])
+    if batch:
+        arrays = {key: array[:, None] for key, array in arrays.items()}
+    foreign = read_trace(write(tmp_path / "trace", arrays), config)
+    assert_same(foreign, trace, [*names, *patterns])
+    assert not foreign.unread
+    short = {"hidden_states": arrays["hidden_states"][:-1], "logits": trace["logits"]}
+    assert list(read_trace(write(tmp_path / "trace", short), config).unread) == ["hidden_states"]
+
+
+def test_of_a_row_before_and_after_its_scale_the_one_after_is_taken(tmp_path):
+    config, trace = record("E2B")
+    raw = trace["embed"] / np.float32(np.sqrt(config.hidden_size))
+    arrays = {"embed_tokens.output": raw, "per_layer_model_projection.input": trace["embed"]}
+    foreign = read_trace(write(tmp_path / "trace", arrays), config)
+    assert_same(foreign, trace, ["embed"])
+    assert not foreign.unread and "is not scaled yet" in foreign.notes[0]
+
+
+def test_two_records_of_one_value_are_alike_where_neither_is_finite(tmp_path):
+    config, trace = record("E2B")
+    name = "layers.2.attn.q_raw"
+    first, second = trace[name].copy(), trace[name] * np.float32(1 + 1e-7)
+    first[3, 2:], second[3, 2:] = np.nan, np.inf
+    arrays = {name: first, "layers.2.self_attn.q_norm.input": second}
+    assert read_trace(write(tmp_path / "trace", arrays), config).ignored == []
+    first[5, 1] = np.nan  # of one record only
+    assert "differs from" in read_trace(write(tmp_path / "trace", arrays), config).ignored[0]
+
+
 def test_a_mapping_file_translates_names_and_states_axes(recorded, tmp_path):
     config, trace = recorded
     queries = {name: array for name, array in trace.items() if name.endswith("attn.q")}
@@ -493,6 +532,73 @@ def test_a_damaged_file_gives_arrays_or_an_error_and_never_a_traceback(tmp_path)
             outcomes.add("arrays")
             assert foreign.arrays
     assert outcomes == {"error", "arrays"}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_npz_file_is_read_as_it_is(save, recorded, tmp_path):
+    config, trace = recorded
+    with open(tmp_path / "trace.npz", "wb") as file:
+        save(file, tokens=TOKENS, **trace)
+    foreign = read_trace(tmp_path / "trace.npz", config)
+    assert_same(foreign, trace)
+    assert foreign.tokens.tolist() == TOKENS.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2"])
+def test_a_npy_file_is_one_array_with_the_files_name(dtype, tmp_path):
+    config, trace = record("E2B")
+    for order in "CF":
+        np.save(tmp_path / "logits.npy", np.asarray(trace["logits"], dtype, order=order))
+        foreign = read_trace(tmp_path / "logits.npy", config, ids=TOKENS)
+        expected = trace["logits"].astype(dtype).astype(np.float64 if dtype == "<f8" else np.float32)
+        np.testing.assert_array_equal(foreign.arrays["logits"], expected)
+
+
+class Opens:
+    """An object that would write a file if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def other_formats(directory):
+    """The same array as the formats that people have -> path, words that its refusal holds."""
+    array = np.zeros((14, 24), np.float32)
+    with zipfile.ZipFile(directory / "a.pt", "w") as file:  # as torch.save writes it
+        file.writestr("a/data.pkl", pickle.dumps({"embed": Opens(directory / "opened")}))
+        file.writestr("a/data/0", array.tobytes())
+    (directory / "a.pkl").write_bytes(pickle.dumps({"embed": array, "more": Opens(directory / "opened")}))
+    (directory / "a.json").write_text(json.dumps({"embed": array.tolist()}), encoding="utf-8")
+    (directory / "a.gguf").write_bytes(b"GGUF" + bytes(100))
+    np.savez(directory / "objects.npz", embed=np.array([Opens(directory / "opened")]))
+    (directory / "cut.npz").write_bytes((directory / "objects.npz").read_bytes()[:50])
+    return {"a.pt": "is a PyTorch file; save it", "a.pkl": "is a Python pickle; save it", "a.json": "is JSON; save it",
+            "a.gguf": "is a GGUF file; save it", "objects.npz": "not a readable file of NumPy",
+            "cut.npz": "not a readable file of NumPy"}  # fmt: skip
+
+
+def test_another_format_is_named_with_the_lines_that_convert_it_and_is_never_unpickled(tmp_path):
+    config, _ = small("E2B")
+    for name, words in other_formats(tmp_path).items():
+        with pytest.raises(Error) as error:
+            read_trace(tmp_path / name, config)
+        assert words in str(error.value) and "download it again" not in str(error.value), name
+        assert "\n" not in str(error.value), name
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_safetensors_file_may_begin_with_the_first_byte_of_another_format(tmp_path):
+    """Its first bytes are a length: 123 is {, 128 is the first byte of a pickle."""
+    config, trace = record("E2B")
+    data = write(tmp_path / "whole", {"embed": trace["embed"]}).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    for length in (123 + 256, 128 + 256):
+        padded = data[8:start].rstrip().ljust(length)
+        (tmp_path / "trace").write_bytes(length.to_bytes(8, "little") + padded + data[start:])
+        assert_same(read_trace(tmp_path / "trace", config), trace, ["embed"])
 
 
 def test_more_axes_than_numpy_has_are_no_traceback(tmp_path):
