@@ -35,7 +35,8 @@ def clipped(x, w):
 def rms_norm(x, weight=None, eps=1e-6):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis. The weight is plain: Gemma 1 to 3 have 1 + weight."""
     mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
-    if not np.isfinite(mean_square).all():  # squares overflowed: the same in units of the largest value
+    finite = np.isfinite(mean_square)
+    if np.count_nonzero(finite) < finite.size:  # squares overflowed: the same in units of the largest value
         unit = np.maximum(np.abs(x).max(-1, keepdims=True), 1)
         x, eps = x / unit, eps / unit / unit
         mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
