@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 from family import IDS, MEMBERS, VISION, random_picture, random_vision, seeing
 from PIL import Image
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
 from transformers.models.gemma4.image_processing_pil_gemma4 import (
     Gemma4ImageProcessorPil,
     get_aspect_ratio_preserving_size,
