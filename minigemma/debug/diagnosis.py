@@ -351,7 +351,18 @@ def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None
 
 
 def diagnose_ids(ids, model):
-    """Name the mistakes of a chat template in the ids of a prompt, without a forward pass -> Diagnosis."""
+    """Name the mistakes of a chat template in the ids of a prompt, without a forward pass -> Diagnosis.
+
+    Raises Error for an id that the model does not have: the prompt is then another model's, and nothing can be read.
+    """
+    for position, id in enumerate(ids):
+        if not 0 <= id < model.config.vocab_size:
+            raise Error(
+                f"id {id} at position {position} is outside the vocabulary of {model.directory}, 0 to "
+                f"{model.config.vocab_size - 1}; name the model of these ids with --weights"
+            )
     prompt = mistakes_in(ids, tokenizer_of(model), model.small_cue)
     names = ", ".join(dict.fromkeys(mistake.id for mistake in prompt))
-    return Diagnosis("prompt", f"the ids show {names}" if names else "the ids show no mistake", None, prompt=prompt)
+    sentence = f"the ids show {names}" if names else "the ids show no mistake"
+    read = f"the ids were read with the tokenizer of {model.directory}; --weights names another model"
+    return Diagnosis("prompt", sentence, None, prompt=prompt, notes=[read])

@@ -134,7 +134,9 @@ def test_a_mistake_made_in_a_right_prompt_is_named(tokenizer, entry, name, is_sm
     one = CONVERSATIONS[name]
     right = one["newest"] + ("" if is_small else one["newest, larger models add"])
     ids = tokenizer.encode(made(right), special=True)
-    diagnosis = diagnose_ids(ids, SimpleNamespace(tokenizer=tokenizer, small_cue=is_small))
+    config = SimpleNamespace(vocab_size=262_144)
+    model = SimpleNamespace(tokenizer=tokenizer, small_cue=is_small, config=config, directory="gemma")
+    diagnosis = diagnose_ids(ids, model)
     assert entry in diagnosis.sentence
     found = diagnosis.prompt
     assert entry in [finding.id for finding in found], found
@@ -256,3 +258,11 @@ def test_any_ids_are_judged_without_a_crash(tokenizer):
     assert mistakes_in([], tokenizer, True)[0].id == "T23"
     with pytest.raises(Error):
         mistakes_in([2, -1], tokenizer, True)
+
+
+@pytest.mark.parametrize("stranger", [99_999, 2_560, 2**31 - 1, 2**40])
+def test_an_id_that_the_model_does_not_have_is_refused_and_not_called_clean(tiny, stranger):
+    ids = tiny.chat_ids([{"role": "user", "content": "Hello"}])
+    assert diagnose_ids(ids, tiny).sentence == "the ids show no mistake"
+    with pytest.raises(Error, match=f"id {stranger} at position 4 is outside the vocabulary .* --weights"):
+        diagnose_ids([*ids[:4], stranger, *ids[4:]], tiny)
