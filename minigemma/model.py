@@ -54,7 +54,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
     for layer, w in zip(config.layers, weights.layers, strict=True):
         i, K, H = layer.index, layer.num_key_value_heads, layer.head_dim
         if i == config.first_kv_shared_layer and logits != "all":
-            # From here on no layer writes K and V for later calls, so only the position whose logits are asked goes on.
+            # From here on no layer writes K and V, so earlier positions are not needed: keep the last one, or stop.
             if logits is None:
                 break
             x, positions, last = x[-1:], positions[-1:], last[-1:]  # [1, D], [1], [1]
@@ -106,7 +106,7 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
     new_cache = Cache(end, {i: entry.trim(config.layers[i].window) for i, entry in kv.items()})
     if logits is None:
         return None, new_cache
-    x = x[-1:] if logits == "last" else x  # [T, D], for a model without KV-sharing layers
+    x = x[-1:] if logits == "last" else x  # [T, D], not cut above if no layer shares K and V
     final = tap("final_norm", rms_norm(x, weights.norm, eps))  # [T, D]
     capped = softcap(linear(final, weights.embed_tokens), config.final_logit_softcapping)  # [T, V], tied weights
     return tap("logits", capped), new_cache
@@ -115,8 +115,8 @@ def forward(tokens, weights, config, cache=EMPTY, *, tap=no_tap, logits="all", s
 def per_layer_inputs(embed, ids, weights, config, tap):
     """Per-Layer Embeddings: embed [T, D] and ids [T] -> a vector for each token and each layer, [T, L, P].
 
-    One half is looked up by the token's id. The other half is called context, and often misread as the text before the
-    token. It is a projection of the token's own *embedding*: for text it depends on this token alone.
+    They are a sum. One term is looked up by the token's id. The other is called context, and often misread as the text
+    before the token. It is a projection of the token's own *embedding*: for text it depends on this token alone.
     """
     D, P, L = config.hidden_size, config.hidden_size_per_layer_input, config.num_hidden_layers
     token = (weights.embed_tokens_per_layer[ids] * P**0.5).reshape(-1, L, P)  # [T, L, P]
