@@ -12,10 +12,12 @@ if not __package__:  # `python minigemma` or `python minigemma/__main__.py`: go 
 
 import argparse
 import json
+import re
 import signal
 import time
 import warnings
 from contextlib import closing, suppress
+from difflib import get_close_matches
 from functools import partial
 
 import numpy as np
@@ -406,17 +408,18 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its messages in one printable line."""
 
     def error(self, message):
-        super().error(str(Error(message)))
+        self.print_usage(sys.stderr)
+        self.exit(2, f"minigemma: {Error(message)}\n")
 
 
 def parser():
     """The argument parser of every command."""
-    root = Parser(prog="minigemma", description="Gemma 4 in plain NumPy.")
+    root = Parser(prog="python -m minigemma", description="Gemma 4 in plain NumPy.")
     commands = root.add_subparsers(dest="command", required=True)
 
     def command(run, *arguments):
         sub = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         for names, options in arguments:
             sub.add_argument(*names, **options)
 
@@ -506,12 +509,13 @@ def main(argv=None):
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if hasattr(stream, "reconfigure"):  # undecodable input is reported; characters the terminal lacks are printed
             stream.reconfigure(errors=errors)  # as escapes
-    root = parser()
-    args, unknown = root.parse_known_args(argv)
+    args, unknown = parser().parse_known_args(argv)
     if unknown:
         unquoted = getattr(args, "prompt", None) is not None and not unknown[0].startswith("-")
         advice = '; put the whole prompt in "double quotes"' if unquoted else ""
-        root.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+        for near in get_close_matches(unknown[0], re.findall(r"--[\w-]+", args.parser.format_usage()), 1):
+            advice = f"; did you mean {near}?"
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):  # Finite or the logits' check report NaN, once
             warnings.showwarning = _note

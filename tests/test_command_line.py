@@ -105,6 +105,11 @@ def test_a_wrong_flag_shows_the_usage_and_status_2(arguments):
     assert lines[-1].startswith("minigemma")
 
 
+def test_a_misspelt_flag_is_answered_with_the_one_that_was_meant():
+    lines = refused(run("generate", "x", "--temprature", 1), "usage: python -m minigemma generate")
+    assert lines[-1].endswith("--temprature 1; did you mean --temperature?")
+
+
 def test_a_wrong_flag_is_quoted_in_one_printable_line():
     result = run("params", "E2B", "--\x1b[31m\nx")
     assert result.returncode == 2
