@@ -33,11 +33,12 @@ try:
     # isort: split
     from .cache import EMPTY, Cache
     from .checkpoint import random_weights, read_vision, read_weights, save
-    from .config import Config, VisionEmbedder
+    from .config import Config
     from .conversation import Conversation
     from .errors import Error
     from .files import read_json
     from .inputs import fit_image, no_tap, read_image
+    from .media import encode_picture, lay_out
     from .model import forward
     from .sampling import generate, generate_ids, prefill, tokenizer_of
     from .taps import Edit, Finite, Trace
@@ -87,9 +88,8 @@ class Model:
         budget: at most so many, 70, 140, 280, 560 or 1120. Raises Error for what is not a picture, and for a model
         without vision.
         """
-        weights = self.vision  # first: a model that cannot see says so before it opens the picture
-        encode = embed_image if isinstance(self.config.vision, VisionEmbedder) else encode_image
-        return encode(fit_image(read_image(image), budget, self.config.vision.side), weights, self.config, tap=tap)
+        _ = self.vision  # first: a model that cannot see says so before it opens the picture
+        return encode_picture(fit_image(read_image(image), budget, self.config.vision.side), self, tap)
 
     @cached_property
     def tokenizer(self):
@@ -107,13 +107,14 @@ class Model:
         """Whether a prompt ends as for E2B and E4B, see `turns.small_cue`."""
         return small_cue(self.config, read_template(self.directory))
 
-    def chat(self, messages, tools=None, think=False, stream=False, max_new_tokens=200, **options):
+    def chat(self, messages, tools=None, think=False, stream=False, max_new_tokens=200, budget=280, **options):
         """Answer a conversation -> turns.Answer; with stream, pairs of `turns.stream` as they come.
 
-        messages and tools: as `turns.render` takes them. think: ask for a thought. options: temperature, top_k, top_p,
-        seed, tap, as for `generate_ids`. Raises Error for what cannot be used. Conversation keeps what this forgets.
+        messages and tools: as `turns.render` takes them. think: ask for a thought. budget: the most soft tokens of a
+        picture. options: temperature, top_k, top_p, seed, tap, as for `generate_ids`. Raises Error for what cannot be
+        used. Conversation keeps what this forgets.
         """
-        conversation = Conversation(self, tools=tools, think=think)
+        conversation = Conversation(self, tools=tools, think=think, budget=budget)
         pairs = conversation.read(conversation.draw(messages, max_new_tokens, **options))
         if stream:
             return pairs
@@ -121,9 +122,10 @@ class Model:
             pass
         return conversation.answer
 
-    def chat_ids(self, messages, tools=None, think=False):
-        """The ids that `chat` lets the model read: the conversation, and the cue for the answer."""
-        return to_ids(render(messages, tools, think, small=self.small_cue), tokenizer_of(self))
+    def chat_ids(self, messages, tools=None, think=False, budget=280):
+        """The ids that `chat` lets the model read: the conversation, and the cue for the answer. No encoder runs."""
+        pieces = lay_out(render(messages, tools, think, small=self.small_cue), self.config, budget)
+        return to_ids(pieces, tokenizer_of(self))
 
 
 def load(path=None, dtype="bfloat16"):

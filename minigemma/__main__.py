@@ -28,14 +28,16 @@ from .conversation import Conversation
 from .errors import Error
 from .files import make_directory, read_json, replacing, table
 from .inputs import BUDGETS, grid_of, read_image
+from .media import KINDS, place_files
 from .model import no_tap
 from .released import RELEASED
-from .sampling import generate_ids, prompt_ids, see_prompt, settings, tokenizer_of
+from .sampling import generate_ids, prompt_ids, read_prompt, settings, tokenizer_of
 from .taps import PRECISIONS, Finite, Trace
 from .tools.synth import synthesize
 from .turns import spelled
 
 SIDE = 48  # pixels of a soft token's side in every released model
+FILE_LINE = re.compile(rf"/({'|'.join(KINDS)})\b(.*)\n?")  # in a chat: a file for the next text
 PAUSE = 0.05  # seconds without a new line after which a pasted text is complete
 
 
@@ -45,20 +47,17 @@ def generate(args):
     Where the model then calls a tool, the call is printed as JSON, and the next line of the input is the tool's reply.
     """
     model, prompt = load(args.weights, args.dtype), _prompt(args)
-    turns = args.system is not None or args.tools is not None or args.think
-    if args.image and turns:
-        raise Error("--image is not for conversations yet; leave out --system, --think and --tools")
-    if args.image:
-        return _stream(model, *see_prompt(model, prompt, args.image, args.budget, args.special), args)
-    ids = prompt_ids(model, prompt, args.special)
-    if not turns:
-        return _stream(model, ids, None, args)
+    content = place_files(prompt, _files(args, model))
+    if args.system is None and args.tools is None and not args.think:
+        return _stream(model, content, args)
     if args.special:
         raise Error("--special is for a prompt that has its own turns; leave out --system, --think and --tools")
-    conversation, messages = _conversation(model, args), [{"role": "user", "content": prompt}]
+    if not content:
+        raise Error("the prompt is empty; give at least one character")
+    conversation, messages = _conversation(model, args), [{"role": "user", "content": content}]
     while messages:
         calls = _answer(conversation, messages, args)
-        messages = calls and _next(calls)
+        messages = calls and _next(calls, conversation, {})
 
 
 def chat(args):
@@ -66,20 +65,24 @@ def chat(args):
 
     At a terminal a pasted text is one turn, with its blank lines; from a pipe each line is a turn, and blank lines are
     skipped. /exit or the end of the input ends the conversation. Ctrl-C during an answer stops the answer. Where the
-    model calls a tool, the call is printed as JSON, and the next text is the tool's reply.
+    model calls a tool, the call is printed as JSON, and the next text is the tool's reply. A line /image FILE adds a
+    picture to the next text.
     """
     model = load(args.weights, args.dtype)
     source = model.generation_source
     settings(model.generation_config, args.temperature, args.top_k, args.top_p, source)  # a mistake there ends it now
-    conversation, calls, terminal = _conversation(model, args), [], _at_terminal()
+    conversation, calls, files, terminal = _conversation(model, args), [], _files(args, model), _at_terminal()
     if terminal:
-        print("/exit ends the conversation, Ctrl-C stops an answer.", file=sys.stderr)
+        adds = "/image FILE adds a picture to the next text, " if model.config.vision else ""
+        print(f"{adds}/exit ends the conversation, Ctrl-C stops an answer.", file=sys.stderr)
         with suppress(ImportError):  # Windows has no readline
             import readline  # noqa: F401 (importing it gives `input` arrow keys and a history)
-    while messages := _next(calls):
+    messages = True
+    while messages:
         try:
-            calls = _answer(conversation, messages, args, stoppable=terminal)
-        except Error as error:  # bytes that are not UTF-8, a text that is too long
+            if messages := _next(calls, conversation, files):
+                calls = _answer(conversation, messages, args, stoppable=terminal)
+        except Error as error:  # bytes that are not UTF-8, a text that is too long, a file that is not a picture
             if not terminal:
                 raise
             print(f"minigemma: {error}", file=sys.stderr)
@@ -88,16 +91,17 @@ def chat(args):
 def turns(args):
     """Show a conversation as the model reads it: its ids and their tokens. FILE is a JSON list of messages."""
     model = load(args.weights)
-    ids = model.chat_ids(read_json(args.file, list), _tools(args), args.think)
+    ids = model.chat_ids(read_json(args.file, list), _tools(args), args.think, args.budget)
     return ids, spelled(ids, tokenizer_of(model), coloured=_is_terminal(sys.stdout)), 0
 
 
 def trace(args):
-    """Record every intermediate of a prompt's pass."""
+    """Record every intermediate of a prompt's pass, and of its pictures' passes. Of several pictures the last stays."""
     model = load(args.weights, args.dtype)
-    ids = prompt_ids(model, _prompt(args), args.special)
-    record = Trace(args.only)
-    model(ids, tap=Finite(record) if args.check else record)
+    prompt, record = place_files(_prompt(args), _files(args, model)), Trace(args.only)
+    tap = Finite(record) if args.check else record
+    ids, soft_tokens = read_prompt(model, prompt, args.budget, args.special, tap)
+    model(ids, tap=tap, soft_tokens=soft_tokens)
     identity = {"model": str(model.directory), "fingerprint": fingerprint(model.weights)}
     record.save(args.out, tokens=ids, **identity)
     size = sum(array.nbytes for array in record.values())
@@ -150,10 +154,12 @@ def _pasting():
     return msvcrt.kbhit()
 
 
-def _stream(model, ids, soft_tokens, args):
-    """Print how a prompt goes on. soft_tokens: of pictures among the ids, as `forward` takes them, or None."""
-    timer = Timer(model, len(ids))
-    drawn = (id for id, _ in generate_ids(model, ids, args.n, soft_tokens=soft_tokens, **_sampling(args)))
+def _stream(model, prompt, args):
+    """Print how a prompt, text or parts, goes on."""
+    timer, sampling = Timer(model), _sampling(args)
+    ids, soft_tokens = read_prompt(model, prompt, args.budget, args.special, sampling["tap"])
+    timer.prompt = len(ids)
+    drawn = (id for id, _ in generate_ids(model, ids, args.n, soft_tokens=soft_tokens, **sampling))
     for piece in model.tokenizer.stream(timer(drawn)):
         print(piece, end="", flush=True)
     print()
@@ -172,7 +178,12 @@ def _tools(args):
 
 
 def _conversation(model, args):
-    return Conversation(model, args.system, _tools(args), args.think)
+    return Conversation(model, args.system, _tools(args), args.think, args.budget)
+
+
+def _files(args, model):
+    """The files of --image, opened, by kind."""
+    return {kind: [KINDS[kind].open(path, model.config) for path in getattr(args, kind) or []] for kind in KINDS}
 
 
 def _answer(conversation, messages, args, stoppable=False):
@@ -180,8 +191,9 @@ def _answer(conversation, messages, args, stoppable=False):
 
     stoppable: Ctrl-C ends the answer, not the command.
     """
+    timer, last = Timer(conversation.model), None
     drawn = conversation.draw(messages, args.n, **_sampling(args))
-    timer, last = Timer(conversation.model, conversation.length_read), None
+    timer.prompt = conversation.length_read
     dim, plain = ("\x1b[2m", "\x1b[0m") if _is_terminal(sys.stderr) else ("", "")
     with closing(conversation.read(timer(drawn))) as pairs:
         try:
@@ -209,16 +221,35 @@ def _answer(conversation, messages, args, stoppable=False):
     return conversation.messages[-1].get("tool_calls", [])
 
 
-def _next(calls):
-    """The next messages, from the input: the replies to the model's calls, else a user's turn. [] at its end."""
+def _next(calls, conversation, files):
+    """The next messages, from the input: the replies to the model's calls, else a user's turn. [] at its end.
+
+    files: opened ones by kind, for the next text; lines such as /image FILE add to them.
+    """
     messages = [{"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"]} for call in calls]
     messages = messages or [{"role": "user"}]
     for message in messages:
-        text = _ask(f"reply to {message['name']}> " if calls else "> ")
+        prompt = f"reply to {message['name']}> " if calls else "> "
+        text = _ask(prompt)
+        while line := FILE_LINE.match(text):
+            _add_file(line[1], line[2].strip(" '\""), conversation, files)
+            text = text[line.end() :].strip() or _ask(prompt)
         if not text:
             return []
-        message["content"] = text
+        message["content"] = place_files(text, files)
+        files.clear()
     return messages
+
+
+def _add_file(kind, path, conversation, files):
+    """Open a file for the next text, and say how many soft tokens it becomes. Raises Error."""
+    if not path:
+        raise Error(f"name the file, as in /{kind} FILE")
+    config = conversation.model.config
+    array = KINDS[kind].open(os.path.expanduser(path), config)
+    count = sum(count for _, _, count in KINDS[kind].fit(array, config, conversation.budget))
+    files.setdefault(kind, []).append(array)
+    print(f"{path}: {count} soft tokens, for the next text", file=sys.stderr)
 
 
 def tokens(args):
@@ -369,8 +400,9 @@ def retention(args):
 class Timer:
     """Notes when each id is drawn."""
 
-    def __init__(self, model, prompt):
-        self.model, self.prompt, self.start, self.stamps = model, prompt, time.perf_counter(), []
+    def __init__(self, model):
+        self.model, self.start, self.stamps = model, time.perf_counter(), []
+        self.prompt = 0  # its tokens that are read
 
     def __call__(self, ids):
         """The ids as they come."""
@@ -450,12 +482,12 @@ def parser():
     image = flag("--image", metavar="FILE", action="append", help="a picture, before the text or where it says {image}")
     budget = flag("--budget", type=int, default=280, choices=BUDGETS, help="most soft tokens a picture (default 280)")
     command(generate, prompt, special, image, budget, where, dtype, *talk, *sampling, check)
-    command(chat, where, dtype, *talk, *sampling, check)
+    command(chat, image, budget, where, dtype, *talk, *sampling, check)
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
-    command(trace, prompt, special, where, dtype, out, only, check)
+    command(trace, prompt, special, image, budget, where, dtype, out, only, check)
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
-    command(turns, flag("file", metavar="FILE", help="a JSON list of messages"), where, think, tools, as_json)
+    command(turns, flag("file", metavar="FILE", help="a JSON list of messages"), budget, where, think, tools, as_json)
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
     pictures = flag("--image", metavar="FILE", action="append", required=True, help="a picture; may be given again")

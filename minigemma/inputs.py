@@ -206,15 +206,20 @@ def fit_image(image, budget, side):
     return np.array(Image.fromarray(image).resize((columns * side, rows * side), Image.Resampling.BICUBIC))
 
 
+def check_sight(config):
+    """Raise Error for a model without vision."""
+    if config.vision is None:
+        raise Error("this model cannot see: its config.json has no vision_config; use a whole checkpoint")
+
+
 def as_patches(image, weights, config, first):
     """A picture that fits (fit_image) -> patches [T, X] with values from 0 to 1, and column and row of each, [T].
 
     Patches go row by row; inside a patch rows of pixels, then pixels, then red, green, blue. first: the name of the
     matrix that reads them. Raises Error where picture, weights and config do not belong together.
     """
+    check_sight(config)
     vision = config.vision
-    if vision is None:
-        raise Error("this model cannot see: its config has no vision_config")
     size, width, positions = vision.patches
     X, Y = 3 * size**2, config.hidden_size
     _check_shapes("", weights, {first: (width, X), "embedding_projection": (Y, width)})

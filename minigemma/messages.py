@@ -20,8 +20,9 @@ KINDS = {str: "text", dict: "an object", list: "a list"}
 class Message:
     """A checked message.
 
-    role: system, user, model, or tool in the release form. content: [(kind, text), ...]; kind is text, image, audio or
-    video. calls: [(name, arguments), ...]. replies: [(name, response, [kind, ...]), ...].
+    role: system, user, model, or tool in the release form. content: [(kind, value), ...]; kind is text, image, audio or
+    video, and value the text, or the medium as the user gave it, None where only its place is known. calls: [(name,
+    arguments), ...]. replies: [(name, response, media), ...], media as content.
     """
 
     role: str | None
@@ -69,7 +70,7 @@ def checked_messages(messages, release=False):
 
 
 def _content(message, where, release):
-    """The content of a message -> [(kind, text), ...], and whether it was a list. Raises Error.
+    """The content of a message -> [(kind, value), ...], and whether it was a list. Raises Error.
 
     release: print what is not text as the release template does: a system message as Python, an object of a tool not.
     """
@@ -88,20 +89,22 @@ def _content(message, where, release):
         if part["type"] == "text":
             parts.append(("text", check(part, {"text": str}, f"{where}: part")["text"]))
         elif part["type"] in MEDIA:
-            parts.append((MEDIA[part["type"]], ""))
+            kind = MEDIA[part["type"]]
+            parts.append((kind, part.get(kind)))
         else:
             raise Error(f"{where}: a part of type {part['type']!r}; the types are text, {', '.join(MEDIA)}")
     return parts, True
 
 
 def _reply(message, calls, where):
-    """A message of role tool -> (the name of its function, its text, the kinds of its media). Raises Error."""
+    """A message of role tool -> (the name of its function, its text, its media). Raises Error."""
     names = {call["function"]["name"] for call in calls if call.get("id") == message.get("tool_call_id")}
     if len(names) > 1:
         raise Error(f"{where}: its tool_call_id fits several calls; give each call an id of its own")
     name = names.pop() if names else check(message.get("name") or "unknown", str, f"{where}: name")
     content, _ = _content(message, where, release=False)
-    return name, "".join(text for _, text in content), [kind for kind, _ in content if kind != "text"]
+    text = "".join(value for kind, value in content if kind == "text")
+    return name, text, [part for part in content if part[0] != "text"]
 
 
 def check(x, shape, where):

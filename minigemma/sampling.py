@@ -11,10 +11,11 @@ from .errors import Error
 from .inputs import as_soft_tokens, as_tokens
 from .model import forward, no_tap
 from .ops import horizon
+from .tokenizer import BOS
+from .turns import raw_pieces, to_prompt
 
 SCORE_BYTES = 64 * 2**20  # most bytes of one chunk's attention scores; three to four such arrays exist at once
 CHUNK = 512
-PLACE = "{image}"  # of a picture in a prompt
 
 # Settings of a generation_config.json that transformers applies and `sample` does not, with the values that change
 # nothing (beside null). Those in SAMPLED matter only where a token is drawn, not where the most probable one is taken.
@@ -173,14 +174,16 @@ def stop_ids(generation_config, vocab_size, source="generation_config"):
     return {int(id) for id in stop}
 
 
-def generate(model, prompt, max_new_tokens=100, **options):
-    """Yields pieces of text that continue `prompt` (text, or a list of ids).
+def generate(model, prompt, max_new_tokens=100, budget=280, **options):
+    """Yields pieces of text that continue `prompt`: text, a list of ids, or parts of a message, such as a picture.
 
-    options: temperature, top_k, top_p (default: the checkpoint's generation_config), seed, tap. Raises Error for a
-    prompt that cannot be used, or if the model has no tokenizer.
+    budget: the most soft tokens of a picture. options: temperature, top_k, top_p (default: the checkpoint's
+    generation_config), seed, tap. Raises Error for a prompt that cannot be used, or if the model has no tokenizer.
     """
-    ids = prompt_ids(model, prompt) if isinstance(prompt, str) else prompt
-    return tokenizer_of(model).stream(id for id, _ in generate_ids(model, ids, max_new_tokens, **options))
+    written = isinstance(prompt, str) or (isinstance(prompt, list) and any(isinstance(one, dict) for one in prompt))
+    ids, soft = read_prompt(model, prompt, budget, tap=options.get("tap", no_tap)) if written else (prompt, None)
+    drawn = generate_ids(model, ids, max_new_tokens, soft_tokens=soft, **options)
+    return tokenizer_of(model).stream(id for id, _ in drawn)
 
 
 def prompt_ids(model, prompt, special=False):
@@ -194,25 +197,19 @@ def prompt_ids(model, prompt, special=False):
     return tokenizer.encode(prompt, special=special)
 
 
-def see_prompt(model, text, pictures, budget=280, special=False):
-    """A prompt with pictures -> its ids, and the soft tokens for `forward`, (positions [M], rows [M, D]).
+def read_prompt(model, prompt, budget=280, special=False, tap=no_tap):
+    """A prompt, text or parts as a message has them -> its ids, and its soft tokens for `forward`, or None.
 
-    pictures: a list of what `model.see` takes. They stand before the text, or in their order where it says {image}.
-    Each is written as <|image>, a placeholder for each of its soft tokens, and <image|>. Raises Error where places and
-    pictures are not equally many.
+    <bos> stands in front, and nothing else is added: `Conversation` writes turns. special: as for prompt_ids. The tap
+    sees the passes of pictures. Raises Error for what cannot be used.
     """
-    config, tokenizer = model.config, tokenizer_of(model)
-    first, *pieces = text.split(PLACE) if PLACE in text else ["", *[""] * (len(pictures) - 1), text]
-    if len(pieces) != len(pictures):
-        raise Error(f"the prompt has {len(pieces)} places {PLACE}, and {len(pictures)} pictures are given")
-    ids, where, rows = tokenizer.encode(first, special=special), [], []
-    for picture, piece in zip(pictures, pieces, strict=True):
-        soft = model.see(picture, budget)  # [M, D] of this picture
-        where.extend(range(len(ids) + 1, len(ids) + 1 + len(soft)))
-        rows.extend(soft)
-        ids += [config.boi_token_id, *[config.image_token_id] * len(soft), config.eoi_token_id]
-        ids += tokenizer.encode(piece, bos=False, special=special)
-    return ids, (np.array(where), np.array(rows))
+    if isinstance(prompt, str):
+        return prompt_ids(model, prompt, special), None
+    pieces, tokenizer = raw_pieces(prompt), tokenizer_of(model)
+    typed = special and "".join(pieces).startswith(BOS)
+    pieces = pieces if typed or tokenizer.bos is None else [BOS, *pieces]
+    read = to_prompt(pieces, tokenizer, model.config, budget, special)
+    return read.ids, read.soft_tokens(model, tap=tap)
 
 
 def tokenizer_of(model):

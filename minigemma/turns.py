@@ -29,11 +29,12 @@ One difference is known, in the release form: a model's text of only spaces besi
 import json
 import re
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 
 from .errors import Error
 from .files import check_file
+from .media import KINDS, Media, lay_out, make_prompt
 from .messages import SCHEMA_SHAPE, TOOL_SHAPE, Message, check, check_json, checked_messages
 from .tokenizer import (
     AUDIO, BOS, CALL, CHANNEL, END_OF_CALL, END_OF_CHANNEL, END_OF_REPLY, END_OF_TOOL, END_OF_TURN, EOS, IMAGE, MARKS,
@@ -56,9 +57,10 @@ def render(messages, tools=None, think=False, *, small, cue=True, keep_thoughts=
     """A conversation -> pieces, each a Mark or text; `to_ids` makes ids of them.
 
     messages: [{"role": ..., "content": text or parts}, ...]. Roles: system, developer, user, assistant or model, tool.
-    Parts: {"type": "text", "text": ...}, and {"type": "image"}, "audio" or "video", each of which is one placeholder. A
-    model's message may have "tool_calls" and "reasoning" (its thought). The replies follow it as messages of role tool,
-    or they are its "tool_responses". tools: [{"type": "function", "function": {...}}, ...]. small: whether the cue is
+    Parts: {"type": "text", "text": ...}, {"type": "image", "image": a path or an array}, and {"type": "image"}, "audio"
+    or "video" alone, each of which is one placeholder, a Media where its source is known. A model's message may have
+    "tool_calls" and "reasoning" (its thought). The replies follow it as messages of role tool, or they are its
+    "tool_responses". tools: [{"type": "function", "function": {...}}, ...]. small: whether the cue is
     that of E2B and E4B, see `small_cue`. keep_thoughts: keep the thoughts before the calls of earlier turns, too.
     Raises Error for what the format cannot express.
     """
@@ -92,7 +94,7 @@ def render(messages, tools=None, think=False, *, small, cue=True, keep_thoughts=
             pieces += [CALL, f"call:{name}", *written, END_OF_CALL]
         for name, response, media in message.replies:
             fields = response if isinstance(response, dict) else {"value": response}
-            pieces += [REPLY, f"response:{name}", *_value(fields, release), END_OF_REPLY, *map(MEDIA.get, media)]
+            pieces += [REPLY, f"response:{name}", *_value(fields, release), END_OF_REPLY, *starmap(_place, media)]
         pieces += (text := _text(message, release))
         if message.calls and not message.replies and not release:
             pieces.append(REPLY)  # the model wrote it to stop; the reply is still to come
@@ -120,39 +122,65 @@ def _text(message, release, space=""):
     space: what follows each text; the first system message has a space behind each of its parts.
     """
     pieces = []
-    for kind, text in message.content:
+    for kind, value in message.content:
         if kind == "text":
-            kept = [part.partition(CHANNEL)[0] for part in text.split(END_OF_CHANNEL)]
-            pieces.append(("".join(kept) if message.role == "model" else text).strip() + space)
+            kept = [part.partition(CHANNEL)[0] for part in value.split(END_OF_CHANNEL)]
+            pieces.append(("".join(kept) if message.role == "model" else value).strip() + space)
         elif release and kind != "audio":
-            pieces += ["\n\n", MEDIA[kind], "\n\n"]
+            pieces += ["\n\n", _place(kind, value), "\n\n"]
         else:
-            pieces.append(MEDIA[kind])
+            pieces.append(_place(kind, value))
     return [piece for piece in pieces if piece]
 
 
-def to_ids(pieces, tokenizer):
-    """Pieces -> ids: marks by their name, text as text. Raises Error where the vocabulary lacks such a token."""
+def _place(kind, source):
+    """The placeholder of a medium: a Media where its source is known."""
+    return MEDIA[kind] if source is None or kind not in KINDS else Media(kind, source)
+
+
+def to_ids(pieces, tokenizer, special=False):
+    """Pieces -> ids: marks by their name, text as text. Raises Error where the vocabulary lacks such a token.
+
+    special: names of special tokens in the text become these tokens; only for a prompt that somebody wrote so.
+    """
     ids = []
     for is_mark, run in groupby(pieces, lambda piece: isinstance(piece, Mark)):
         for piece in run if is_mark else ["".join(run)]:
-            new = [tokenizer.id(piece)] if is_mark else tokenizer.encode(piece, bos=False)
+            new = [tokenizer.id(piece)] if is_mark else tokenizer.encode(piece, bos=False, special=special)
             if new == [None]:
                 raise Error(f"this tokenizer has no {piece} token; use the tokenizer.json of an -it checkpoint")
-            ids += new
+            ids += new * getattr(piece, "times", 1)
     return ids
+
+
+def to_prompt(pieces, tokenizer, config, budget=280, special=False):
+    """Pieces -> Prompt: their ids, and what the soft tokens of their media are made of. Raises Error as lay_out does.
+
+    budget: the most soft tokens of a picture.
+    """
+    pieces = lay_out(pieces, config, budget)
+    return make_prompt(pieces, to_ids(pieces, tokenizer, special), config)
+
+
+def raw_pieces(parts):
+    """Parts as a message has them -> pieces without turns, to be continued. Their text is not trimmed."""
+    content = checked_messages([{"role": "user", "content": parts}])[0].content
+    return [value if kind == "text" else _place(kind, value) for kind, value in content]
 
 
 def spelled(ids, tokenizer, coloured=False):
     """ids -> text: each id with its token, and a new line behind each line break of the conversation.
 
+    An id that stands several times in a row is written once, with their number: a picture has hundreds.
+
     coloured: special tokens in blue, ids dim, by ANSI codes for a terminal.
     """
     dim, blue, plain = ("\x1b[2m", "\x1b[1;34m", "\x1b[0m") if coloured else ("", "", "")
     text = ""
-    for id in ids:
-        token = tokenizer.token(id)
+    for id, run in groupby(ids):
+        token, times = tokenizer.token(id), len([*run])
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+        shown += f" x {times}" * (times > 1)
         text += f"{dim}{id}{plain} {blue if token in MARKS else ''}{shown}{plain}"
         text += "\n" if token.endswith("\n") else "  "
     return text.rstrip()

@@ -1,19 +1,23 @@
 """Pictures from Python and from the command line, on the tiny weights with a small random tower beside them."""
 
+import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from family import VISION, random_picture, random_vision
 from PIL import Image
-from test_command_line import refused, run
+from test_command_line import refused
 from test_vision import write_vision
 
 import minigemma
-from minigemma import Config, Error, generate_ids, load
+from minigemma import Config, Error, load, media
+from minigemma.__main__ import main
 from minigemma.checkpoint import Stored, read_header
-from minigemma.sampling import see_prompt
+from minigemma.media import place_files
+from minigemma.sampling import read_prompt
 from minigemma.vision import encode_image
 
 BOI, IMAGE, EOI = 2553, 2555, 2554  # of the tiny vocabulary
@@ -65,6 +69,22 @@ def test_whoever_sends_text_touches_no_tensor_of_the_tower(whole, picture, monke
     assert set(mapped) > {"vision.safetensors"}
 
 
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command in this process -> its status, stdout and stderr."""
+
+    def command(*words, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        status = main([str(word) for word in words])
+        return SimpleNamespace(returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
+
+    return command
+
+
+def parts(text, *pictures):
+    return place_files(text, {"image": pictures})
+
+
 def test_pictures_stand_before_the_text_or_where_it_says_so(whole, picture):
     model = load(whole)
     block = [BOI, *[IMAGE] * 63, EOI]
@@ -72,44 +92,153 @@ def test_pictures_stand_before_the_text_or_where_it_says_so(whole, picture):
     def words(text):
         return model.tokenizer.encode(text, bos=False)
 
-    ids, (where, rows) = see_prompt(model, "What is it?", [picture], 70)
+    ids, (where, rows) = read_prompt(model, parts("What is it?", picture), 70)
     assert ids == [2, *block, *words("What is it?")]
     assert where.tolist() == list(range(2, 65)) and np.array_equal(rows, model.see(picture, 70))
-    ids, (where, rows) = see_prompt(model, "a{image}b{image}", [picture, picture], 70)
+    ids, (where, rows) = read_prompt(model, parts("a{image}b{image}", picture, picture), 70)
     assert ids == [2, *words("a"), *block, *words("b"), *block]
     assert set(np.array(ids)[where]) == {IMAGE} and len(where) == len(rows) == 126
-    ids, _ = see_prompt(model, "Look", [picture, picture], 70)
-    assert ids == [2, *block, *block, *words("Look")]
+    assert read_prompt(model, parts("Look", picture, picture), 70)[0] == [2, *block, *block, *words("Look")]
+    typed = parts("<bos><|turn>{image}", picture)
+    assert read_prompt(model, typed, 70, special=True)[0] == [2, model.tokenizer.id("<|turn>"), *block]
+    assert read_prompt(model, "a{image}") == (model.tokenizer.encode("a{image}"), None)
     for places in (1, 3):
-        with pytest.raises(Error, match=f"has {places} places .image., and 2 pictures"):
-            see_prompt(model, "{image}" * places, [picture, picture])
+        with pytest.raises(Error, match=f"has {places} places .image., and 2 files"):
+            parts("{image}" * places, picture, picture)
 
 
-def test_a_picture_changes_what_is_said_and_one_call_says_the_same_as_the_command(whole, picture):
-    model = load(whole)
-    ids, soft = see_prompt(model, "The hat is", [picture], 70)
-    drawn = [id for id, _ in generate_ids(model, ids, 5, soft_tokens=soft, temperature=0.0)]
+def test_a_picture_changes_what_is_said_and_python_says_the_same_as_the_command(whole, picture, run):
+    model, options = load(whole), {"max_new_tokens": 5, "temperature": 0.0}
+    said = "".join(minigemma.generate(model, parts("The hat is", picture), budget=70, **options))
     command = ["generate", "The hat is", "--image", picture, "--budget", "70", "--temperature", "0", "-n", "5"]
-    assert run(*command, "--weights", whole).stdout.rstrip("\n") == model.tokenizer.decode(drawn)
+    assert run(*command, "--weights", whole).stdout.rstrip("\n") == said
+    ids, soft = read_prompt(model, parts("The hat is", picture), 70)
     logits = [model(ids, soft_tokens=(soft[0], rows), logits="last")[0] for rows in (soft[1], -soft[1])]
     assert not np.allclose(*logits)
 
 
-def test_a_text_model_says_that_it_cannot_see(picture):
+def test_a_text_model_says_that_it_cannot_see(picture, run):
     for image in (picture, "no/such/file.png"):
-        refused(run("generate", "Hi", "--image", image), "no vision_config")
+        for command in (["generate", "Hi"], ["generate", "Hi", "--think"], ["chat"], ["trace", "Hi", "--out", "x"]):
+            refused(run(*command, "--image", image), "no vision_config")
 
 
-def test_a_picture_that_is_longer_than_the_context_is_refused(whole, picture):
+def test_a_picture_that_is_longer_than_the_context_is_refused_before_the_tower_runs(whole, picture, monkeypatch):
     model = load(whole)
-    ids, soft = see_prompt(model, "Hi", [picture], 70)
-    object.__setattr__(model.config, "max_position_embeddings", 60)
-    with pytest.raises(Error, match="60 positions"):
-        next(generate_ids(model, ids, 1, soft_tokens=soft))
+    object.__setattr__(model.config, "max_position_embeddings", 64)
+    monkeypatch.setattr(media, "encode_image", None)
+    with pytest.raises(Error, match="63 soft tokens, and the model has 64 positions; ask for a smaller budget"):
+        read_prompt(model, parts("Hi", picture), 70)
+    with pytest.raises(Error, match="63 soft tokens"):
+        model.chat([user("Hi", picture)], budget=70)
 
 
-def test_tokens_prints_size_grid_and_count_at_every_budget_without_weights(picture, tmp_path):
-    lines = run("tokens", "--image", picture, MINIGEMMA_WEIGHTS=str(tmp_path / "nothing")).stdout.splitlines()
+# Conversations
+
+
+def user(text, *pictures):
+    return {"role": "user", "content": parts(text, *pictures)}
+
+
+def greedy(model, messages, **options):
+    return model.chat(messages, budget=70, max_new_tokens=4, temperature=0.0, **options)
+
+
+def test_a_picture_in_a_message_is_written_as_its_placeholders_between_two_marks(whole, picture):
+    model = load(whole)
+    once = [2, *model.chat_ids([user(" What? ", picture)], budget=70)[1:]]
+    bare = model.chat_ids([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}])
+    at = bare.index(IMAGE)
+    assert once == [*bare[:at], BOI, *[IMAGE] * 63, EOI, *bare[at + 1 :]]
+    tool = {"role": "tool", "content": parts("09:00", random_picture(30, 40))}
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "now"}}]}
+    assert model.chat_ids([user("Now?"), call, tool], budget=70).count(IMAGE) == 63
+
+
+@pytest.mark.parametrize("content", [[{"type": "image"}], [{"type": "image", "url": "x.png"}], [{"type": "audio"}]])
+def test_a_placeholder_that_stands_for_nothing_is_refused_where_the_model_would_read_it(whole, content):
+    with pytest.raises(Error, match="stands for nothing"):
+        load(whole).chat([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize("image", ["no/such.png", 3, {"url": "x"}, np.zeros((2, 2))], ids=str)
+def test_a_picture_that_cannot_be_used_is_one_line_of_chat(whole, image):
+    for ask in (load(whole).chat, load(whole).chat_ids):
+        with pytest.raises(Error) as caught:
+            ask([user("What?", image)])
+        assert "\n" not in str(caught.value)
+
+
+def test_a_conversation_goes_on_behind_a_picture_that_is_encoded_once(whole, picture, monkeypatch):
+    model, seen = load(whole), []
+    other, encode = random_picture(30, 40, seed=1), media.encode_image
+    monkeypatch.setattr(media, "encode_image", lambda *given, **options: seen.append(0) or encode(*given, **options))
+    conversation = minigemma.Conversation(model, budget=70)
+    for turn in (user("What is it?", picture), user("And now?"), user("And this?", other, picture)):
+        said = [*conversation.messages, turn]
+        for _ in conversation.read(conversation.draw([turn], 4, temperature=0.0)):
+            pass
+        count = len(seen)
+        assert conversation.answer == greedy(model, said)
+        seen[count:] = []
+    assert len(seen) == 3
+
+
+def test_another_picture_of_the_same_size_is_never_answered_from_the_firsts_cache(whole):
+    model = load(whole)
+    first, second = (user("What is it?", random_picture(30, 40, seed)) for seed in (1, 2))
+    conversation = minigemma.Conversation(model, budget=70)
+    next(conversation.draw([first], 4, temperature=0.0))  # nobody reads the answer: the turn is given again
+    ids = [*conversation.draw([second], 4, temperature=0.0)]
+    assert conversation.length_read > 63
+    assert ids == greedy(model, [second]).ids
+
+
+def test_the_taps_of_chat_see_the_pictures_pass_too(whole, picture):
+    trace = minigemma.Trace(["vision.soft_tokens", "embed"])
+    greedy(load(whole), [user("What is it?", picture)], tap=trace)
+    assert trace["vision.soft_tokens"].shape == (63, 128)
+
+
+def test_generate_answers_a_turn_with_a_picture_as_chat_does_in_python(whole, picture, run):
+    model, options = load(whole), ["--budget", "70", "--temperature", "0", "-n", "4", "--weights", whole]
+    messages = [{"role": "system", "content": "Be brief."}, user("What is it?", picture)]
+    expected = greedy(model, messages).text + "\n"
+    command = ["--system", "Be brief.", "--image", picture, *options]
+    assert run("generate", "What is it?", *command).stdout == expected
+    assert run("chat", *command, stdin="What is it?\n").stdout == expected
+    assert run("chat", *command[:2], *options, stdin=f"/image {picture}\n\nWhat is it?\n").stdout == expected
+
+
+def test_image_in_a_chat_says_how_many_soft_tokens_and_what_is_wrong(whole, picture, run):
+    result = run("chat", "-n", "1", "--weights", whole, stdin=f"/image '{picture}'\nHi\n")
+    assert "photo.png: 266 soft tokens" in result.stderr
+    for line, problem in (("/image no.png", "no.png: no such file"), ("/image", "/image FILE")):
+        refused(run("chat", "--weights", whole, stdin=f"{line}\n"), problem)
+    refused(run("chat", stdin=f"/image {picture}\n"), "no vision_config")
+
+
+def test_trace_records_the_picture_and_the_text_behind_it(whole, picture, tmp_path, run):
+    out = tmp_path / "trace.safetensors"
+    command = ["--image", picture, "--budget", "70", "--only", "*.resid_pre", "--out", out, "--weights", whole]
+    assert run("trace", "What is it?", *command).returncode == 0
+    trace = minigemma.Trace.load(out)
+    assert {"vision.layers.1.resid_pre", "layers.9.resid_pre"} <= set(trace)
+    assert trace.metadata["tokens"] == read_prompt(load(whole), parts("What is it?", picture), 70)[0]
+    assert trace["layers.0.resid_pre"].shape[0] == len(trace.metadata["tokens"])
+
+
+def test_turns_shows_the_pictures_of_a_file_and_a_run_of_placeholders_once(whole, picture, tmp_path, run):
+    messages = [user("What is it?", str(picture))]
+    (tmp_path / "file.json").write_text(json.dumps(messages))
+    command = ["turns", tmp_path / "file.json", "--budget", "140", "--weights", whole]
+    assert json.loads(run(*command, "--json").stdout) == load(whole).chat_ids(messages, budget=140)
+    assert f"{BOI} <|image>  {IMAGE} <|image|> x 130  {EOI} <image|>" in run(*command).stdout
+
+
+def test_tokens_prints_size_grid_and_count_at_every_budget_without_weights(picture, tmp_path, run, monkeypatch):
+    monkeypatch.setenv("MINIGEMMA_WEIGHTS", str(tmp_path / "nothing"))
+    lines = run("tokens", "--image", picture).stdout.splitlines()
     assert lines[0].endswith("photo.png: 40 x 30 pixels")
     assert [line.split()[-1] for line in lines[2:]] == ["63", "130", "266", "540", "1,064"]
     result = json.loads(run("tokens", "--json", "--image", picture, "--image", picture).stdout)
