@@ -79,6 +79,11 @@ def as_tokens(tokens, cache, config):
     return ids.astype(np.int64)  # [T]
 
 
+def placeholders(config):
+    """The ids that stand once for each soft token: of a picture, of a sound, of a video."""
+    return config.image_token_id, config.audio_token_id, config.video_token_id
+
+
 def as_soft_tokens(soft_tokens, ids, config):
     """(positions [M], rows [M, D]) as arrays. Raises Error where they do not fit these ids [T] of this model."""
     count = len(ids)
@@ -98,11 +103,10 @@ def as_soft_tokens(soft_tokens, ids, config):
             raise Error(f"soft tokens: position {position} is outside this call's {count} tokens")
     if len(np.unique(where)) != len(where):
         raise Error("soft tokens: a position is given twice")
-    where = where.astype(np.int64)  # [M]
-    placeholders = config.image_token_id, config.audio_token_id, config.video_token_id
-    if config.use_bidirectional_attention and not np.isin(ids[where], placeholders).all():
-        wrong = next(position for position in where if ids[position] not in placeholders)
-        image, audio, video = placeholders
+    where, known = where.astype(np.int64), placeholders(config)  # [M]
+    if config.use_bidirectional_attention and not np.isin(ids[where], known).all():
+        wrong = next(position for position in where if ids[position] not in known)
+        image, audio, video = known
         raise Error(
             f"soft tokens: position {wrong} holds id {ids[wrong]}; in this model the ids say what is a picture, so it "
             f"must be a placeholder: {image} (image), {audio} (audio) or {video} (video)"
@@ -193,17 +197,18 @@ def _colours(image):
     return np.array(image.convert("RGB"))
 
 
-def fit_image(image, budget, side):
+def fit_image(image, budget, side, filter="BICUBIC"):
     """The colours of a picture [h, w, 3] -> the same picture in the size that its grid has, uint8.
 
-    Pillow's bicubic filter. A picture that has the size already is not resampled.
+    filter: of Pillow's; the model was trained with the bicubic one. A picture that has the size already is not
+    resampled.
     """
     from PIL import Image
 
     rows, columns = grid_of(*image.shape[:2], budget, side)
     if image.shape[:2] == (rows * side, columns * side):
         return image
-    return np.array(Image.fromarray(image).resize((columns * side, rows * side), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize((columns * side, rows * side), Image.Resampling[filter]))
 
 
 def check_sight(config):

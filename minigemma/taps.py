@@ -18,7 +18,7 @@ from .inputs import check_tap, no_tap
 class Tap(NamedTuple):
     """A row of TAPS."""
 
-    axes: str  # the letters of model.py
+    axes: str  # the letters of model.py, or of vision.py
     made_by: str  # the op that makes the value, in words
     module: str = ""  # where transformers shows it: modules that return it > modules that it goes into
     when: str = ""  # which models and layers have it: "ple", "moe", "writes" (layers that write K and V); "": all
@@ -88,38 +88,57 @@ TAPS = {
 
 AFTER = ("final_norm", "logits")  # the taps behind the last layer
 
-# Every tap of `encode_image` and `embed_image`, with the letters of vision.py.
-VISION_SHAPES = {
-    "vision.patches": "T X",
-    "vision.patch_embed": "T D",
-    "vision.embed": "T D",
-    "vision.layers.*.resid_pre": "T D",
-    "vision.layers.*.attn.in": "T D",
-    "vision.layers.*.attn.q_raw": "T N H",
-    "vision.layers.*.attn.q": "T N H",
-    "vision.layers.*.attn.rot_q": "T N H",
-    "vision.layers.*.attn.k_raw": "T K H",
-    "vision.layers.*.attn.v_raw": "T K H",
-    "vision.layers.*.attn.k": "T K H",
-    "vision.layers.*.attn.rot_k": "T K H",
-    "vision.layers.*.attn.v": "T K H",
-    "vision.layers.*.attn.heads.*.scores": "T T",
-    "vision.layers.*.attn.heads.*.pattern": "T T",
-    "vision.layers.*.attn.z": "T N H",
-    "vision.layers.*.attn.o": "T D",
-    "vision.layers.*.attn_out": "T D",
-    "vision.layers.*.resid_mid": "T D",
-    "vision.layers.*.mlp.in": "T D",
-    "vision.layers.*.mlp.gate": "T F",
-    "vision.layers.*.mlp.up": "T F",
-    "vision.layers.*.mlp.act": "T F",
-    "vision.layers.*.mlp.down": "T D",
-    "vision.layers.*.mlp_out": "T D",
-    "vision.layers.*.resid_post": "T D",
-    "vision.pooled": "M D",
-    "vision.standardized": "M D",
-    "vision.soft_tokens": "M Y",
-}
+# Every tap of `encode_image` and `embed_image`, with the letters of vision.py. 12B's modules stand under embed_vision.
+VISION_TAPS = {
+    "vision.patches": Tap(
+        "T X", "the values of the pixels", "> vision_tower.patch_embedder.input_proj embed_vision.patch_ln1"
+    ),
+    "vision.patch_embed": Tap(
+        "T D", "the patches' matrix; in 12B with a norm before and behind it",
+        "vision_tower.patch_embedder.input_proj embed_vision.patch_ln2",
+    ),
+    "vision.embed": Tap(
+        "T D", "rows of the position table for column and row; in 12B a norm behind them",
+        "vision_tower.patch_embedder embed_vision.pos_norm > embed_vision.multimodal_embedder "
+        "embed_vision.multimodal_embedder.embedding_pre_projection_norm",
+    ),
+    "vision.layers.*.resid_pre": Tap("T D", "the hand-over from the layer before", "> . input_layernorm"),
+    "vision.layers.*.attn.in": Tap(
+        "T D", "input_layernorm", "input_layernorm > self_attn.q_proj self_attn.k_proj self_attn.v_proj"
+    ),
+    "vision.layers.*.attn.q_raw": Tap("T N H", "q_proj, clipped", "self_attn.q_proj > self_attn.q_norm"),
+    "vision.layers.*.attn.q": Tap("T N H", "q_norm", "self_attn.q_norm"),
+    "vision.layers.*.attn.rot_q": Tap("T N H", "RoPE in two directions on q"),
+    "vision.layers.*.attn.k_raw": Tap("T K H", "k_proj, clipped", "self_attn.k_proj > self_attn.k_norm"),
+    "vision.layers.*.attn.v_raw": Tap("T K H", "v_proj, clipped", "self_attn.v_proj > self_attn.v_norm"),
+    "vision.layers.*.attn.k": Tap("T K H", "k_norm", "self_attn.k_norm"),
+    "vision.layers.*.attn.rot_k": Tap("T K H", "RoPE in two directions on k"),
+    "vision.layers.*.attn.v": Tap("T K H", "v_norm, which has no weight", "self_attn.v_norm"),
+    "vision.layers.*.attn.heads.*.scores": Tap("T T", "q k, not scaled"),
+    "vision.layers.*.attn.heads.*.pattern": Tap("T T", "softmax, without a mask"),
+    "vision.layers.*.attn.z": Tap("T N H", "the sum of values by the pattern", "> self_attn.o_proj"),
+    "vision.layers.*.attn.o": Tap(
+        "T D", "o_proj, clipped", "self_attn self_attn.o_proj > post_attention_layernorm"
+    ),
+    "vision.layers.*.attn_out": Tap("T D", "post_attention_layernorm", "post_attention_layernorm"),
+    "vision.layers.*.resid_mid": Tap("T D", "the residual plus attention's output", "> pre_feedforward_layernorm"),
+    "vision.layers.*.mlp.in": Tap(
+        "T D", "pre_feedforward_layernorm", "pre_feedforward_layernorm > mlp mlp.gate_proj mlp.up_proj"
+    ),
+    "vision.layers.*.mlp.gate": Tap("T F", "gate_proj, clipped", "mlp.gate_proj > mlp.act_fn"),
+    "vision.layers.*.mlp.up": Tap("T F", "up_proj, clipped", "mlp.up_proj"),
+    "vision.layers.*.mlp.act": Tap("T F", "gelu_tanh(gate) * up", "> mlp.down_proj"),
+    "vision.layers.*.mlp.down": Tap("T D", "down_proj, clipped", "mlp mlp.down_proj > post_feedforward_layernorm"),
+    "vision.layers.*.mlp_out": Tap("T D", "post_feedforward_layernorm", "post_feedforward_layernorm"),
+    "vision.layers.*.resid_post": Tap("T D", "the residual plus the MLP's output", "."),
+    "vision.pooled": Tap("M D", "the mean of a square of patches, times sqrt(D)", "vision_tower.pooler"),
+    "vision.standardized": Tap("M D", "std_bias and std_scale"),
+    "vision.soft_tokens": Tap(
+        "M Y", "a norm without a weight, and the projection into the text model",
+        "embed_vision embed_vision.embedding_projection embed_vision.multimodal_embedder "
+        "embed_vision.multimodal_embedder.embedding_projection",
+    ),
+}  # fmt: skip
 
 PRECISIONS = ("float64", "float32", "float16", "bfloat16")  # number formats that an engine computes in
 
@@ -140,7 +159,7 @@ def names_of(config):
 
 def vision_names(vision):
     """Every tap of a picture's pass, in the order of execution. vision: a Config's `vision`; None has no taps."""
-    kinds = list(VISION_SHAPES) if vision else []
+    kinds = list(VISION_TAPS) if vision else []
     if not hasattr(vision, "num_attention_heads"):  # 12B
         return [kind for kind in kinds if ".*." not in kind and kind not in ("vision.pooled", "vision.standardized")]
     first, last, inside = kinds.index("vision.layers.*.resid_pre"), kinds.index("vision.pooled"), []
@@ -156,27 +175,39 @@ def vision_names(vision):
 @cache
 def layer_of(name):
     """The number of the layer that a tap belongs to, None outside the layers."""
-    parts = name.split(".")
-    return int(parts[1]) if parts[0] == "layers" and len(parts) > 2 and parts[1].isdecimal() else None
+    match = re.match(r"(?:vision\.)?layers\.([0-9]+)\.", name)
+    return int(match[1]) if match else None
+
+
+@cache
+def part_of(name):
+    """What a tap is called inside its layer or tower: `layers.3.attn.q` and `vision.layers.0.attn.q` -> `attn.q`."""
+    return re.sub(r"^(vision\.)?(layers\.([0-9]+|\*)\.)?", "", name)
 
 
 @cache
 def tap_kind(name):
-    """The key of TAPS or VISION_SHAPES that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
+    """The key of TAPS or VISION_TAPS that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
     return re.sub(r"\b(layers|heads)\.\d+\.", r"\1.*.", name)
 
 
 @cache
 def axes_of(name):
     """The letters of a tap's axes, such as ("T", "N", "H")."""
+    return tuple(tap_of(name).axes.split())
+
+
+@cache
+def tap_of(name):
+    """The row of TAPS or VISION_TAPS that a tap belongs to."""
     kind = tap_kind(name)
-    return tuple((TAPS[kind].axes if kind in TAPS else VISION_SHAPES[kind]).split())
+    return TAPS[kind] if kind in TAPS else VISION_TAPS[kind]
 
 
 @cache
 def time_axis(name):
-    """The axis of a tap's array that counts the tokens."""
-    return axes_of(name).index("T")
+    """The axis of a tap's array that counts the tokens, patches or soft tokens."""
+    return next(axis for axis, letter in enumerate(axes_of(name)) if letter in "TM")
 
 
 LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many,
@@ -187,7 +218,7 @@ VISION_LAYERS, HEADS = 48, 24  # and any layer and head of a vision tower with s
 def all_names():
     """Every tap that any model could have."""
     names = {kind.replace("*", str(i)): None for kind in TAPS for i in range(LAYERS)}
-    for kind in VISION_SHAPES:
+    for kind in VISION_TAPS:
         for i in range(VISION_LAYERS):
             layer = kind.replace("*", str(i), 1)
             names |= {layer.replace("*", str(n)): None for n in range(HEADS if "*" in layer else 1)}
@@ -201,7 +232,7 @@ def fits(pattern, names):
 
 def nearest(pattern, names):
     """Names and patterns that fit some of `names`: the five that are spelt most like a pattern that fits none."""
-    kinds = [*TAPS, *VISION_SHAPES]
+    kinds = [*TAPS, *VISION_TAPS]
     if "*" in pattern:
         kinds += [kind.removeprefix("layers.") for kind in TAPS] + [kind.rpartition(".")[0] + ".*" for kind in TAPS]
     ranges = {"*", *re.findall(r"\[[\d-]+\]", pattern), *(f"[{pair}]" for pair in re.findall(r"\d+-\d+", pattern))}
@@ -376,7 +407,7 @@ class Finite:
         finite = np.isfinite(array)
         if not finite.all():
             where = np.argwhere(~finite)
-            axes = " ".join(axes_of(name)) if tap_kind(name) in TAPS | VISION_SHAPES else ""
+            axes = " ".join(axes_of(name)) if tap_kind(name) in TAPS | VISION_TAPS else ""
             raise Error(
                 f"{name}: {len(where)} of {array.size} values are NaN or infinite, the first at {where[0].tolist()} "
                 f"({axes}); every tap before it is finite: look at the weights it reads"

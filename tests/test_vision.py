@@ -7,7 +7,7 @@ from family import VISION, random_picture, random_vision, seeing, small
 from minigemma import Config, Edit, Error, Finite, Trace, forward, load, random_weights, taps
 from minigemma.checkpoint import read_vision, write_safetensors
 from minigemma.config import VisionEmbedder
-from minigemma.taps import VISION_SHAPES, fits, tap_kind, vision_names
+from minigemma.taps import VISION_TAPS, fits, tap_kind, vision_names
 from minigemma.tensors import BOUNDS, vision_tensors
 from minigemma.vision import embed_image, encode_image
 
@@ -42,7 +42,7 @@ def test_a_picture_has_exactly_the_taps_of_the_table_with_its_shapes(seer):
         letters |= {"F": vision.intermediate_size}
     assert list(trace) == vision_names(vision)
     for name, array in trace.items():
-        assert array.shape == tuple(letters[axis] for axis in VISION_SHAPES[tap_kind(name)].split()), name
+        assert array.shape == tuple(letters[axis] for axis in VISION_TAPS[tap_kind(name)].axes.split()), name
     assert np.array_equal(soft, trace["vision.soft_tokens"])
 
 

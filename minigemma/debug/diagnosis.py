@@ -21,7 +21,6 @@ from ..taps import PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
 from .diff import BLIND, MARGIN, ROUNDING, Run, compare_traces, healthy
 from .foreign import read_soft
-from .port import Port
 from .replay import Replay
 from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
@@ -111,11 +110,18 @@ class Search:
         self.own_error = {row.name: row.own.error for row in judged} | dict.fromkeys(shapes, np.inf)
         self.broken = [*(row.name for row in broken), *shapes]
         self.suspect = layer_of(comparison.first_broken or "")
-        start = int(min((np.flatnonzero(row.own.errors > row.allowed)[0] for row in broken), default=0))
+        wrong = [np.flatnonzero(row.own.errors > row.allowed) for row in broken]
+        self.wrong = wrong[0] if wrong else ()
+        start = int(min((places[0] for places in wrong), default=0))
         if prefill is None and 1 < start < len(run.tokens):
             self.prefill = start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
-        arrays, replay = {}, Replay(run.theirs, run.config)
-        run.through(lambda name, array: replay(name, arrays.setdefault(name, array)))
+        arrays, replay = {}, Replay(run.theirs, run.config, last=run.last)
+
+        def kept(name, array):
+            arrays[name] = array.copy() if ".heads." in name else array  # a head's array is used again
+            return replay(name, array)
+
+        run.through(kept)
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
 
     def allows(self, name):
@@ -136,19 +142,18 @@ class Search:
 
     def candidates(self):
         """The entries of the catalogue that this model and this run can show, harmless ones included."""
-        facts = {"cached": self.prefill is not None, "soft": self.run.soft_tokens is not None}
-        entries = [f for f in FAULTS.values() if applicable(f, self.run.config, unused=bool(self.run.unused), **facts)]
+        facts = self.run.facts(self.prefill)
+        entries = [fault for fault in FAULTS.values() if applicable(fault, self.run.config, **facts)]
         return [Candidate(f, change) for f in entries for change in f.changes if f.id not in ("J1", "J2")]
 
     def errors(self, candidates):
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ."""
-        run = self.run
-        port = Port(run.config, run.weights, run.tokens, run.soft_tokens, self.suspect, run.unused)
+        run, port = self.run, self.run.port(self.suspect, self.wrong)
         cached = any("cached" in candidate.fault.needs for candidate in candidates)
         try:
             for candidate in candidates:
                 candidate.change(port)
-            replay = Replay(run.theirs, port.config, {} if cached else self.known)
+            replay = Replay(run.theirs, port.config, {} if cached else self.known, run.last)
             with np.errstate(all="ignore"):
                 port.run(replay, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):

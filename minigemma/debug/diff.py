@@ -12,12 +12,11 @@ import numpy as np
 from ..checkpoint import fingerprint
 from ..errors import Error
 from ..files import json_number
-from ..model import forward
-from ..ops import rope
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, TAPS, Finite, Trace, axes_of, layer_of, names_of, tap_kind
+from ..taps import PRECISIONS, Trace, axes_of, layer_of, names_of, part_of, tap_kind, tap_of
 from .foreign import SCALES, read_soft
 from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
+from .runs import Run, looking_ahead
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
 # Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
@@ -82,67 +81,6 @@ class Comparison:
         }  # fmt: skip
 
 
-@dataclass(eq=False)
-class Run:
-    """Our side of a comparison: a model, a prompt, and the names of the captured taps.
-
-    soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold.
-    own_ids: whether the trace itself says that it is of these ids. Raises Error where our own pass is not finite, and,
-    before it runs, where the comparison needs more memory than there is.
-    """
-
-    model: object
-    tokens: np.ndarray  # [T]
-    theirs: dict  # tap -> array
-    soft_tokens: tuple | None = None
-    unused: dict | None = None
-    own_ids: bool = False
-
-    def __post_init__(self):
-        self.config, self.weights, self.tokens = self.model.config, self.model.weights, np.asarray(self.tokens)
-        need, free = self.needs(), available_memory()
-        if free is not None and need > free:
-            raise Error(
-                f"to compare {len(self.tokens)} tokens and {len(self.theirs)} taps takes {need / 1e9:.2g} GB, and "
-                f"{free / 1e9:.2g} GB are free; capture a shorter prompt that still shows the fault, or fewer taps"
-            )
-        self.ours = Trace(list(self.theirs))
-        self.shapes = {}  # of every tap, in the order of execution
-        self.healthy = {}  # size of rounding -> what `healthy` found
-
-        def first(name, array):
-            self.shapes[name] = array.shape
-            return self.ours(name, array)
-
-        try:
-            self.through(Finite(first))
-        except Error as error:
-            raise Error(f"our own pass cannot judge theirs: {error}") from None
-
-    def needs(self):
-        """Bytes of memory that a comparison takes at its peak, measured with tracemalloc: at most this, at least half.
-
-        Four arrays for each of theirs (ours, with rounding, in two searches), three of the largest in float64 to
-        compare it; and in our pass eight arrays of scores [N, T, T] and three of logits [T, V].
-        """
-        T, sizes = len(self.tokens), [np.asarray(array).nbytes for array in self.theirs.values()]
-        scores, logits = self.config.num_attention_heads * T * T, T * self.config.vocab_size
-        return 4 * sum(sizes) + 6 * max(sizes, default=0) + 4 * (8 * scores + 3 * logits)
-
-    def through(self, tap):
-        """Run our pass with this tap."""
-        forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
-
-
-def available_memory():
-    """Bytes of memory that a process can still get; None where the system does not say: only Linux does."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-
-
 class Noise:
     """A tap that imitates rounding: it multiplies each number by 1 plus a random part of at most `size`."""
 
@@ -167,36 +105,30 @@ def healthy(run, size):
     away, own = {}, {}
     for seed in range(1 if size < ROUNDING["float16"] else 3):
         rounded = Trace(list(run.theirs))
-        run.through(_rounding(run.config, Noise(size, seed), rounded))
+        run.through(_rounding(run, Noise(size, seed), rounded))
         replay = Replay(rounded)
         run.through(replay)
-        for found, worst in ((differences(run.ours, rounded, run.config), away), (replay.found, own)):
+        for found, worst in ((differences(run.ours, rounded, run.config, run.last), away), (replay.found, own)):
             for name, difference in found.items():
                 worst[name] = max(worst.get(name, 0.0), difference.error)
     run.healthy[size] = _at_least_typical(away), _at_least_typical(own)
     return run.healthy[size]
 
 
-def _rounding(config, noise, tap):
+def _rounding(run, noise, tap):
     """A tap that adds noise, computes RoPE's angles in float32, and then calls another tap."""
     before = {}  # q and k of the current layer, before RoPE
 
     def rounding(name, x):
         part = name.rpartition(".")[2]
         if part in ("rot_q", "rot_k"):
-            x = _turned_in_float32(before[part[-1]], config.layers[layer_of(name)].inv_freq)
+            x = run.turned_in_float32(name, before[part[-1]])
         x = tap(name, noise(name, x))
         if part in ("q", "k"):
             before[part] = x
         return x
 
     return rounding
-
-
-def _turned_in_float32(x, inv_freq):
-    """RoPE on x [T, N, H], positions 0 to T - 1, with its angles in float32."""
-    angles = np.arange(len(x), dtype=np.float32)[:, None, None] * inv_freq.astype(np.float32)  # [T, 1, H/2]
-    return rope(x, np.cos(angles).astype(x.dtype), np.sin(angles).astype(x.dtype))
 
 
 def _at_least_typical(errors):
@@ -221,7 +153,7 @@ def infer_precision(theirs, own, run):
         if short and np.mean(short) > 0.5:
             return precision
     expected = healthy(run, ROUNDING["float32"])[1]
-    ratios = [own[n].error / expected[n] for n in own if n in expected and n.split(".", 2)[-1] in LINEAR]
+    ratios = [own[n].error / expected[n] for n in own if n in expected and part_of(n) in LINEAR]
     ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
     if len(ratios) >= 4:
         factor = float(np.median(ratios)) * ROUNDING["float32"]
@@ -264,16 +196,14 @@ def _captured_elsewhere(found, run):
     if found.identity or found.first_broken not in before or len(before) == 1:
         return False
     name = found.first_broken
-    replay = Replay({other: array for other, array in run.theirs.items() if other != name}, run.config)
-    run.through(replay)
+    replay = run.replayed({other: array for other, array in run.theirs.items() if other != name})
     return {n for n, d in replay.found.items() if not d.error <= found.allowed[n]} < before - {name}
 
 
 def _compare(theirs, run, precision):
     """The Comparison of all their arrays."""
-    replay = Replay(theirs, run.config)
-    run.through(replay)
-    own, away = replay.found, differences(run.ours, theirs, run.config)
+    replay = run.replayed(theirs)
+    own, away = replay.found, differences(run.ours, theirs, run.config, run.last)
     precision = precision or infer_precision(theirs, own, run)
     may_away, may_own = ({n: MARGIN * e for n, e in errors.items()} for errors in healthy(run, ROUNDING[precision]))
     judged, poisoned = {}, False
@@ -301,13 +231,16 @@ def _compare(theirs, run, precision):
     return found
 
 
-def diff_captures(theirs, ours, config, precision):
-    """Two captured traces, without weights -> Comparison. It shows where they part; no op can be judged by itself."""
+def diff_captures(theirs, ours, config, precision, last=None):
+    """Two captured traces, without weights -> Comparison. It shows where they part; no op can be judged by itself.
+
+    last: as in replay.hidden_keys.
+    """
     judged, allowed = {}, 64 * ROUNDING[precision]
     both = {name: array for name, array in theirs.items() if name in ours}
     for name, array in both.items():
         if array.shape == ours[name].shape:
-            away = compare(name, *_comparable(name, ours[name], array, config))
+            away = compare(name, *_comparable(name, ours[name], array, config, last))
             judged[name] = "OK" if away.error <= allowed else "DRIFT", away, away, allowed
     rows = [_row(name, both, judged) for name in names_of(config)]
     first = next((row.name for row in rows if row.verdict in ("DRIFT", "SHAPE")), None)
@@ -339,7 +272,8 @@ def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, ag
     if other := stated(theirs, tokens, weights):
         found = Comparison([], "", other[1], None, identity=other[0])
     elif ours:
-        found = diff_captures(theirs.arrays, ours.arrays, model.config, precision or "float32")
+        last = looking_ahead(tokens, model.config)  # [T]
+        found = diff_captures(theirs.arrays, ours.arrays, model.config, precision or "float32", last)
         found.notes += [f"{against}: {line}" for line in notes_of(ours)]
         found.unread += ours.unread
     else:
@@ -350,11 +284,11 @@ def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, ag
     return found
 
 
-def _comparable(name, a, b, config):
+def _comparable(name, a, b, config, last):
     """Two captures of one tap, with non-finite values that agree, and masked scores, set to 0."""
     alike = ~np.isfinite(a) & ((a == b) | (np.isnan(a) & np.isnan(b)))
     if name.endswith("attn.scores") and min(a.min(), b.min()) <= MASKED:
-        alike |= hidden_keys(config, name, a.shape, a.shape[-1])
+        alike |= hidden_keys(config, name, a.shape, a.shape[-1], last)
     return np.where(alike, 0, a), np.where(alike, 0, b)
 
 
@@ -399,7 +333,7 @@ def _broken(bad, rows, precision, misshapen):
     captured = [row.name for row in rows if row.verdict != "MISSING"]
     last = captured[captured.index(bad.name) - 1] if captured.index(bad.name) else None
     between = before[before.index(last) + 1 :] if last else before
-    what = f"the first broken op is {bad.name} ({TAPS[tap_kind(bad.name)].made_by})"
+    what = f"the first broken op is {bad.name} ({tap_of(bad.name).made_by})"
     if bad.verdict == "SHAPE":
         ours, theirs = misshapen.get(bad.name, (None, bad.shape))
         should = f" and should be {list(ours)}" if ours else ", which does not fit this prompt"
@@ -418,13 +352,13 @@ def _broken(bad, rows, precision, misshapen):
 def find_hint(bad, run):
     """How their array relates to the right one: a constant, an order, a shift, another tap. One sentence, or None."""
     layer = layer_of(bad.name)
-    near = [tap_kind(bad.name)] if layer is None else [tap_kind(bad.name), f"layers.{layer}.*"]
+    near = [tap_kind(bad.name)] + ([bad.name.removesuffix(part_of(bad.name)) + "*"] if layer is not None else [])
     taken, keep = {}, Trace(near)
-    replay = Replay(run.theirs, run.config)
+    replay = Replay(run.theirs, run.config, last=run.last)
 
     def tap(name, array):
         if name == bad.name:
-            taken["ours"] = array
+            taken["ours"] = array.copy()  # a head's array is used again
         return replay(name, keep(name, array))
 
     run.through(tap)
@@ -434,7 +368,7 @@ def find_hint(bad, run):
     unknown = np.False_  # values that say nothing: masked scores
     if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():
         unknown = theirs <= MASKED  # [N, T, S]
-        if words := _mask(unknown, hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens))):
+        if words := _mask(unknown, hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens), run.last)):
             return words
     ours, theirs = np.where(unknown, 0, ours), np.where(unknown, 0, theirs)
     if not np.isfinite(theirs).all():
@@ -484,17 +418,17 @@ def _constant(bad, ours, theirs, run, good, left):
     c = float((ours * theirs).sum() / size) if size else 0.0
     if not c or not left(c * ours) <= good:
         return None
-    D, L, P = run.config.hidden_size, run.config.num_hidden_layers, run.config.hidden_size_per_layer_input
-    i = layer_of(bad.name)
+    i, sizes = layer_of(bad.name), {name: size for name, size in run.sizes(bad.name).items() if size}
+    D = sizes["D"]
     known = {"-1": -1, "2": 2, "1/2": 0.5, "sqrt(2)": 2**0.5, "1/sqrt(2)": 2**-0.5}
-    known |= {"sqrt(D)": D**0.5, "1/sqrt(D)": D**-0.5, "sqrt(L)": L**0.5, "1/sqrt(L)": L**-0.5}
+    known |= {f"sqrt({name})": size**0.5 for name, size in sizes.items()}
+    known |= {f"1/sqrt({name})": size**-0.5 for name, size in sizes.items()}
     rounded = widen(narrow(np.float32(D**0.5))).item()
     known[f"{rounded:g} / sqrt(D), that is sqrt(D) rounded to bfloat16"] = rounded / D**0.5
-    if P:
-        known |= {"sqrt(P)": P**0.5, "1/sqrt(P)": P**-0.5, "sqrt(2/D)": (2 / D) ** 0.5}
-    if i is not None:
-        H, scalar = run.config.layers[i].head_dim, float(np.ravel(run.weights.layers[i].layer_scalar)[0])
-        known |= {"1/sqrt(head_dim)": H**-0.5, "sqrt(head_dim)": H**0.5}
+    if "P" in sizes:
+        known |= {"sqrt(2/D)": (2 / D) ** 0.5}
+    if i is not None and hasattr(run.weights.layers[i], "layer_scalar"):
+        scalar = float(np.ravel(run.weights.layers[i].layer_scalar)[0])
         known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
     name, value = min(known.items(), key=lambda item: abs(np.log(abs(c / item[1]))) + (c * item[1] < 0))
     close = left(value * ours) <= max(2 * left(c * ours), 1e-6)  # it fits as well as the number itself
@@ -557,7 +491,7 @@ def _positions(bad, run):
     wrong = np.flatnonzero(errors > bad.allowed)
     if len(wrong) in (0, len(errors)):
         return None
-    window, asked = run.config.sliding_window, ""
+    window, asked = -2 if bad.name.startswith("vision.") else run.config.sliding_window, ""
     first = next(name for name in run.shapes if name in run.theirs)
     if bad.name == first and not run.own_ids:  # no tap before it shows a wrong token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"

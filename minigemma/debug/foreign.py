@@ -21,31 +21,58 @@ import numpy as np
 
 from ..cache import EMPTY
 from ..checkpoint import Stored, read_header
+from ..config import VisionTower
 from ..errors import Error
 from ..files import check_file, read_json
-from ..inputs import as_tokens
+from ..inputs import as_tokens, placeholders
 from ..ops import softcap
 from ..packed import widen
-from ..taps import TAPS, axes_of, layer_of, names_of, tap_kind
+from ..taps import TAPS, VISION_TAPS, axes_of, layer_of, names_of, tap_kind, vision_names
 
-# Values of transformers' modules that become a tap on the way: each layer's part of ple, and logits before the softcap.
+TOWER = "vision_tower.encoder.layers.*"  # mlx-vlm has transformers' names, but for an underscore
+# Values of transformers' modules that become a tap on the way: each layer's part of ple, logits before the softcap, the
+# patterns of all heads of the vision tower, and what its last norm reads.
 DERIVED = {
     ("layers.*", True, 1): "layers.*.ple",
     ("norm", True, 0): "layers.{last}.resid_post",
     ("lm_head", False, 0): "uncapped",
+    (f"{TOWER}.self_attn", False, 1): "vision.layers.*.attn.patterns",
+    (f"{TOWER}.self_attn._v_norm", False, 0): "vision.layers.*.attn.v",
+    ("embed_vision.embedding_pre_projection_norm", True, 0): "vision.{pooled}",
 }
-NO_TAP = ("rotary_emb", "layers.*.router.proj", "layers.*.experts.act_fn")  # modules of which no tap holds a value
+NO_TAP = (  # modules of which no tap holds a value
+    "rotary_emb", "layers.*.router.proj", "layers.*.experts.act_fn", "vision_tower", "vision_tower.encoder",
+    "vision_tower.encoder.rotary_emb", f"{TOWER}.mlp.act_fn", "embed_vision.patch_dense",
+    *(f"{TOWER}.self_attn.{letter}_proj.linear" for letter in "qkvo"),
+    *(f"{TOWER}.mlp.{name}_proj.linear" for name in ("gate", "up", "down")),
+)  # fmt: skip
+# llama.cpp's names in the graph of a picture, tools/mtmd/clip.cpp and models/gemma4v.cpp -> taps. Its graph of the text
+# has some of these names too, so they count in a file that holds one of MARKS.
+CLIP = {
+    "inp": "vision.patch_embed", "pos_embd": "vision.embed", "pooled": "vision.pooled",
+    "std_scaled": "vision.standardized", "projected": "vision.soft_tokens",
+} | {
+    f"{theirs}-{{i}}": f"vision.layers.{{i}}.{part}"
+    for theirs, part in {
+        "layer_inp_normed": "attn.in", "Qcur": "attn.q", "Kcur": "attn.k", "Vcur": "attn.v_raw",
+        "Qcur_pos": "attn.rot_q", "Kcur_pos": "attn.rot_k", "Vcur_normed": "attn.v", "kqv_out": "attn.z",
+        "attn_out": "attn.o", "attn_post_normed": "attn_out", "ffn_inp": "resid_mid", "ffn_inp_normed": "mlp.in",
+        "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_geglu": "mlp.act", "ffn_out": "mlp.down",
+        "ffn_post_normed": "mlp_out", "layer_out": "resid_post",
+    }.items()
+}  # fmt: skip
+MARKS = {"projected", "pooled", "pos_embd", "layer_inp_normed-0"}
 
 
 def _modules():
     """module path -> {(whether the value goes in, its number): tap}, from TAPS."""
     found = {path: {} for path in NO_TAP}
-    for kind, tap in TAPS.items():
+    for kind, tap in (TAPS | VISION_TAPS).items():
+        layer = "layers.*" if kind.startswith("layers.") else TOWER if ".layers." in kind else None
         for given, side in enumerate(tap.module.partition(">")[::2]):
             for module in side.split():
                 path, _, number = module.partition(":")
-                if kind.startswith("layers."):
-                    path = f"layers.*.{path}".rstrip(".")
+                path = f"{layer}.{path}".rstrip(".") if layer else path
                 found.setdefault(path, {})[bool(given), int(number or 0)] = kind
     for (path, *place), tap in DERIVED.items():
         found.setdefault(path, {})[*place] = tap
@@ -54,14 +81,18 @@ def _modules():
 
 MODULES = _modules()
 PREFIX = re.compile(r"((base_model|language_model|model)\.)+")
+ALONE = re.compile(r"^(?=(patch_embedder|encoder|pooler)\b)")  # the tower, where somebody watches it alone
 SIDE = re.compile(r"(.*?)([.:](in|input|inputs|out|output|outputs)([.:]([0-9]))?)?", re.DOTALL)
 LISTED = re.compile(r"(hidden_state|attention)s?[._\[]([0-9]{1,5})\]?")  # as output_hidden_states=True names them
-LAYER = re.compile(r"^layers\.([0-9]{1,5})")
+NUMBER = re.compile(r"\b(layers|heads)\.([0-9]{1,5})")
 
-AXES = {kind: tap.axes for kind, tap in TAPS.items()}
-AXES |= {"layers.*.ple": "T P", "uncapped": "T V"}  # two that become taps: ple[:, i], and logits
+AXES = {kind: tap.axes for kind, tap in (TAPS | VISION_TAPS).items()}
+# Values that become taps: ple[:, i], logits, and the patterns of the tower's heads one by one.
+AXES |= {"layers.*.ple": "T P", "uncapped": "T V", "vision.layers.*.attn.patterns": "N T T"}
 TOKENS = ("tokens", "input_ids", "ids")
-INPUTS = ("attention_mask", "position_ids", "cache_position")  # of a run; no tap holds them
+INPUTS = ("attention_mask", "position_ids", "cache_position", "mm_token_type_ids")  # of a run; no tap holds them
+# Column and row of each patch, (-1, -1) of padding: as an input of a run, or of a module of transformers.
+POSITIONS = re.compile(r"(pixel|image)_position_ids|(.*\.)?(patch_embedder|embed_vision)\.input\.1", re.DOTALL)
 SAVE = "from safetensors.numpy import save_file; save_file({}, 'theirs.safetensors')"
 OTHERS = {  # the first bytes of other formats -> their name, and what saves their arrays as safetensors
     b"PK": (
@@ -92,6 +123,11 @@ class Foreign:
     unread: dict  # key -> reason, of those among them that were not understood; no tap holds the others
     length: int  # T: the number of tokens
     own_ids: bool = False  # whether the file holds the ids
+    grid: tuple | None = None  # rows and columns of soft tokens of the picture; None if there is none, or if unknown
+
+    def part(self, vision):
+        """The arrays of the vision tower, or of the text model."""
+        return {name: array for name, array in self.arrays.items() if name.startswith("vision.") == vision}
 
 
 class Item(NamedTuple):
@@ -114,27 +150,32 @@ class NoTap(Refused):
     """Why one array is known to belong to no tap: it is understood, and there is nothing to judge."""
 
 
-def read_trace(path, config, mapping=None, ids=None):
+def read_trace(path, config, mapping=None, ids=None, grid=None):
     """A file of another engine's intermediates, safetensors or NumPy's .npz or .npy -> Foreign.
 
     Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
     `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
     {"tap": ..., "axes": "1 N T H"} in place of the name, to state axes (letters of TAPS; 1 a batch axis; N*H two in
     one). ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or metadata. Metadata `axes`,
-    "T N H" or "N T H", decides if there are as many tokens as heads. Raises Error if no array is understood.
+    "T N H" or "N T H", decides if there are as many tokens as heads. grid: rows and columns of the picture's soft
+    tokens, where the file holds arrays of a vision tower; else from the positions of its patches in the file, or from
+    metadata `grid`. Raises Error if no array is understood.
     """
-    return Reader(path, config, mapping, ids).read()
+    return Reader(path, config, mapping, ids, grid).read()
 
 
 class Reader:
     """Reads one file into a Foreign, `trace`."""
 
-    def __init__(self, path, config, mapping, ids):
-        self.path, self.config, self.names = path, config, dict.fromkeys(names_of(config))  # quick to look up
+    def __init__(self, path, config, mapping, ids, grid):
+        self.path, self.config = path, config
+        self.names = dict.fromkeys([*vision_names(config.vision), *names_of(config)])  # quick to look up
         self.header, self.file, metadata = _opened(path)
         tokens = _tokens(path, self.header, metadata, self.file, config, ids)
         length, own = (0, False) if tokens is None else (len(tokens), ids is None)
-        self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own)
+        grid = grid or _grid(self.header, self.file, metadata, config)
+        self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own, grid)
+        self.soft = tokens is not None and np.isin(tokens, placeholders(config)).any()
         self.rules = _rules(path, mapping, self.header, self.trace.notes)
         self.sources, self.converted = {}, Counter()  # tap -> its Item; what was converted -> of how many arrays
 
@@ -149,6 +190,7 @@ class Reader:
         orders = _orders(items, self.config)
         self.each(self.keep, self.each(lambda item: _decide(item, orders, trace.metadata.get("axes")), items))
         self.join_ple()
+        self.split_heads()
         if not trace.arrays:
             raise Error(f"{self.path}: {self.why_nothing(found)}")
         trace.arrays = {name: trace.arrays[name] for name in self.names if name in trace.arrays}
@@ -175,32 +217,49 @@ class Reader:
                 break
         else:
             tap, indirect = _named(item.key, self.config)
+            if self.soft and tap == "embed" and "embed_tokens" in item.key:
+                raise NoTap("holds the pad token's row where a soft token stands")
             item = item._replace(tap=tap, indirect=indirect)
         _check_present(item.tap, self.config, self.names)
         return item
 
     def fit(self, item):
-        """The item with its rows, T or 1 for the last position only, and the layouts its shape fits. Raises Refused."""
-        shape, T = item.stored.shape, self.trace.length
+        """The item with its rows, T or 1 for the last position only, and the layouts its shape fits. Raises Refused.
+
+        Behind the rows of a picture there may be padding.
+        """
+        shape, T, vision = item.stored.shape, self.length(item.tap), item.tap.startswith("vision.")
 
         def layouts(shape, length, rows):
             return _layouts(item, shape, _sizes(item.tap, self.config, length, rows))
 
-        for rows in (T, 1):
+        for rows in (T,) if vision else (T, 1):
             if fitting := layouts(shape, T, rows):
                 return item._replace(rows=rows, layouts=fitting)
         if shape and shape[0] > 1 and layouts(shape[1:], T, T):
-            raise Refused(f"holds a batch of {shape[0]}; capture one sequence")
+            raise Refused(f"holds a batch of {shape[0]}; capture one {'picture' if vision else 'sequence'}")
         for other in sorted({*shape} - {1}):
-            if layouts(shape, other, other):
-                raise Refused(f"holds {other} positions, and the prompt has {T}")
+            if fitting := layouts(shape, other, other):
+                if vision and other > T:
+                    return item._replace(rows=other, layouts=fitting)
+                rows = "positions, and the prompt has" if not vision else "rows, and the picture has"
+                raise Refused(f"holds {other} {rows} {T}")
         axes = item.axes or AXES[tap_kind(item.tap)]
         expected = _lengths(axes, _sizes(item.tap, self.config, T, T))
         raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
 
+    def length(self, tap):
+        """The number of tokens, or of a picture's patches or soft tokens. Raises Refused if it is not known."""
+        if not tap.startswith("vision."):
+            return self.trace.length
+        if self.trace.grid is None:
+            raise Refused("is of a picture of unknown size; give the picture with --image")
+        vision, count = self.config.vision, math.prod(self.trace.grid)
+        return count if axes_of_kind(tap)[0] == "M" else count * (vision.side // vision.patches[0]) ** 2
+
     def keep(self, item):
         """Take the item's array; a second record of one tap must agree with the first."""
-        arrays, T = self.trace.arrays, self.trace.length
+        arrays, T = self.trace.arrays, self.length(item.tap)
         tap, array = _convert(item, _values(self.file, item.stored), self.config, T)
         scale = SCALES.get(tap) and getattr(self.config, SCALES[tap]) ** 0.5
         if tap in arrays and scale and _same(array, arrays[tap] * scale, 1e-2):  # the first is a row of the table
@@ -224,6 +283,13 @@ class Reader:
         keys = [_short(self.sources[name].key) for name in parts]
         self.trace.ignored += [f"{key}: ple takes this of all layers, at all positions" for key in keys]
 
+    def split_heads(self):
+        """The patterns of the tower's heads, one by one."""
+        arrays = self.trace.arrays
+        for name in [name for name in arrays if name.endswith("attn.patterns")]:
+            for n, pattern in enumerate(arrays.pop(name)):  # [T, T]
+                arrays[f"{name.removesuffix('patterns')}heads.{n}.pattern"] = pattern
+
     def why_nothing(self, found):
         """Why no array is understood, and what the user can do. found: the items that have a tap."""
         ignored, T = self.trace.ignored, self.trace.length
@@ -241,7 +307,7 @@ class Reader:
 
 def _listed(key, stored, config):
     """The Items of one array: several if all hidden states, or the patterns of all layers, are stacked in it."""
-    if key in TOKENS or key in INPUTS:
+    if key in TOKENS or key in INPUTS or POSITIONS.fullmatch(key):
         return []
     count = {"hidden_states": config.num_hidden_layers + 1, "attentions": config.num_hidden_layers}.get(key)
     if stored.shape[:1] != (count,) or stored.dtype not in FLOATS:
@@ -262,15 +328,15 @@ def _usable(item):
 
 def _ours(name):
     """A tap's name, `layers.03` as `layers.3`; None for any other name."""
-    known = "*" not in name and LAYER.sub("layers.*", name) in TAPS
-    return LAYER.sub(lambda match: f"layers.{int(match[1])}", name) if known else None
+    known = "*" not in name and NUMBER.sub(r"\1.*", name) in TAPS | VISION_TAPS
+    return NUMBER.sub(lambda match: f"{match[1]}.{int(match[2])}", name) if known else None
 
 
 def _named(key, config):
     """A key -> its tap, and whether it is indirect. Raises Refused if no tap holds it."""
     if tap := _ours(key):
         return tap, False
-    path = PREFIX.sub("", key, count=1)
+    path = ALONE.sub("vision_tower.", PREFIX.sub("", key, count=1))
     last = config.num_hidden_layers - 1
     if listed := LISTED.fullmatch(path):
         i = int(listed[2])
@@ -279,20 +345,25 @@ def _named(key, config):
         # the last one is taken after the final norm, so the last layer's output is not in the list
         return "embed" if i == 0 else "final_norm" if i == last + 1 else f"layers.{i}.resid_pre", True
     path, _, side, _, index = SIDE.fullmatch(path).groups()
-    layer, path = LAYER.match(path), LAYER.sub("layers.*", path)
+    layer, path = NUMBER.search(path), NUMBER.sub(r"\1.*", path)
     if path not in MODULES:
         raise Refused("is neither a tap's name nor a module path of transformers' Gemma 4")
     given = (side or "out").startswith("in")
     tap = MODULES[path].get((given, int(index or 0)))
     if tap is None:
         raise NoTap(f"no tap holds what this module {'is given' if given else 'makes'}")
-    tap = tap.replace("layers.*", f"layers.{int(layer[1])}") if layer else tap.replace("{last}", str(last))
+    tap = tap.replace("layers.*", f"layers.{int(layer[2])}") if layer else tap.replace("{last}", str(last))
+    tap = tap.replace("{pooled}", "standardized" if getattr(config.vision, "standardize", False) else "pooled")
     return tap, given or tap == "uncapped"
 
 
 def _check_present(tap, config, names):
     """Raise Refused if this model has no such tap. names: all taps of the model."""
     layer, kind = layer_of(tap), tap_kind(tap)
+    if tap.startswith("vision."):
+        if tap not in names and tap.replace("patterns", "heads.0.pattern") not in names:
+            raise Refused("this model has no such array of a picture")
+        return
     if layer is not None and layer >= config.num_hidden_layers:
         raise Refused(f"their model has more layers than the {config.num_hidden_layers} of this config")
     if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each becomes
@@ -307,6 +378,9 @@ def _check_present(tap, config, names):
 def _rules(path, mapping, header, notes):
     """A mapping file's lines as (pattern of the key, tap, axes). Raises Error for a wrong line, or if none matches."""
     rules, unused = [], []
+    if MARKS & set(header):
+        rules = [(_pattern(theirs), tap, None) for theirs, tap in CLIP.items()]
+    built_in = len(rules)
     for theirs, target in (read_json(mapping) if mapping else {}).items():
         tap, axes = (target.get("tap"), target.get("axes")) if isinstance(target, dict) else (target, None)
         where, ours = f"{mapping}: {_short(theirs)}", _ours(str(tap).replace("layers.{i}.", "layers.0."))
@@ -318,15 +392,20 @@ def _rules(path, mapping, header, notes):
             axes = str(axes) if "T" in str(axes) else f"T {axes}"  # without T: the last position
             if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(axes_of(ours)):
                 raise Error(f"{where}: its axes are {' '.join(axes_of(ours))} in some order, and 1 for a batch axis")
-        pattern = re.compile(re.escape(theirs).replace(r"\{i\}", "([0-9]{1,5})"))
-        rules.append((pattern, tap, axes))
+        pattern = _pattern(theirs)
+        rules.insert(len(rules) - built_in, (pattern, tap, axes))  # what a user says comes first
         unused += [] if any(map(pattern.fullmatch, header)) else [_short(theirs)]
-    if mapping and len(unused) == len(rules):
+    if mapping and len(unused) == len(rules) - built_in:
         keys = ", ".join(_short(key) for key in sorted(header)[:3])
         raise Error(f"{mapping}: matches no key of {path}; the first keys there are {keys or 'none'}")
     if unused:
         notes.append(f"{len(unused)} of the mapping's names matched no key: {', '.join(unused[:3])}")
     return rules
+
+
+def _pattern(theirs):
+    """A name with {i} for the number of a layer -> its compiled pattern."""
+    return re.compile(re.escape(theirs).replace(r"\{i\}", "([0-9]{1,5})"))
 
 
 def _short(text):
@@ -406,11 +485,41 @@ def _tokens(path, header, metadata, file, config, ids):
         raise Error(f"{where}: {error}") from None
 
 
+def _grid(header, file, metadata, config):
+    """Rows and columns of the picture's soft tokens, from the positions of its patches or the metadata; None: unknown.
+
+    Of a batch of pictures there is no one grid.
+    """
+    stated, vision = metadata.get("grid"), config.vision
+    if isinstance(stated, list) and len(stated) == 2 and all(type(n) is int and 0 < n < 2**15 for n in stated):
+        return tuple(stated)
+    for key in filter(POSITIONS.fullmatch, header):
+        stored = header[key]
+        if vision and stored.dtype in INTEGERS and stored.shape[-1:] == (2,) and math.prod(stored.shape[:-2]) == 1:
+            columns, rows = _values(file, stored).reshape(-1, 2).max(0, initial=-1) + 1
+            k = vision.side // vision.patches[0]
+            return (int(rows) // k, int(columns) // k) if rows >= k and columns >= k else None
+    return None
+
+
 # Layouts
 
 
+def axes_of_kind(tap):
+    """The letters of the axes of a tap, or of a value that becomes one."""
+    return AXES[tap_kind(tap)].split()
+
+
 def _sizes(tap, config, T, rows):
-    """The length of each axis of a tap, by its letter, for `rows` of T tokens."""
+    """The length of each axis of a tap, by its letter, for `rows` of T tokens, of patches, or of soft tokens."""
+    if tap.startswith("vision."):
+        size, width, _ = config.vision.patches
+        sizes = {"T": rows, "M": rows, "X": 3 * size**2, "D": width, "Y": config.hidden_size, "1": 1}
+        if isinstance(config.vision, VisionTower):
+            tower = config.vision
+            sizes |= {"N": tower.num_attention_heads, "K": tower.num_key_value_heads, "H": tower.head_dim}
+            sizes |= {"F": tower.intermediate_size}
+        return sizes
     layer = config.layers[layer_of(tap) or 0]
     return {
         "T": rows, "S": T, "D": config.hidden_size, "N": config.num_attention_heads, "K": layer.num_key_value_heads,
@@ -449,6 +558,8 @@ def _positions(items, config):
     """The number of positions that most arrays have, for a trace without ids."""
     votes = Counter()
     for item in items:
+        if item.tap.startswith("vision."):
+            continue
         shape = item.stored.shape
         fitting = [T for T in {1, *shape} if _layouts(item, shape, _sizes(item.tap, config, T, T))]
         votes.update(fitting if len(fitting) == 1 else [])
@@ -517,10 +628,13 @@ def read_soft(path):
 
 
 def _convert(item, values, config, T):
-    """The tap, and its array in our axes. Raises Refused for experts that do not exist."""
+    """The tap, and its array in our axes, without padding. Raises Refused for experts that do not exist."""
     sizes, theirs = _sizes(item.tap, config, T, item.rows), _letters(item.layouts[0])
-    ours = AXES[tap_kind(item.tap)].split()
-    array = values.reshape([sizes[letter] for letter in theirs]).transpose([theirs.index(letter) for letter in ours])
+    ours = axes_of_kind(item.tap)
+    array = values.reshape([sizes[letter] for letter in theirs])
+    if theirs != ours:
+        array = array.transpose([theirs.index(letter) for letter in ours])
+    array = array[tuple(slice(T) if letter in "TM" else slice(None) for letter in ours)]
     if item.tap == "uncapped":
         return "logits", softcap(array, config.final_logit_softcapping)
     if item.tap.endswith("router.experts"):
@@ -557,6 +671,8 @@ def _converted(item, T):
     layout, axes = item.layouts[0], AXES[tap_kind(item.tap)]
     if item.rows < T:
         yield "the last position only"
+    if item.rows > T:
+        yield "rows of padding behind those of the picture"
     if "1" in layout.split() or (item.stored.shape[:1] == (1,) and len(item.stored.shape) > len(layout.split())):
         yield "a batch axis of 1"
     if "*" in layout:

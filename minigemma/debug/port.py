@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..cache import EMPTY
+from ..config import VisionEmbedder
 from ..model import forward, no_tap
-from ..ops import rms_norm, rotation
-from ..taps import layer_of
+from ..ops import horizon, rms_norm, rotation
+from ..taps import layer_of, part_of, tap_kind
+from ..vision import embed_image, encode_image
 
 KEPT = ("attn.rot_k", "attn.v", "resid_post")
 
@@ -20,12 +22,13 @@ class Port:
     """Our pass with mistakes put into it.
 
     tokens [T]; soft_tokens as in `forward`; suspect: the layer at which a deviation begins, for mistakes that sit in
-    one layer or from one layer on; unused: the K and V tensors of KV-sharing layers that only Google's files hold.
+    one layer or from one layer on; unused: the K and V tensors of KV-sharing layers that only Google's files hold;
+    wrong: the positions that are wrong where a deviation begins.
     """
 
-    def __init__(self, config, weights, tokens, soft_tokens=None, suspect=None, unused=None):
+    def __init__(self, config, weights, tokens, soft_tokens=None, suspect=None, unused=None, wrong=()):
         self.config, self.tokens, self.soft_tokens = config, np.asarray(tokens), soft_tokens
-        self.suspect, self.unused = suspect, unused or {}
+        self.suspect, self.unused, self.wrong = suspect, unused or {}, wrong
         layers = [SimpleNamespace(**vars(layer)) for layer in weights.layers]
         self.weights = SimpleNamespace(**{**vars(weights), "layers": layers})
         self.edits = defaultdict(list)  # name of a tap, a layer's without its number -> [function(at, array) -> array]
@@ -63,12 +66,19 @@ class Port:
         layers = tuple(chosen.get(layer.index, layer) for layer in self.config.layers)
         self.config = replace(self.config, layers=layers)
 
-    def run(self, tap=no_tap, prefill=None):
-        """The pass -> logits [T, V]. prefill: the number of tokens in the first call; the others follow one by one."""
+    def layer(self, i):
+        """Layer i's facts and its weights."""
+        return self.config.layers[i], self.weights.layers[i]
 
-        def watched(name, array):
-            i = layer_of(name)
-            short = name if i is None else name.split(".", 2)[2]
+    @property
+    def eps(self):
+        return self.config.rms_norm_eps
+
+    def watched(self, tap):
+        """A tap that makes the edits, calls another tap, and keeps what later edits may read."""
+
+        def watch(name, array):
+            i, short = layer_of(name), part_of(tap_kind(name))
             for function in self.edits[short]:
                 array = function(At(self, i), array)
             array = tap(name, array)
@@ -77,6 +87,12 @@ class Port:
             self.seen[i][short] = array
             return array
 
+        return watch
+
+    def run(self, tap=no_tap, prefill=None):
+        """The pass -> logits [T, V]. prefill: the number of tokens in the first call; the others follow one by one."""
+
+        watched = self.watched(tap)
         bounds = [0, len(self.tokens)] if prefill is None else [0, *range(prefill, len(self.tokens) + 1)]
         rows, cache = [], EMPTY
         for self.start, end in pairwise(bounds):
@@ -99,12 +115,45 @@ class Port:
         return where[here] - start, rows[here]
 
 
+class PicturePort(Port):
+    """Our pass of a picture with mistakes put into it. A tap is edited under its name without `vision.`.
+
+    image: as fit_image returns it. source: the picture's colours before that and the budget; None: not known.
+    """
+
+    def __init__(self, config, weights, image, source=None, suspect=None):
+        super().__init__(config, weights, (), suspect=suspect)
+        self.image, self.source = image, source
+
+    def layers(self, kind=None, sharing=None):
+        """Pairs of the tower's facts, which all layers share, and a layer's weights."""
+        return [self.layer(i) for i in range(len(self.weights.layers))]
+
+    def layer(self, i):
+        return self.config.vision, self.weights.layers[i]
+
+    @property
+    def eps(self):
+        return self.config.vision.rms_norm_eps
+
+    def run(self, tap=no_tap, prefill=None):
+        """The pass -> soft tokens [M, Y]."""
+        self.seen.clear()
+        with self.named_errors():
+            return encoder(self.config)(self.image, self.weights, self.config, tap=self.watched(tap))
+
+
+def encoder(config):
+    """What turns a picture into soft tokens in this model: encode_image, or for 12B embed_image."""
+    return embed_image if isinstance(config.vision, VisionEmbedder) else encode_image
+
+
 class At:
     """The place of an edit: at["mlp.gate"] is an earlier tap of this layer, or of the part before the layers."""
 
     def __init__(self, port, i):
         self.port, self.config, self.i = port, port.config, i
-        self.layer, self.w = (None, port.weights) if i is None else (port.config.layers[i], port.weights.layers[i])
+        self.layer, self.w = (None, port.weights) if i is None else port.layer(i)
 
     def __getitem__(self, name):
         here = self.port.seen[self.i]
@@ -119,6 +168,18 @@ class At:
         """Absolute positions of this call's tokens, [T]."""
         return self.port.start + np.arange(len(self.port.seen[None]["embed"]))
 
+    @property
+    def last(self):
+        """The last position that each of this call's tokens may see on sliding layers, [T]: see ops.horizon."""
+        if self.port.soft_tokens is None:
+            return self.positions
+        return horizon(self.ids, self.positions, self.config)
+
+    @property
+    def ids(self):
+        """This call's ids, placeholders among them, [T]."""
+        return self.port.tokens[self.positions]
+
     def from_donor(self, name):
         """A tap of the layer whose K and V this layer reads, this one included."""
         return self.port.seen[self.layer.kv_from][name]
@@ -128,4 +189,4 @@ class At:
         return rotation(self.positions[-len(x) :], self.layer.inv_freq, x.dtype)
 
     def norm(self, x, weight=None):
-        return rms_norm(x, weight, self.config.rms_norm_eps)
+        return rms_norm(x, weight, self.port.eps)

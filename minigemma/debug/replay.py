@@ -46,10 +46,14 @@ def compare(name, ours, theirs):
 MASKED = -9e3  # a score at or below this was masked: engines write -inf, -1e4 (-9984 in bfloat16) or the lowest float
 
 
-def hidden_keys(config, name, shape, end):
-    """Which keys the queries up to position `end` - 1 may not see, for scores of this shape -> bool [T, S]."""
+def hidden_keys(config, name, shape, end, last=None):
+    """Which keys the queries up to position `end` - 1 may not see, for scores of this shape -> bool [T, S].
+
+    last: of the whole sequence, the last position that each token may see (ops.horizon); None: there is no picture.
+    """
     T, S = shape[-2:]
-    return ~visible(np.arange(end - T, end), S, config.layers[layer_of(name)].window, end)
+    last = None if last is None else last[end - T : end]  # [T]
+    return ~visible(np.arange(end - T, end), S, config.layers[layer_of(name)].window, end, last)
 
 
 def wrong_masks(masked, hidden):
@@ -61,21 +65,21 @@ def wrong_masks(masked, hidden):
     return masked & ~hidden, after & hidden & ~masked
 
 
-def unmasked(name, theirs, ours, config, end):
+def unmasked(name, theirs, ours, config, end, last=None):
     """Their array; in scores captured after the mask, masked ones are replaced by ours, because they say nothing.
 
     A key that is masked though visible keeps its value, far from ours; a hidden key left unmasked becomes NaN.
-    config: None if it is not known; then every masked key counts as hidden. end: as in `hidden_keys`.
+    config: None if it is not known; then every masked key counts as hidden. end, last: as in `hidden_keys`.
     """
     if not name.endswith("attn.scores") or not (theirs <= MASKED).any():
         return theirs
     masked = theirs <= MASKED  # [N, T, S]
-    hidden = masked if config is None else hidden_keys(config, name, theirs.shape, end)  # [N, T, S] or [T, S]
+    hidden = masked if config is None else hidden_keys(config, name, theirs.shape, end, last)  # [N, T, S] or [T, S]
     return np.where(masked & hidden, ours, np.where(wrong_masks(masked, hidden)[1], np.nan, theirs))
 
 
-def differences(ours, theirs, config):
-    """Two whole traces -> tap: Difference, for taps whose shapes agree.
+def differences(ours, theirs, config, last=None):
+    """Two whole traces -> tap: Difference, for taps whose shapes agree. last: as in `hidden_keys`.
 
     An array of theirs with one position is compared with our last one. Choices of experts are left to Replay.
     """
@@ -86,7 +90,7 @@ def differences(ours, theirs, config):
         if a.ndim == b.ndim and b.shape[axis] == 1:
             a = np.take(a, [-1], axis=axis)
         if a.shape == b.shape:
-            found[name] = compare(name, a, unmasked(name, b, a, config, end))
+            found[name] = compare(name, a, unmasked(name, b, a, config, end, last))
     return found
 
 
@@ -98,11 +102,12 @@ class Replay:
     theirs: tap name -> array. If it has one position of a longer prompt, that is the last. Where theirs is not
     finite, or if it has another shape, the pass goes on with ours. config: of the pass; it says which scores must be
     masked. known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and
-    checking that is quicker than comparing anew.
+    checking that is quicker than comparing anew. last: as in `hidden_keys`.
     """
 
-    def __init__(self, theirs, config=None, known=None):
-        self.theirs, self.config, self.known, self.found, self.misshapen = theirs, config, known or {}, {}, {}
+    def __init__(self, theirs, config=None, known=None, last=None):
+        self.theirs, self.config, self.known, self.last = theirs, config, known or {}, last
+        self.found, self.misshapen = {}, {}
         self.start = self.end = 0  # the positions of this call: a sequence may come in several
 
     def __call__(self, name, array):
@@ -117,7 +122,7 @@ class Replay:
             self.misshapen[name] = array.shape, theirs.shape
             return array
         captured = theirs
-        theirs = unmasked(name, captured, array, self.config, self.end)
+        theirs = unmasked(name, captured, array, self.config, self.end, self.last)
         if theirs is captured and name in self.known and np.array_equal(self.known[name][0], array):
             difference = self.known[name][1]
         else:
@@ -138,7 +143,7 @@ class Replay:
             last = np.take(array, [-1], axis=axis)
             before = np.take(array, range(array.shape[axis] - 1), axis=axis)
             return np.concatenate([before, theirs], axis=axis) if last.shape == theirs.shape else theirs
-        whole = self.start == 0 and length == array.shape[axis]
+        whole = name.startswith("vision.") or (self.start == 0 and length == array.shape[axis])
         if whole or length < self.end:
             return theirs
         if "S" in axes_of(name):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import Error
 from ..ops import linear
-from ..taps import layer_of, names_of, time_axis
+from ..taps import layer_of, names_of, part_of, time_axis
 from .foreign import keys_of, read_trace
 from .replay import by_position
 
@@ -90,8 +90,8 @@ def identify(rows, theirs, run):
         found = _other_tokens(embed, theirs["embed"], run)
         if found:
             return found
-    ours = [row for name, row in judged.items() if name.split(".", 2)[-1] in WEIGHTLESS]
-    learned = [row for name, row in judged.items() if name.split(".", 2)[-1] in LINEAR]
+    ours = [row for name, row in judged.items() if part_of(name) in WEIGHTLESS]
+    learned = [row for name, row in judged.items() if part_of(name) in LINEAR]
     broken = [row for row in learned if row.verdict == "BROKEN"]
     if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
         sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0

@@ -18,7 +18,7 @@ from minigemma.debug.diagnosis import Search, diagnose
 from minigemma.debug.diff import Run, compare_traces
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
-from minigemma.taps import TAPS, tap_kind, time_axis
+from minigemma.taps import TAPS, VISION_TAPS, tap_kind, time_axis
 from minigemma.tensors import unused_tensors
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
@@ -48,12 +48,12 @@ def test_every_entry_says_what_why_and_what_to_do():
         assert id == fault.id
         assert fault.title and fault.symptom and fault.remedy and fault.seen, id
         assert fault.probe in PROBES, id
-        assert fault.first is None or fault.first in TAPS, id
+        assert fault.first is None or fault.first in TAPS | VISION_TAPS, id
         assert bool(fault.changes) == bool(fault.first), id
 
 
 def test_the_catalogue_covers_every_part_of_the_model():
-    assert {id[0] for id in FAULTS} == set("ABCDEFGHJLMT")
+    assert {id[0] for id in FAULTS} == set("ABCDEFGHJLMTV")
     assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS)
 
 
@@ -61,10 +61,14 @@ def first_change(model, fault):
     """The first tap that a mistake changes, of those that a capture can hold: without scores if the run is cached."""
     rng, config, taps = np.random.default_rng(0), model.config, []
     unused = {t.name: rng.standard_normal(t.shape) for t in unused_tensors(config)}
-    soft = (np.array([1, 2, 9]), rng.standard_normal((3, config.hidden_size))) if "soft" in fault.needs else None
+    tokens, soft = TOKENS, None
+    if "soft" in fault.needs:  # a picture that is longer than the window, and another
+        where = np.array([*range(2, 10), 12, 13])
+        soft, tokens = (where, rng.standard_normal((len(where), config.hidden_size))), TOKENS.copy()
+        tokens[where] = config.image_token_id
     prefill, left_out = (12, ("scores", "pattern")) if "cached" in fault.needs else (None, ())
     for change in (lambda port: None, fault.changes[0]):
-        port, seen = Port(config, model.weights, TOKENS, soft, unused=unused), []
+        port, seen = Port(config, model.weights, tokens, soft, unused=unused), []
         change(port)
         port.run(lambda name, array, seen=seen: seen.append((name, array)) or array, prefill)
         taps.append([(name, array) for name, array in seen if not name.endswith(left_out)])
@@ -75,8 +79,10 @@ def first_change(model, fault):
 
 
 def test_each_mistake_first_changes_the_tap_that_the_catalogue_names(member):
-    model = model_of(member, dtype="float64")
-    every = [f for f in FAULTS.values() if not f.rounds and applicable(f, model.config, True, True, True)]
+    ahead = None if member.startswith("E") else "vision"
+    model = model_of(member, dtype="float64", image_token_id=102, use_bidirectional_attention=ahead)
+    facts = {"cached": True, "soft": True, "unused": True, "pictures": True}
+    every = [f for f in FAULTS.values() if not f.rounds and applicable(f, model.config, **facts)]
     expected = {fault.id: fault.first for fault in every}
     if model.config.hidden_size_per_layer_input:
         expected["A4"] = "ple.context"  # PLE's norm comes before those of the layers

@@ -6,23 +6,30 @@ compares it with what somebody's port computed.
 
 An id is a letter, which names the file, and a number; a small letter tells near relatives apart:
 A embedding (with norms, activations and the head), B ple, C layer_scalar, D attention, E rope, F sharing, G window,
-H experts, J tokens, L false_alarms, M mlp, T turns.
+H experts, J tokens, L false_alarms, M mlp, T turns, V vision.
 """
 
+from ...config import VisionEmbedder, VisionTower
 from . import attention, embedding, experts, false_alarms, layer_scalar, mlp, ple, rope, sharing, tokens, turns, window
+from . import vision as pictures
 from .changes import to_bfloat16
 from .entry import PROBES, Fault
 
 __all__ = ["FAULTS", "PROBES", "Fault", "applicable", "to_bfloat16"]
 
 PARTS = (
-    embedding, ple, layer_scalar, attention, rope, sharing, window, experts, tokens, false_alarms, mlp, turns
+    embedding, ple, layer_scalar, attention, rope, sharing, window, experts, tokens, false_alarms, mlp, turns,
+    pictures,
 )  # fmt: skip
 FAULTS = {fault.id: fault for part in PARTS for fault in part.ENTRIES}
 
 
-def applicable(fault, config, cached=False, soft=False, unused=False):
-    """Whether a mistake can be made with this model, in this kind of run."""
+def applicable(fault, config, cached=False, soft=False, unused=False, picture=False, **more):
+    """Whether a mistake can be made with this model, in this kind of run: of a text, or of a picture alone."""
+    sight, in_tower = config.vision, (fault.first or "").startswith("vision.")
+    shared = fault.id in pictures.SHARED and isinstance(sight, VisionTower)
+    if not (in_tower or shared if picture else not in_tower):
+        return False
     has = {
         "ple": bool(config.hidden_size_per_layer_input),
         "moe": config.enable_moe_block,
@@ -32,5 +39,12 @@ def applicable(fault, config, cached=False, soft=False, unused=False):
         "cached": cached,
         "soft": soft,
         "unused": unused,
+        "causal": config.use_bidirectional_attention != "vision",
+        "ahead": config.use_bidirectional_attention == "vision",
+        "tower": isinstance(sight, VisionTower),
+        "embedder": isinstance(sight, VisionEmbedder),
+        "clipped": getattr(sight, "use_clipped_linears", False),
+        "standardize": getattr(sight, "standardize", False),
+        "plain": isinstance(sight, VisionTower) and not sight.standardize,
     }
-    return bool(fault.changes) and all(has[need] for need in fault.needs)
+    return bool(fault.changes) and all((has | more).get(need) for need in fault.needs)

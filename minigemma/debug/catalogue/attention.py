@@ -52,7 +52,7 @@ def sliding_layer_taken_for_global(port):
 
 
 def uniform(at, x):
-    seen = visible(at.positions, x.shape[-1], at.layer.window, at.positions[-1] + 1)  # [T, S]
+    seen = visible(at.positions, x.shape[-1], at.layer.window, at.positions[-1] + 1, at.last)  # [T, S]
     return np.broadcast_to(seen / seen.sum(-1, keepdims=True), x.shape).astype(x.dtype)
 
 

@@ -11,6 +11,7 @@ PROBES = {
     "window": "one more token than the sliding window, and two more",
     "cached": "a prompt, then tokens one by one with the cache, compared with the same ids in one call",
     "soft": "a prompt with image or audio rows in it",
+    "picture": "a picture that is not square, in the tower alone",
     "ids": "the ids that their tokenizer and template make; no forward pass is needed",
 }
 
@@ -45,7 +46,7 @@ class Fault:
     symptom: str
     remedy: str
     seen: str  # the public thread or file where it was made, nearly made, or described as a trap
-    needs: tuple = ()  # a model: "ple", "moe", "k_eq_v", "sharing", "wide", "unused"; a run: "cached", "soft"
+    needs: tuple = ()  # of the model, or of the run: see `applicable` and runs.Run.facts
     benign: str = ""  # why it changes nothing that matters; "" if it does
     rounds: str = ""  # a pattern of taps that it rounds to float16: an error of that size there is explained
     changes: tuple = ()

@@ -1,5 +1,7 @@
 """G: the sliding window."""
 
+import numpy as np
+
 from ...config import SLIDING
 from ...ops import visible
 from .changes import edited, layer_facts, masked_softmax
@@ -20,8 +22,9 @@ def short_cache(port):
 def mask_of_the_next_position(at, x):
     if at.layer.window is None:
         return x
-    after = at.positions[-x.shape[1] :] + 1  # [T]
-    return masked_softmax(at, visible(after, x.shape[-1], at.layer.window, at.positions[-1] + 1))
+    T, S = x.shape[1:]
+    after, last = at.positions[-T:] + 1, at.last[-T:]  # [T] each
+    return masked_softmax(at, visible(after, S, at.layer.window, at.positions[-1] + 1, np.maximum(after, last)))
 
 
 ENTRIES = (
