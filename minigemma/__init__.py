@@ -31,8 +31,9 @@ try:
     from . import threads  # noqa: F401 (before NumPy is imported elsewhere: it holds NumPy's BLAS to one thread)
 
     # isort: split
+    from .audio import embed_sound, encode_audio, log_mel
     from .cache import EMPTY, Cache
-    from .checkpoint import random_weights, read_vision, read_weights, save
+    from .checkpoint import random_weights, read_audio, read_vision, read_weights, save
     from .config import Config
     from .conversation import Conversation
     from .errors import Error
@@ -55,8 +56,8 @@ if _COMMAND and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
 
 __all__ = [
     "EMPTY", "Cache", "Config", "Conversation", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace",
-    "count", "embed_image", "encode_image", "forward", "generate", "generate_ids", "load", "prefill", "random_weights",
-    "read_vision", "read_weights", "save",
+    "count", "embed_image", "embed_sound", "encode_audio", "encode_image", "forward", "generate", "generate_ids",
+    "load", "log_mel", "prefill", "random_weights", "read_audio", "read_vision", "read_weights", "save",
 ]  # fmt: skip
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
@@ -81,6 +82,11 @@ class Model:
     def vision(self):
         """What turns pictures into soft tokens. Read on first use: whoever sends text pays nothing for it."""
         return read_vision(self.directory, self.config, self.dtype)
+
+    @cached_property
+    def audio(self):
+        """What turns sounds into soft tokens. Read on first use, as `vision`."""
+        return read_audio(self.directory, self.config, self.dtype)
 
     def see(self, image, budget=280, tap=no_tap):
         """A picture (a path, a PIL image or an array of uint8) -> its soft tokens [M, D], for `forward`.

@@ -19,7 +19,7 @@ import numpy as np
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
 from .packed import Clipped, HalfMatrix, narrow, widen
-from .tensors import NOT_TEXT, PREFIXES, VISION, text_tensors, unused_tensors, vision_tensors
+from .tensors import AUDIO, NOT_TEXT, PREFIXES, VISION, audio_tensors, text_tensors, unused_tensors, vision_tensors
 
 DTYPES = ("bfloat16", "float32", "float64")
 FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
@@ -37,22 +37,25 @@ def assemble(config, arrays):
     return weights
 
 
-def assemble_vision(table, arrays):
-    """Arrays by name, as vision_tensors names them -> the weights of a picture: `.input_proj`, `.layers[3].q_proj`, ...
+def assemble_tower(table, arrays):
+    """Arrays by name, as vision_tensors or audio_tensors names them -> weights: `.input_proj`, `.layers[3].q_proj`, ...
 
-    The matrices that a tower may clip are Clipped, also where the model has no bounds.
+    Matrices that a tower may clip are Clipped, also where the model has no bounds. An attribute with dots is nested.
     """
     weights = SimpleNamespace(layers=[])
     for tensor in table:
         if tensor.layer == len(weights.layers):
             weights.layers.append(SimpleNamespace())
         owner, value = weights if tensor.layer is None else weights.layers[tensor.layer], arrays[tensor.name]
+        *groups, attribute = tensor.attribute.split(".")
+        for group in groups:
+            owner = vars(owner).setdefault(group, SimpleNamespace())
         if tensor.name.endswith(".linear.weight"):
             value = Clipped(value)
         elif tensor.shape == ():  # the bounds follow their matrix, in the order of BOUNDS
-            matrix = getattr(owner, tensor.attribute)
+            matrix = getattr(owner, attribute)
             value = matrix._replace(bounds=(*(matrix.bounds or ()), float(value)))
-        setattr(owner, tensor.attribute, value)
+        setattr(owner, attribute, value)
     return weights
 
 
@@ -92,15 +95,26 @@ def read_vision(directory, config, dtype="bfloat16"):
     """
     if config.vision is None:
         raise Error(f"{directory}: this model cannot see: config.json has no vision_config; use a whole checkpoint")
-    table = vision_tensors(vars(config.vision), config.hidden_size)
+    return _read_tower(directory, vision_tensors(vars(config.vision), config.hidden_size), VISION, dtype)
 
+
+def read_audio(directory, config, dtype="bfloat16"):
+    """What turns sounds into soft tokens, as read_vision. Raises Error if the model does not hear."""
+    if config.audio is None:
+        raise Error(
+            f"{directory}: this checkpoint has no audio tower (config.json has no audio_config): E2B, E4B and 12B hear"
+        )
+    return _read_tower(directory, audio_tensors(vars(config.audio), config.hidden_size), AUDIO, dtype)
+
+
+def _read_tower(directory, table, prefixes, dtype):
     def short(name):
         name = name.removeprefix("model.")
-        return name if name.startswith(VISION) else None
+        return name if name.startswith(prefixes) else None
 
     found = _find(directory, short)
     _check(directory, found, table)
-    return assemble_vision(table, _convert_all(table, found, dtype))
+    return assemble_tower(table, _convert_all(table, found, dtype))
 
 
 def _convert_all(table, found, dtype):

@@ -106,6 +106,42 @@ class VisionEmbedder(Vision):
 
 
 @dataclass(frozen=True, eq=False)
+class AudioTower:
+    """The audio tower of E2B and E4B, under the names of audio_config."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    conv_kernel_size: int
+    subsampling_conv_channels: tuple[int, int]
+    output_proj_dims: int
+    use_clipped_linears: bool
+    attention_context_left: int
+    attention_logit_cap: float
+    residual_weight: float
+    gradient_clipping: float
+    rms_norm_eps: float
+
+    @property
+    def window(self):
+        """How many frames a frame attends to, itself included: 12 in the released models, though the field says 13."""
+        return self.attention_context_left - 1
+
+    @property
+    def bins(self):
+        """Mel bins of a frame. The reference derives a matrix's width from the channels as if they were the bins."""
+        return self.subsampling_conv_channels[0]
+
+
+@dataclass(frozen=True, eq=False)
+class AudioEmbedder:
+    """What 12B has in place of an audio tower, under the names of audio_config."""
+
+    audio_embed_dim: int  # samples of a soft token
+    rms_norm_eps: float
+
+
+@dataclass(frozen=True, eq=False)
 class Config:
     """The facts of the text model, under the names of config.json. `layers` holds those that differ by layer."""
 
@@ -129,9 +165,12 @@ class Config:
     boi_token_id: int  # stands before a picture, eoi_token_id behind it
     image_token_id: int  # stands once for each soft token of a picture
     eoi_token_id: int
+    boa_token_id: int  # stands before a sound, eoa_token_id behind it
     audio_token_id: int
+    eoa_token_id: int
     video_token_id: int
-    vision: VisionTower | VisionEmbedder | None = field(repr=False)  # None: a text-only model
+    vision: VisionTower | VisionEmbedder | None = field(repr=False)  # None: the model cannot see
+    audio: AudioTower | AudioEmbedder | None = field(repr=False)  # None: the model cannot hear
     layers: tuple[Layer, ...] = field(repr=False)
     source: dict = field(repr=False)  # the text fields as read, with defaults; saved again by to_dict
 
@@ -241,11 +280,33 @@ TOWER_FIELDS = {
     "standardize": _one_of(False, True),
     "use_clipped_linears": _one_of(False, True),
 }
+AUDIO_FIELDS = {  # of audio_config
+    "attention_context_left": _size(2, 2**16, default=13),
+    "attention_context_right": _one_of(0),
+    "attention_invalid_logits_value": _number(-1e38, -1e4, default=-1e9),  # as good as the minus infinity used here
+    "attention_logit_cap": _number(SMALLEST, 1 / SMALLEST, default=50.0),
+    "conv_kernel_size": _size(1, 2**10, default=5),
+    "gradient_clipping": _number(SMALLEST, 1 / SMALLEST, default=1e10),
+    "hidden_act": _one_of("silu"),
+    "hidden_size": _size(2, 2**24),
+    "num_attention_heads": _size(1, 2**24),
+    "num_hidden_layers": _size(1, LAYERS),
+    "output_proj_dims": _size(1, 2**24),
+    "residual_weight": _number(-1e6, 1e6, default=0.5),
+    "rms_norm_eps": _number(SMALLEST, 1, default=1e-6),
+    "use_clipped_linears": _one_of(True, False),
+}
+AUDIO_EMBEDDER_FIELDS = {  # 12B
+    "audio_embed_dim": _size(1, 2**24),
+    "rms_norm_eps": _number(SMALLEST, 1, default=1e-6),
+}
 MEDIA_IDS = {
     "boi_token_id": _size(0, default=255999),
     "image_token_id": _size(0, default=258880),
     "eoi_token_id": _size(0, default=258882),
+    "boa_token_id": _size(0, default=256000),
     "audio_token_id": _size(0, default=258881),
+    "eoa_token_id": _size(0, default=258883),
     "video_token_id": _size(0, default=258884),
 }
 ROPE_FIELDS = {
@@ -303,7 +364,8 @@ def _resolve(data, where):
         absent |= dict.fromkeys((*EXPERT_FIELDS, "top_k_experts"))
     _check(rules, fields, where)
     fields |= absent | _media_ids(data, where)
-    fields |= {"layers": _layers(text, where), "vision": _vision(data, where), "source": text}
+    fields |= {"layers": _layers(text, where), "vision": _vision(data, where), "audio": _audio(data, where)}
+    fields |= {"source": text}
     return {name: fields[name] for name in Config.__dataclass_fields__}
 
 
@@ -363,6 +425,7 @@ def _layers(text, where):
 
 def _media_ids(data, where):
     """The ids around and in place of pictures and sounds. Raises Error for what is not an id."""
+    data = {"eoa_token_id": data.get("eoa_token_index")} | data  # the released files have both names, others one
     ids = _defaults(MEDIA_IDS) | {name: data[name] for name in MEDIA_IDS if data.get(name) is not None}
     _check(MEDIA_IDS, ids, where)
     return ids
@@ -396,6 +459,38 @@ def _vision(data, where):
     return VisionTower(
         **values, inv_freq=inverse_frequencies(rope, values["head_dim"] // 2, f"{where}.rope_parameters")
     )
+
+
+def _audio(data, where):
+    """audio_config of a parsed config.json -> AudioTower, AudioEmbedder (12B), or None if there is none.
+
+    Source: transformers, Gemma4AudioConfig and Gemma4UnifiedAudioConfig. Raises Error for what the pass cannot do.
+    """
+    given = data.get("audio_config")
+    if given is None:
+        return None
+    where = f"{where}: audio_config"
+    if not isinstance(given, dict):
+        raise Error(f"{where} must be an object or null, not {given!r}")
+    unified = "audio_embed_dim" in given
+    rules, made = (AUDIO_EMBEDDER_FIELDS, AudioEmbedder) if unified else (AUDIO_FIELDS, AudioTower)
+    audio = _defaults(rules) | {"subsampling_conv_channels": [128, 32]} | given
+    _check(rules, audio, where)
+    values = {name: audio[name] for name in made.__dataclass_fields__}
+    if unified:
+        return made(**values)
+    channels, size, heads = audio["subsampling_conv_channels"], audio["hidden_size"], audio["num_attention_heads"]
+    if not (isinstance(channels, list) and len(channels) == 2 and all(map(_size(1, 2**20).supports, channels))):
+        raise Error(f"{where}: subsampling_conv_channels must be a list of two sizes, not {channels!r:.60}")
+    if channels[0] % 4 or size % 2 or size % heads:
+        raise Error(
+            f"{where}: the first of subsampling_conv_channels must be a multiple of 4, and hidden_size of 2 and of "
+            "num_attention_heads"
+        )
+    reach = audio["attention_context_left"] - 1
+    if audio.get("attention_chunk_size", reach) != reach:
+        raise Error(f"{where}: attention_chunk_size must be attention_context_left - 1, which is {reach}")
+    return made(**values | {"subsampling_conv_channels": tuple(channels)})
 
 
 def _layer_types(text, where):

@@ -3,8 +3,8 @@
 This is the only file that opens pictures, with Pillow. Source of the rules for pictures: transformers 5.23.0,
 models/gemma4/image_processing_pil_gemma4.py.
 
-Letters: T new tokens, or patches of a picture; D hidden_size, N query heads, P hidden_size_per_layer_input, M soft
-tokens, X values of a patch.
+Letters: T new tokens, or patches of a picture, or frames of a sound; D hidden_size, N query heads, P
+hidden_size_per_layer_input, M soft tokens, X values of a patch or samples of a frame, R mel frames, C mel bins.
 """
 
 import math
@@ -17,6 +17,7 @@ from .errors import Error
 from .files import check_file
 
 BUDGETS = (70, 140, 280, 560, 1120)  # how many soft tokens a picture may become; the caller's choice, not the model's
+LOUDEST = 32  # samples go from -1 to 1; 30 dB louder is a mistake
 # What Pillow may open. It reads more formats, but runs another program for one of them (EPS).
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
@@ -241,6 +242,45 @@ def as_patches(image, weights, config, first):
     norm = weights.layers[0].input_layernorm if weights.layers else weights.patch_ln1
     patches = (cut * (1 / 255)).astype(norm.dtype)  # [T, X]
     return patches, np.tile(np.arange(columns), rows), np.repeat(np.arange(rows), columns)  # [T, X], [T], [T]
+
+
+def as_samples(samples, least=1):
+    """The samples of a sound [n] as float32. Raises Error unless they are finite numbers from -1 to 1, `least` or more.
+
+    A little beyond 1 is accepted, as loud sounds are; whole numbers are not, which other programs keep in 16 bits.
+    """
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        raise Error(f"a sound is a list [n] of samples from -1.0 to 1.0, not {samples.dtype} of shape {samples.shape}")
+    if len(samples) < least:
+        raise Error(f"the sound has {len(samples)} samples; at least {least} are needed, at 16,000 a second")
+    peak = np.abs(samples).max()
+    if not peak <= LOUDEST:
+        what = f"reach {peak:g}; divide them, so that they go from -1 to 1" if peak > LOUDEST else "hold NaN"
+        raise Error(f"the samples of the sound {what}")
+    return samples.astype(np.float32)  # [n]
+
+
+def as_mel(mel, weights, config):
+    """A log mel [R, C] in the precision of the weights. Raises Error where the three do not belong together."""
+    audio, mel = config.audio, np.asarray(mel)
+    if not hasattr(audio, "bins"):
+        raise Error("this model has no audio tower: E2B and E4B have one")
+    _check_shapes("", weights, {"output_proj": (audio.output_proj_dims, audio.hidden_size)})
+    _check_shapes("", weights, {"embedding_projection": (config.hidden_size, audio.output_proj_dims)})
+    if mel.ndim != 2 or mel.dtype.kind != "f" or not len(mel) or mel.shape[1] != audio.bins:
+        raise Error(f"a log mel is [R, {audio.bins}] of real numbers, not {mel.dtype} of shape {list(mel.shape)}")
+    return mel.astype(weights.output_proj_bias.dtype)  # [R, C]
+
+
+def as_frames(samples, weights, config):
+    """The samples of a sound [n] -> frames [T, X] for 12B; the last one is filled with zeros. Raises Error likewise."""
+    samples, X = as_samples(samples), getattr(config.audio, "audio_embed_dim", None)
+    if X is None:
+        raise Error("this model does not hear the samples themselves: 12B does")
+    _check_shapes("", weights, {"embedding_projection": (config.hidden_size, X)})
+    frames = np.append(samples, np.zeros(-len(samples) % X, np.float32)).reshape(-1, X)  # [T, X]
+    return frames.astype(getattr(weights.embedding_projection, "dtype", np.float32))  # [T, X]
 
 
 def check_tap(tap, config):

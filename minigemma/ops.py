@@ -1,7 +1,7 @@
 """The arithmetic of Gemma 4, one function an operation. Every rule was read in transformers 5.23.0, models/gemma4.
 
 Letters: T new tokens, S visible positions, D hidden_size, N query heads, K kv heads, H head_dim, F MLP width,
-E experts, k experts a token.
+E experts, k experts a token. Of sounds: R mel frames, C mel bins, A and B channels.
 """
 
 import math
@@ -45,7 +45,7 @@ def rms_norm(x, weight=None, eps=1e-6):
 
 
 def layer_norm(x, weight, bias, eps=1e-5):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis. Of all Gemma 4, only 12B's pictures."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis. Only for pictures of 12B and for sound."""
     x = x - x.mean(-1, keepdims=True)
     return x / np.sqrt(np.vecdot(x, x)[..., None] / x.shape[-1] + eps) * weight + bias
 
@@ -82,6 +82,18 @@ def softmax(x, out=None):
 def softcap(x, cap):
     """cap * tanh(x / cap): a soft limit of the logits. cap None: no limit."""
     return x if cap is None else cap * np.tanh(x / cap)
+
+
+@np.errstate(over="ignore")
+def gated(x, gate):
+    """x * sigmoid(gate)"""
+    return x / (1 + np.exp(-gate))
+
+
+@by_rows
+def silu(x):
+    """x * sigmoid(x)"""
+    return gated(x, x)
 
 
 def rotation(positions, inv_freq, dtype):
@@ -181,3 +193,41 @@ def experts(x, gate_up_proj, down_proj, router_experts, router_weights):
         gate, up = np.split(linear(x[token], gate_up_proj[int(e)]), 2, axis=-1)
         out[token] += router_weights[token, slot, None] * linear(gelu(gate) * up, down_proj[int(e)])
     return out  # [T, D]
+
+
+def halve(x, kernel):
+    """A convolution over time and mel that keeps every second place: x [R, C, A], kernel [B, A, 3, 3] -> [R/2, C/2, B].
+
+    A place is computed from the 3 x 3 square around it; beyond the edges there are zeros. R/2 and C/2 are rounded up.
+    """
+    (R, C, A), B = x.shape, len(kernel)
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))  # [R+2, C+2, A]
+    squares = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1))  # [R, C, A, 3, 3]
+    squares = squares[::2, ::2].reshape(-1, 9 * A)  # [(R+1)//2*((C+1)//2), 9*A]
+    return linear(squares, np.asarray(kernel).reshape(B, 9 * A)).reshape((R + 1) // 2, (C + 1) // 2, B)
+
+
+def last_frames(x, count):
+    """x [T, ...] -> a view [T, count, ...], where [t, d] is x[t - d]: the frame d before t, zeros before the first."""
+    padded = np.concatenate([np.zeros((count - 1, *x.shape[1:]), x.dtype), x])
+    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(padded, count, 0)[..., ::-1], -1, 1)
+
+
+def sinusoids(count, size, dtype):
+    """Distances 0 to count - 1 as vectors [count, size]: sines, then cosines, of wavelengths 2 pi to 20,000 pi."""
+    rates = 1e4 ** (-np.arange(size // 2) / max(size // 2 - 1, 1))
+    angles = np.arange(count)[:, None] * rates
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(dtype)
+
+
+def mel_triangles(bins):
+    """How much each of 257 frequencies from 0 to 8 kHz counts in each mel bin -> [257, bins].
+
+    Triangles of height 1, whose corners lie evenly on HTK's mel scale. The lowest of 128 falls between two frequencies
+    and is empty.
+    """
+    hertz = np.linspace(0, 8000, 257)[:, None]
+    mels = np.linspace(0, 2595 * np.log10(1 + 8000 / 700), bins + 2)
+    corners = 700 * (10 ** (mels / 2595) - 1)  # in Hz
+    widths = np.diff(corners)
+    return np.maximum(0, np.minimum((hertz - corners[:-2]) / widths[:-1], (corners[2:] - hertz) / widths[1:]))

@@ -140,6 +140,63 @@ VISION_TAPS = {
     ),
 }  # fmt: skip
 
+
+def _feed_forward(n):
+    """The taps of a conformer block's MLP, n 1 or 2."""
+    at, module = f"audio.layers.*.ffn{n}", f"feed_forward{n}"
+    return {
+        f"{at}.in": Tap("T D", "pre_layer_norm", f"{module}.pre_layer_norm > {module}.ffw_layer_1"),
+        f"{at}.hidden": Tap("T F", "ffw_layer_1, clipped", f"{module}.ffw_layer_1 > {module}.act_fn"),
+        f"{at}.act": Tap("T F", "silu", f"{module}.act_fn > {module}.ffw_layer_2"),
+        f"{at}.down": Tap("T D", "ffw_layer_2, clipped", f"{module}.ffw_layer_2 > {module}.post_layer_norm"),
+        f"{at}_out": Tap("T D", "post_layer_norm, times residual_weight"),
+        f"audio.layers.*.resid_ffn{n}": Tap("T D", "the residual plus the MLP's output", module),
+    }
+
+
+# Every tap of `encode_audio` and `embed_sound`, with the letters of audio.py.
+AUDIO_TAPS = {
+    "audio.frames": Tap("T X", "samples, 40 ms a row", "> embed_audio embed_audio.embedding_pre_projection_norm"),
+    "audio.mel": Tap("R C", "log_mel", "> audio_tower"),
+    "audio.half": Tap("(R+1)//2 C//2 A", "a convolution, a norm over channels, ReLU"),
+    "audio.quarter": Tap("T C//4 B", "a convolution, a norm over channels, ReLU"),
+    "audio.embed": Tap("T D", "input_proj_linear", "audio_tower.subsample_conv_projection.input_proj_linear"),
+    "audio.layers.*.resid_pre": Tap("T D", "the hand-over from the layer before", "> . feed_forward1"),
+    **_feed_forward(1),
+    "audio.layers.*.attn.in": Tap(
+        "T D", "norm_pre_attn", "norm_pre_attn > self_attn.q_proj self_attn.k_proj self_attn.v_proj"
+    ),
+    "audio.layers.*.attn.q_raw": Tap("T N H", "q_proj, clipped", "self_attn.q_proj"),
+    "audio.layers.*.attn.k_raw": Tap("T N H", "k_proj, clipped", "self_attn.k_proj"),
+    "audio.layers.*.attn.v": Tap("T N H", "v_proj, clipped", "self_attn.v_proj"),
+    "audio.layers.*.attn.q": Tap("T N H", "a scale for each dimension of a head, by per_dim_scale"),
+    "audio.layers.*.attn.k": Tap("T N H", "one scale, log2(1 + e)"),
+    "audio.layers.*.attn.rel_k": Tap("S N H", "relative_k_proj of the distances"),
+    "audio.layers.*.attn.scores": Tap("N T S", "q k and q rel_k, and the softcap"),
+    "audio.layers.*.attn.pattern": Tap("N T S", "softmax over the frames that exist"),
+    "audio.layers.*.attn.z": Tap("T N H", "the sum of values by the pattern", "> self_attn.post"),
+    "audio.layers.*.attn.o": Tap("T D", "post, clipped", "self_attn self_attn.post > norm_post_attn"),
+    "audio.layers.*.attn_out": Tap("T D", "norm_post_attn", "norm_post_attn"),
+    "audio.layers.*.resid_mid": Tap("T D", "the residual plus attention's output", "> lconv1d lconv1d.pre_layer_norm"),
+    "audio.layers.*.conv.in": Tap("T D", "pre_layer_norm", "lconv1d.pre_layer_norm > lconv1d.linear_start"),
+    "audio.layers.*.conv.start": Tap("T 2*D", "linear_start, clipped", "lconv1d.linear_start"),
+    "audio.layers.*.conv.gated": Tap("T D", "the first half times the sigmoid of the second"),
+    "audio.layers.*.conv.mixed": Tap("T D", "depthwise_conv1d: each dimension over a few frames"),
+    "audio.layers.*.conv.act": Tap("T D", "conv_norm and silu", "lconv1d.act_fn > lconv1d.linear_end"),
+    "audio.layers.*.conv_out": Tap("T D", "linear_end, clipped", "lconv1d.linear_end"),
+    "audio.layers.*.resid_conv": Tap("T D", "the residual plus the convolution's output", "lconv1d > feed_forward2"),
+    **_feed_forward(2),
+    "audio.layers.*.resid_post": Tap("T D", "norm_out, of the residual itself", ". norm_out"),
+    "audio.encoded": Tap(
+        "T O", "output_proj and its bias",
+        "audio_tower.output_proj > embed_audio embed_audio.embedding_pre_projection_norm",
+    ),
+    "audio.soft_tokens": Tap(
+        "M Y", "a norm without a weight, and the projection into the text model",
+        "embed_audio embed_audio.embedding_projection",
+    ),
+}  # fmt: skip
+
 PRECISIONS = ("float64", "float32", "float16", "bfloat16")  # number formats that an engine computes in
 
 
@@ -172,22 +229,33 @@ def vision_names(vision):
     return [*kinds[:first], *layers, *(kind for kind in kinds[last:] if vision.standardize or "standard" not in kind)]
 
 
+def audio_names(audio):
+    """Every tap of a sound's pass, in the order of execution. audio: a Config's `audio`; None has no taps."""
+    if not hasattr(audio, "num_hidden_layers"):
+        return ["audio.frames", "audio.soft_tokens"] if audio else []
+    kinds = list(AUDIO_TAPS)[1:]  # a tower cuts no frames itself
+    inside = [kind for kind in kinds if ".*." in kind]
+    layers = [kind.replace("*", str(i)) for i in range(audio.num_hidden_layers) for kind in inside]
+    first = kinds.index(inside[0])
+    return [*kinds[:first], *layers, *kinds[first + len(inside) :]]
+
+
 @cache
 def layer_of(name):
     """The number of the layer that a tap belongs to, None outside the layers."""
-    match = re.match(r"(?:vision\.)?layers\.([0-9]+)\.", name)
+    match = re.match(r"(?:(?:vision|audio)\.)?layers\.([0-9]+)\.", name)
     return int(match[1]) if match else None
 
 
 @cache
 def part_of(name):
     """What a tap is called inside its layer or tower: `layers.3.attn.q` and `vision.layers.0.attn.q` -> `attn.q`."""
-    return re.sub(r"^(vision\.)?(layers\.([0-9]+|\*)\.)?", "", name)
+    return re.sub(r"^((?:vision|audio)\.)?(layers\.([0-9]+|\*)\.)?", "", name)
 
 
 @cache
 def tap_kind(name):
-    """The key of TAPS or VISION_TAPS that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
+    """The key of TAPS, VISION_TAPS or AUDIO_TAPS that a tap belongs to: `layers.3.attn.q` -> `layers.*.attn.q`."""
     return re.sub(r"\b(layers|heads)\.\d+\.", r"\1.*.", name)
 
 
@@ -199,9 +267,8 @@ def axes_of(name):
 
 @cache
 def tap_of(name):
-    """The row of TAPS or VISION_TAPS that a tap belongs to."""
-    kind = tap_kind(name)
-    return TAPS[kind] if kind in TAPS else VISION_TAPS[kind]
+    """The row of TAPS, VISION_TAPS or AUDIO_TAPS that a tap belongs to."""
+    return (TAPS | VISION_TAPS | AUDIO_TAPS)[tap_kind(name)]
 
 
 @cache
@@ -211,15 +278,15 @@ def time_axis(name):
 
 
 LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many,
-VISION_LAYERS, HEADS = 48, 24  # and any layer and head of a vision tower with so many
+TOWER_LAYERS, HEADS = 48, 24  # and any layer and head of a tower with so many
 
 
 @cache
 def all_names():
     """Every tap that any model could have."""
     names = {kind.replace("*", str(i)): None for kind in TAPS for i in range(LAYERS)}
-    for kind in VISION_TAPS:
-        for i in range(VISION_LAYERS):
+    for kind in VISION_TAPS | AUDIO_TAPS:
+        for i in range(TOWER_LAYERS):
             layer = kind.replace("*", str(i), 1)
             names |= {layer.replace("*", str(n)): None for n in range(HEADS if "*" in layer else 1)}
     return names
@@ -232,7 +299,7 @@ def fits(pattern, names):
 
 def nearest(pattern, names):
     """Names and patterns that fit some of `names`: the five that are spelt most like a pattern that fits none."""
-    kinds = [*TAPS, *VISION_TAPS]
+    kinds = [*TAPS, *VISION_TAPS, *AUDIO_TAPS]
     if "*" in pattern:
         kinds += [kind.removeprefix("layers.") for kind in TAPS] + [kind.rpartition(".")[0] + ".*" for kind in TAPS]
     ranges = {"*", *re.findall(r"\[[\d-]+\]", pattern), *(f"[{pair}]" for pair in re.findall(r"\d+-\d+", pattern))}
@@ -264,7 +331,7 @@ class Selection:
     def check(self, config):
         """Raise Error for a pattern that fits no tap of this model."""
         if config is not self.known:
-            names = names_of(config) + vision_names(config.vision)
+            names = names_of(config) + vision_names(config.vision) + audio_names(config.audio)
             self._check(names, f"no tap of this model, which has {config.num_hidden_layers} layers")
             self.known = config
 
@@ -407,7 +474,7 @@ class Finite:
         finite = np.isfinite(array)
         if not finite.all():
             where = np.argwhere(~finite)
-            axes = " ".join(axes_of(name)) if tap_kind(name) in TAPS | VISION_TAPS else ""
+            axes = " ".join(axes_of(name)) if tap_kind(name) in TAPS | VISION_TAPS | AUDIO_TAPS else ""
             raise Error(
                 f"{name}: {len(where)} of {array.size} values are NaN or infinite, the first at {where[0].tolist()} "
                 f"({axes}); every tap before it is finite: look at the weights it reads"

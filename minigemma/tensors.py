@@ -5,6 +5,7 @@ of the checkpoint without the prefix: `layers.0.self_attn.q_proj.weight`, not `m
 `checkpoint_tensors` gives whole names; it also lists the vision and audio tensors of a released file.
 """
 
+import re
 from typing import NamedTuple
 
 PREFIXES = ("model.language_model.", "model.", "")  # of Google's files; of text-only saves of transformers; none
@@ -79,16 +80,30 @@ def vision_tensors(vision, hidden_size):
 
     vision: the fields of a vision_config by name. A clipped linear and its bounds have the same attribute.
     """
-    return [
-        Tensor(name, shape, "vision", _attribute(name), int(name.split(".")[3]) if ".layers." in name else None)
-        for name, shape in _vision_shapes(vision, hidden_size).items()
-    ]
+    tensors = []
+    for name, shape in _vision_shapes(vision, hidden_size).items():
+        layer = int(name.split(".")[3]) if ".layers." in name else None
+        tensors.append(Tensor(name, shape, "vision", _path(name).split(".")[-1], layer))
+    return tensors
 
 
-def _attribute(name):
-    """vision_tower.encoder.layers.0.mlp.up_proj.linear.weight -> up_proj; patch_ln1.bias -> patch_ln1_bias."""
-    *_, owner, last = name.removesuffix(".weight").removesuffix(".linear").split(".")
-    return owner if last in BOUNDS else f"{owner}_bias" if last == "bias" else last
+def audio_tensors(audio, hidden_size):
+    """Every tensor between a sound and its soft tokens -> list of Tensor, named as in the file without `model.`.
+
+    audio: the fields of an audio_config by name. An attribute is a path, such as lconv1d.linear_start.
+    """
+    tensors = []
+    for name, shape in _audio_shapes(audio, hidden_size).items():
+        _, layer, path = re.fullmatch(r"(audio_tower|embed_audio)\.(?:layers\.(\d+)\.)?(.*)", _path(name)).groups()
+        tensors.append(Tensor(name, shape, "audio", path, None if layer is None else int(layer)))
+    return tensors
+
+
+def _path(name):
+    """...mlp.up_proj.linear.weight, and the bounds beside it -> ...mlp.up_proj; patch_ln1.bias -> patch_ln1_bias."""
+    name = name.removesuffix(".weight").removesuffix(".linear")
+    owner, _, last = name.rpartition(".")
+    return owner if last in BOUNDS else f"{owner}_bias" if last == "bias" else name
 
 
 def _layer_tensors(config, layer):

@@ -3,9 +3,9 @@
 import numpy as np
 
 from minigemma import Config, random_weights
-from minigemma.checkpoint import assemble_vision
+from minigemma.checkpoint import assemble_tower
 from minigemma.config import GLOBAL, SLIDING
-from minigemma.tensors import vision_tensors
+from minigemma.tensors import audio_tensors, vision_tensors
 
 COMMON = {
     "vocab_size": 120,
@@ -60,7 +60,15 @@ VISION = {
     "31B": TOWER | {"standardize": True, "use_clipped_linears": False, "num_key_value_heads": 2},
     "12B": {"patch_size": 2, "pooling_kernel_size": 3, "mm_embed_dim": 20, "mm_posemb_size": 110},
 }  # by a member that has such vision
+HEARING = {
+    "E2B": {
+        "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "subsampling_conv_channels": [128, 3],
+        "output_proj_dims": 20, "use_clipped_linears": True,
+    },
+    "12B": {"audio_embed_dim": 40},
+}  # fmt: skip
 IDS = {"boi_token_id": 101, "image_token_id": 102, "eoi_token_id": 103, "audio_token_id": 104, "video_token_id": 105}
+IDS |= {"boa_token_id": 106, "eoa_token_id": 107}
 
 
 def seeing(member, vision=None, ids=IDS, **changes):
@@ -72,10 +80,24 @@ def seeing(member, vision=None, ids=IDS, **changes):
     return {"model_type": kind, "text_config": text, "vision_config": vision, "audio_config": None} | ids
 
 
+def hearing(member, audio=None, **changes):
+    """A whole config.json of that member in miniature, with an audio_config."""
+    return seeing(member, **changes) | {"audio_config": HEARING["12B" if member == "12B" else "E2B"] | (audio or {})}
+
+
 def random_vision(config, seed=3, dtype=np.float32):
-    """Random weights for a config's vision. Clip bounds bite: about one value in ten is beyond each of them."""
+    """Random weights for a config's vision."""
+    return random_tower(vision_tensors(vars(config.vision), config.hidden_size), seed, dtype)
+
+
+def random_audio(config, seed=4, dtype=np.float32):
+    """Random weights for a config's audio."""
+    return random_tower(audio_tensors(vars(config.audio), config.hidden_size), seed, dtype)
+
+
+def random_tower(table, seed, dtype):
+    """Random weights of a tower. Clip bounds bite: about one value in ten is beyond each of them."""
     rng, arrays = np.random.default_rng(seed), {}
-    table = vision_tensors(vars(config.vision), config.hidden_size)
     for tensor in table:
         if tensor.shape == ():
             side = 1 if tensor.name.endswith("max") else -1
@@ -85,12 +107,19 @@ def random_vision(config, seed=3, dtype=np.float32):
         else:
             array = rng.standard_normal(tensor.shape) * tensor.shape[-1] ** -0.5
         arrays[tensor.name] = np.asarray(array, np.float32).astype(dtype)  # numbers that both precisions have
-    return assemble_vision(table, arrays)
+    return assemble_tower(table, arrays)
 
 
 def random_picture(height, width, seed=0):
     """A picture in which every pixel differs."""
     return np.random.default_rng([5, seed]).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def random_sound(samples, seed=0):
+    """A sound of so many samples: two tones that grow, in noise."""
+    rng, t = np.random.default_rng([7, seed]), np.arange(samples) / 16000
+    tones = sum(np.sin(2 * np.pi * f * t * (1 + t)) for f in rng.uniform(80, 4000, 2))
+    return (0.2 * tones + 0.05 * rng.standard_normal(samples)).astype(np.float32)
 
 
 def picture_prompt(count):

@@ -78,10 +78,13 @@ def test_the_shared_fact_files_agree_with_the_released_models(name):
     data["text_config"].pop("layer_pattern", None)
     ours, theirs = released_config(name), Config.from_dict(data)
     for field in vars(ours):
-        if field not in ("layers", "source", "vision"):
+        if field not in ("layers", "source", "vision", "audio"):
             assert getattr(ours, field) == getattr(theirs, field), field
-    vision = {field: getattr(theirs.vision, field) for field in TOWERS[name]["vision_config"]}
-    assert vision == TOWERS[name]["vision_config"]
+    for part in ("vision", "audio"):
+        found, tower = getattr(theirs, part), TOWERS[name][f"{part}_config"]
+        for field, value in (tower or {}).items():
+            assert getattr(found, field) == (tuple(value) if isinstance(value, list) else value), field
+        assert (found is None) == (tower is None)
     for a, b in zip(ours.layers, theirs.layers, strict=True):
         assert {k: v for k, v in vars(a).items() if k != "inv_freq"} == {
             k: v for k, v in vars(b).items() if k != "inv_freq"

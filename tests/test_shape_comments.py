@@ -16,14 +16,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family import MEMBERS, VISION, random_picture, random_vision, seeing
+from family import (
+    HEARING,
+    MEMBERS,
+    VISION,
+    hearing,
+    random_audio,
+    random_picture,
+    random_sound,
+    random_vision,
+    seeing,
+)
 
-from minigemma import EMPTY, Config, forward, inputs, model, ops, random_weights, vision
+from minigemma import EMPTY, Config, audio, forward, inputs, model, ops, random_weights, vision
 
-MODULES = {module.__file__: module for module in (model, vision, ops, inputs)}
-PASSES = {model.__file__, vision.__file__}
+MODULES = {module.__file__: module for module in (model, vision, audio, ops, inputs)}
+PASSES = {model.__file__, vision.__file__, audio.__file__}
 COMMENT = re.compile(r"#\s*(\[[^]]*\](?:, \[[^]]*\])*)( each)?")
-LETTERS = set("TSDNKHFPLVEkMXY")  # as the docstrings of model.py and vision.py have them
+LETTERS = set("TSDNKHFPLVEkMXYRCABOW")  # as the docstrings of model.py, vision.py and audio.py have them
 
 
 def shapes_of(line):
@@ -86,10 +96,23 @@ def picture_letters(config, grid):
     return sizes | {"N": see.num_attention_heads, "K": see.num_key_value_heads, "H": see.head_dim}
 
 
+def sound_letters(config, samples):
+    """The number behind each letter of audio.py, for a sound of so many samples."""
+    hear = config.audio
+    sizes = {"n": samples, "Y": config.hidden_size, "V": config.vocab_size}
+    if not hasattr(hear, "window"):
+        T = -(-samples // hear.audio_embed_dim)
+        return sizes | {"T": T, "M": T, "X": hear.audio_embed_dim, "O": hear.audio_embed_dim}
+    R, N, D = (samples - 161) // 160 + 1, hear.num_attention_heads, hear.hidden_size
+    sizes |= {"R": R, "T": -(-R // 4), "M": -(-R // 4), "D": D, "N": N, "H": D // N, "S": hear.window, "F": 4 * D}
+    sizes |= dict(zip("AB", hear.subsampling_conv_channels, strict=True))
+    return sizes | {"C": hear.bins, "W": hear.conv_kernel_size, "O": hear.output_proj_dims}
+
+
 def watch(seen, letters, sizes=None):
     """The trace function that puts (shapes, letters) of each finished statement into `seen`.
 
-    letters: a function of a frame of `forward`; sizes: the letters of a picture's pass.
+    letters: a function of a frame of `forward`; sizes: the letters of a picture's or a sound's pass.
     """
     picture = sizes is not None
 
@@ -147,6 +170,14 @@ def seen():
         see = vision.embed_image if member == "12B" else vision.encode_image
         with watched(found, None, picture_letters(config, grid)):
             see(image, weights, config)
+    for member, samples in product(HEARING, [161, 3000]):
+        config, sound = Config.from_dict(hearing(member)), random_sound(samples)
+        weights = random_audio(config)
+        with watched(found, None, sound_letters(config, samples)):
+            if member == "12B":
+                audio.embed_sound(sound, weights, config)
+            else:
+                audio.encode_audio(audio.log_mel(sound), weights, config)
     return found
 
 

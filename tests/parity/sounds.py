@@ -1,0 +1,209 @@
+"""The oracle for sounds: transformers' audio tower and 12B's embedder, recorded under minigemma's tap names."""
+
+import contextlib
+from functools import cache
+from unittest import mock
+
+import numpy as np
+import torch
+from family import hearing, random_audio, random_sound
+from transformers import (
+    Gemma4AudioConfig,
+    Gemma4TextConfig,
+    Gemma4UnifiedAudioConfig,
+    Gemma4UnifiedTextConfig,
+)
+from transformers.models.gemma4 import modeling_gemma4
+from transformers.models.gemma4_unified import modeling_gemma4_unified
+from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import Gemma4UnifiedAudioFeatureExtractor
+
+from minigemma import Config, Trace
+from minigemma.audio import embed_sound, encode_audio
+from minigemma.config import AudioEmbedder
+from minigemma.tensors import BOUNDS, audio_tensors
+
+from .reference import eager, precision
+
+
+def random_hearing(seed):
+    """A random config.json that hears, and a log mel for its tower, or the samples of a sound for 12B."""
+    rng = np.random.default_rng([11, seed])
+
+    def pick(*options):
+        return options[rng.integers(len(options))]
+
+    if pick(True, False, False, False, False):
+        raw = hearing("12B", {"audio_embed_dim": pick(12, 40), "rms_norm_eps": pick(1e-6, 1e-3)})
+        return raw, random_sound(int(rng.integers(1, 300)), seed)
+    heads, left = pick(1, 2, 4), pick(2, 4, 13, 20)
+    audio = {
+        "hidden_size": heads * pick(6, 8, 14), "num_hidden_layers": pick(1, 2, 3), "num_attention_heads": heads,
+        "subsampling_conv_channels": [pick(8, 12, 16), pick(3, 6)], "output_proj_dims": pick(12, 20),
+        "use_clipped_linears": pick(True, False), "rms_norm_eps": pick(1e-6, 1e-3), "conv_kernel_size": pick(1, 3, 5),
+        "attention_context_left": left, "attention_chunk_size": left - 1, "attention_logit_cap": pick(50.0, 0.7),
+        "gradient_clipping": pick(1e10, 0.9), "residual_weight": pick(0.5, 0.8),
+    }  # fmt: skip
+    frames = int(rng.integers(1, pick(12, 300)))
+    mel = rng.normal(-3, 3, (frames, audio["subsampling_conv_channels"][0])).astype(np.float32)
+    return hearing("E2B", audio), mel
+
+
+class Hearing:
+    """One config and sound: our taps, and the reference's; `disagreements` of case.py compares them."""
+
+    def __init__(self, raw, sound, seed=0):
+        self.raw, self.sound, self.config = raw, sound, Config.from_dict(raw)
+        self.seed, self.reference = seed, cache(self._reference)
+
+    def weights(self, dtype):
+        return random_audio(self.config, self.seed, dtype)
+
+    def ours(self, dtype):
+        trace = Trace()
+        encode = embed_sound if isinstance(self.config.audio, AudioEmbedder) else encode_audio
+        encode(self.sound, self.weights(dtype), self.config, tap=trace)
+        return trace
+
+    def _reference(self, dtype):
+        state = audio_state(self.config, self.weights(dtype))
+        with precision(dtype), torch.no_grad():
+            record = _record_embedder if isinstance(self.config.audio, AudioEmbedder) else _record_tower
+            return record(self, {name: tensor.to(torch.get_default_dtype()) for name, tensor in state.items()})
+
+
+def audio_state(config, weights):
+    """Our weights of a sound under the names of a checkpoint."""
+    state = {}
+    for tensor in audio_tensors(vars(config.audio), config.hidden_size):
+        value = weights if tensor.layer is None else weights.layers[tensor.layer]
+        for attribute in tensor.attribute.split("."):
+            value = getattr(value, attribute)
+        last = tensor.name.rpartition(".")[2]
+        if last in BOUNDS:
+            value = np.array(value.bounds[BOUNDS.index(last)])
+        state[tensor.name] = torch.from_numpy(np.asarray(getattr(value, "weight", value)))
+    return state
+
+
+def _part(state, prefix):
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _embedder(module, audio, text, state):
+    embedder = module(audio, text).eval()
+    embedder.load_state_dict(_part(state, "embed_audio."))
+    return embedder
+
+
+def _record_tower(case, state):
+    audio = eager(Gemma4AudioConfig.from_dict(case.raw["audio_config"]))
+    tower = modeling_gemma4.Gemma4AudioModel(audio).eval()
+    tower.load_state_dict(_part(state, "audio_tower."))
+    text = Gemma4TextConfig.from_dict(case.raw["text_config"])
+    embedder = _embedder(modeling_gemma4.Gemma4MultimodalEmbedder, audio, text, state)
+    R, padding = len(case.sound), 7  # frames of padding, which change nothing
+    T = -(-R // 4)
+    mel = torch.from_numpy(np.pad(case.sound, ((0, padding), (0, 0)))).to(torch.get_default_dtype())[None]
+    mask = torch.arange(R + padding)[None] < R
+    taps = {"audio.mel": mel[0, :R].numpy()}
+
+    def keep(name, tensor, *shape, rows=T):
+        array = tensor.detach().clone().numpy()[0, :rows]
+        taps[name] = array.reshape(rows, *shape) if shape else array
+
+    def output(module, name, *shape):
+        module.register_forward_hook(lambda _, args, out: keep(name, out, *shape))
+
+    def entry(module, name, *shape):
+        module.register_forward_pre_hook(lambda _, args: keep(name, args[0], *shape))
+
+    def channels_last(name, rows):
+        return lambda _, args, out: keep(name, out[0].permute(0, 2, 3, 1), rows=rows)
+
+    first = tower.subsample_conv_projection
+    first.layer0.register_forward_hook(channels_last("audio.half", -(-R // 2)))
+    first.layer1.register_forward_hook(channels_last("audio.quarter", T))
+    output(first.input_proj_linear, "audio.embed")
+    for i, layer in enumerate(tower.layers):
+        _watch(layer, f"audio.layers.{i}.", keep, entry, output)
+    output(tower.output_proj, "audio.encoded")
+    with _attention(taps, T):
+        last = tower(mel, mask)
+    assert last.attention_mask[0].sum() == T
+    taps["audio.soft_tokens"] = embedder(last.last_hidden_state)[0, :T].numpy()
+    return taps
+
+
+def _watch(layer, at, keep, entry, output):
+    attn, conv, H = layer.self_attn, layer.lconv1d, layer.self_attn.head_dim
+    entry(layer.feed_forward1, at + "resid_pre")
+    for name, ffn in ("ffn1", layer.feed_forward1), ("ffn2", layer.feed_forward2):
+        output(ffn.pre_layer_norm, f"{at}{name}.in")
+        output(ffn.ffw_layer_1, f"{at}{name}.hidden")
+        output(ffn.act_fn, f"{at}{name}.act")
+        output(ffn.ffw_layer_2, f"{at}{name}.down")
+        ffn.post_layer_norm.register_forward_hook(
+            lambda _, args, out, name=f"{at}{name}_out", ffn=ffn: keep(name, out * ffn.post_layer_scale)
+        )
+        output(ffn, f"{at}resid_{name}")
+    output(layer.norm_pre_attn, at + "attn.in")
+    output(attn.q_proj, at + "attn.q_raw", -1, H)
+    output(attn.k_proj, at + "attn.k_raw", -1, H)
+    output(attn.v_proj, at + "attn.v", -1, H)
+    entry(attn.post, at + "attn.z", -1, H)
+    output(attn.post, at + "attn.o")
+    output(layer.norm_post_attn, at + "attn_out")
+    entry(conv, at + "resid_mid")
+    output(conv.pre_layer_norm, at + "conv.in")
+    output(conv.linear_start, at + "conv.start")
+    conv.depthwise_conv1d.register_forward_pre_hook(lambda _, args: keep(at + "conv.gated", args[0].transpose(1, 2)))
+    conv.depthwise_conv1d.register_forward_hook(lambda _, args, out: keep(at + "conv.mixed", out.transpose(1, 2)))
+    output(conv.act_fn, at + "conv.act")
+    output(conv.linear_end, at + "conv_out")
+    output(conv, at + "resid_conv")
+    output(layer.norm_out, at + "resid_post")
+
+
+@contextlib.contextmanager
+def _attention(taps, T):
+    """Keep what stands inside the attention: scaled queries and keys, relative keys, scores and pattern."""
+    plain = modeling_gemma4.Gemma4AudioAttention.forward
+    fill = torch.Tensor.masked_fill
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None):
+        at, S = f"audio.layers.{self.layer_idx}.attn.", self.max_past_horizon
+        blocks, context = self._convert_to_block, self._extract_block_context
+        seen = []
+
+        def by_distance(x):  # [1, N, blocks, chunk, context] -> [N, T, S]: from places in a context to distances
+            t, d = np.arange(T)[:, None], np.arange(S)
+            return x[0].numpy()[:, t // self.chunk_size, t % self.chunk_size, t % self.chunk_size + S - d]
+
+        def masked_fill(x, mask, value):
+            if x.ndim == 5:
+                taps[at + "scores"] = by_distance(x)
+            return fill(x, mask, value)
+
+        watched = {
+            "_convert_to_block": lambda q: blocks(taps.setdefault(at + "q", q[0, :T].numpy()) is None or q),
+            "_extract_block_context": lambda x: context(seen.append(x[0, :T].numpy()) or x),
+        }
+        with mock.patch.multiple(self, **watched), mock.patch.object(torch.Tensor, "masked_fill", masked_fill):
+            out, weights = plain(self, hidden_states, position_embeddings, attention_mask)
+        taps[at + "k"], taps[at + "pattern"] = seen[0], by_distance(weights)
+        relative = self.relative_k_proj(position_embeddings).view(-1, self.num_heads, self.head_dim).numpy()
+        taps[at + "rel_k"] = relative[::-1][:S]  # the reference counts from the farthest
+        return out, weights
+
+    with mock.patch.object(modeling_gemma4.Gemma4AudioAttention, "forward", forward):
+        yield
+
+
+def _record_embedder(case, state):
+    audio = Gemma4UnifiedAudioConfig.from_dict(case.raw["audio_config"])
+    text = Gemma4UnifiedTextConfig.from_dict(case.raw["text_config"])
+    embedder = _embedder(modeling_gemma4_unified.Gemma4UnifiedMultimodalEmbedder, audio, text, state)
+    width = audio.audio_embed_dim
+    extractor = Gemma4UnifiedAudioFeatureExtractor(feature_size=width, audio_samples_per_token=width)
+    frames = extractor([case.sound], return_tensors="pt")["input_features"].to(torch.get_default_dtype())
+    return {"audio.frames": frames[0].numpy(), "audio.soft_tokens": embedder(frames)[0].numpy()}
