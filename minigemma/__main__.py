@@ -31,7 +31,7 @@ from .inputs import BUDGETS, grid_of, read_image
 from .media import KINDS, place_files
 from .model import no_tap
 from .released import RELEASED
-from .sampling import generate_ids, prompt_ids, read_prompt, settings, tokenizer_of
+from .sampling import generate_ids, read_prompt, settings, tokenizer_of
 from .taps import PRECISIONS, Finite, Trace
 from .tools.synth import synthesize
 from .turns import spelled
@@ -98,11 +98,14 @@ def turns(args):
 def trace(args):
     """Record every intermediate of a prompt's pass, and of its pictures' passes. Of several pictures the last stays."""
     model = load(args.weights, args.dtype)
-    prompt, record = place_files(_prompt(args), _files(args, model)), Trace(args.only)
+    files, record = _files(args, model), Trace(args.only)
+    prompt = place_files(_prompt(args), files)
     tap = Finite(record) if args.check else record
     ids, soft_tokens = read_prompt(model, prompt, args.budget, args.special, tap)
     model(ids, tap=tap, soft_tokens=soft_tokens)
     identity = {"model": str(model.directory), "fingerprint": fingerprint(model.weights)}
+    if files["image"]:  # rows and columns of the soft tokens of the picture that stays
+        identity["grid"] = grid_of(*files["image"][-1].shape[:2], args.budget, model.config.vision.side)
     record.save(args.out, tokens=ids, **identity)
     size = sum(array.nbytes for array in record.values())
     print(f"{args.out}: {len(record)} arrays of {len(ids)} tokens, {size / 1e6:.1f} MB")
@@ -332,7 +335,9 @@ def diff(args):
 
     model = load(args.weights, args.dtype)
     ids = _given_ids(args, model)
-    found = diff.diff_file(args.theirs, model, ids, args.mapping, args.soft, args.precision, args.against)
+    found = diff.diff_file(
+        args.theirs, model, ids, args.mapping, args.soft, args.precision, args.against, args.image, args.budget
+    )
     if args.plot and found.rows:
         from .tools import figures
 
@@ -352,7 +357,9 @@ def diagnose(args):
     if args.theirs is None:
         found = diagnosis.diagnose_ids(ids, model)
     else:
-        found = diagnosis.diagnose_file(args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill)
+        found = diagnosis.diagnose_file(
+            args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill, args.image, args.budget
+        )
     return found.to_dict(), report.diagnosis_text(found), 0 if found.clean else 1
 
 
@@ -363,7 +370,9 @@ def _given_ids(args, model):
         if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
             raise Error(f"--ids must be whole numbers such as '2,818,5279', not {args.ids!r}")
         return [int(part) for part in parts]
-    return None if args.prompt is None else prompt_ids(model, _prompt(args), args.special)
+    if args.prompt is None:
+        return None
+    return read_prompt(model, place_files(_prompt(args), _files(args, model)), args.budget, args.special)[0]
 
 
 def faults(args):
@@ -501,6 +510,8 @@ def parser():
         flag("--ids", metavar="IDS", help="the prompt's ids, such as 2,818,5279, where the file does not hold them"),
         flag("--prompt", metavar="TEXT", help="the prompt, in place of --ids"),
         special,
+        image,
+        budget,
         flag("--soft", metavar="FILE", help="safetensors with `positions` and `rows` of image or audio tokens"),
         flag("--precision", choices=PRECISIONS, help="their engine's number format; default: inferred"),
     )

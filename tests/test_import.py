@@ -91,7 +91,10 @@ def test_rooms_do_not_import_each_other_but_tools_may_import_all():
             assert {room_of(module) for module in own_imports(path)} <= {None, room}, path
 
 
-DEBUGGER = ("foreign", "replay", "port", "runs", "samerun", "diff", "catalogue", "turn_mistakes", "diagnosis", "report")
+DEBUGGER = (
+    "foreign", "replay", "port", "runs", "samerun", "catalogue", "pictures", "diff", "turn_mistakes", "diagnosis",
+    "report",
+)  # fmt: skip
 
 
 def test_the_debuggers_files_import_only_files_before_them():

@@ -19,9 +19,11 @@ from ..errors import Error
 from ..sampling import tokenizer_of
 from ..taps import PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import BLIND, MARGIN, ROUNDING, Run, compare_traces, healthy
+from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy
 from .foreign import read_soft
+from .pictures import given_pictures, miscounted, runs_of
 from .replay import Replay
+from .runs import PictureRun
 from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
@@ -196,10 +198,12 @@ class Search:
 
 
 def diagnose(theirs, run, precision=None, prefill=None):
-    """Name the mistake behind a trace. theirs: tap name -> array; run: a diff.Run of the model and the ids.
+    """Name the mistake behind a trace. theirs: tap name -> array; run: a runs.Run of the model and the ids.
 
     prefill: the number of tokens in their first call, if they decoded the others one by one with a cache.
     """
+    if isinstance(run, PictureRun):
+        return _judged(compare_traces(theirs, run, precision), run, precision)
     T = len(run.tokens)
     if prefill is not None and not 1 <= prefill <= T:
         raise Error(f"--prefill is the number of tokens in their first call, from 1 to the prompt's {T}, not {prefill}")
@@ -212,13 +216,19 @@ def diagnose(theirs, run, precision=None, prefill=None):
             "their run had, with --ids"
         )
     comparison = compare_traces(theirs, run, precision)
+    sound = comparison.identity or comparison.first_broken is None
+    if not sound and T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):
+        return found  # one position does not show the length
+    return _judged(comparison, run, precision, prefill)
+
+
+def _judged(comparison, run, precision, prefill=None):
+    """The Diagnosis of a comparison."""
     if comparison.identity:
         return Diagnosis(comparison.identity, comparison.sentence, comparison.first_broken, comparison=comparison)
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
         return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
-    if T > 1 and lengths == {1} and (found := _other_bos(lengths, run)):  # one position does not show the length
-        return found
     search = Search(run, comparison, prefill)
     found = _searched(search)
     if found.verdict == "unknown" and precision is None:
@@ -311,6 +321,8 @@ def _capture(comparison, run):
 
 def _next_rung(run, prefill):
     """The first probe of the ladder that this prompt does not cover, as advice. None after the last."""
+    if isinstance(run, PictureRun):
+        return None
     T, window = len(run.tokens), run.config.sliding_window
     if T < 9:
         return f"next, try {PROBES['nine']}"
@@ -337,22 +349,52 @@ def _other_bos(lengths, run):
     return None
 
 
-def diagnose_file(path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None):
+def diagnose_file(
+    path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None, images=(), budget=280
+):
     """Name the mistake in a file of another engine's intermediates -> Diagnosis, with notes about the file.
 
     Arguments and errors as in diff.diff_file; prefill as in `diagnose`.
     """
-    theirs, tokens = read_theirs(path, model, ids, mapping)
-    prompt = mistakes_in(tokens, model.tokenizer, model.small_cue) if model.tokenizer else []
+    pictures = given_pictures(images, budget, model.config)
+    grid = pictures[0].grid(model.config) if len(pictures) == 1 else None
+    theirs, tokens = read_theirs(path, model, ids, mapping, grid)
+    prompt = mistakes_in(tokens, model.tokenizer, model.small_cue) if model.tokenizer and tokens is not None else []
     if other := stated(theirs, tokens, fingerprint(model.weights)):
         found = Diagnosis(*other, None)
+    elif counted := miscounted(theirs, tokens, pictures, model.config):
+        found = _of_counts(*counted)
     else:
         unused = read_unused(model.directory, model.config)
-        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), unused, theirs.own_ids)
-        found = diagnose(theirs.arrays, run, precision, prefill)
+        runs = runs_of(theirs, tokens, model, soft and read_soft(soft), pictures, unused)
+        found = _joined([diagnose(run.theirs, run, precision, prefill) for run in runs], path)
     found.notes += notes_of(theirs)
     found.unread, found.prompt = [*theirs.unread, *(found.comparison.unread if found.comparison else [])], prompt
     return found
+
+
+def _of_counts(sentence, faults):
+    """The Diagnosis of pictures that became a wrong number of soft tokens."""
+    findings = [Finding(fault.id, fault.title, 1.0, sentence, fault.remedy) for fault in faults]
+    titles = " or ".join(f"{fault.id}, {fault.title}" for fault in faults)
+    verdict = "fault" if faults else "other-input"
+    return Diagnosis(verdict, f"{titles}: {sentence}" if faults else sentence, None, findings)
+
+
+def _joined(found, path):
+    """The Diagnoses of a picture and of the text behind it -> one, that of the first that is at fault."""
+    if not found:
+        raise Error(f"{path}: the trace holds arrays of a picture; give the picture with --image")
+    if len(found) == 1:
+        return found[0]
+    picture, text = found
+    if picture.verdict == "rounding":
+        text.notes.append(f"the picture: {picture.sentence}")
+        return text
+    picture.notes += [f"the text behind it: {text.verdict}: {text.sentence}", *text.notes]
+    if text.verdict != "rounding":
+        picture.faults += text.faults
+    return picture
 
 
 def diagnose_ids(ids, model):

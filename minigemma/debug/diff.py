@@ -13,10 +13,11 @@ from ..checkpoint import fingerprint
 from ..errors import Error
 from ..files import json_number
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, Trace, axes_of, layer_of, names_of, part_of, tap_kind, tap_of
+from ..taps import PRECISIONS, Trace, axes_of, layer_of, names_of, part_of, tap_kind, tap_of, vision_names
 from .foreign import SCALES, read_soft
+from .pictures import given_pictures, miscounted, runs_of
 from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
-from .runs import Run, looking_ahead
+from .runs import looking_ahead
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
 
 # Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
@@ -242,7 +243,7 @@ def diff_captures(theirs, ours, config, precision, last=None):
         if array.shape == ours[name].shape:
             away = compare(name, *_comparable(name, ours[name], array, config, last))
             judged[name] = "OK" if away.error <= allowed else "DRIFT", away, away, allowed
-    rows = [_row(name, both, judged) for name in names_of(config)]
+    rows = [_row(name, both, judged) for name in [*vision_names(config.vision), *names_of(config)]]
     first = next((row.name for row in rows if row.verdict in ("DRIFT", "SHAPE")), None)
     sentence = f"all {len(both)} taps that both hold agree within {precision} rounding"
     if first:
@@ -257,31 +258,53 @@ def _row(name, theirs, judged):
     return Row(name, tuple(np.shape(theirs[name])), *judged.get(name, ("SHAPE",)))
 
 
-def diff_file(path, model, ids=None, mapping=None, soft=None, precision=None, against=None):
+def diff_file(
+    path, model, ids=None, mapping=None, soft=None, precision=None, against=None, images=(), budget=280
+):
     """Compare a file of another engine's intermediates with our pass -> Comparison, with notes about the file.
 
     model: a Model. ids: the prompt's, needed if the file does not hold them. mapping: a file that translates names, see
     foreign.read_trace. soft: a file of soft tokens, see foreign.read_soft. against: a second trace to compare with, in
-    place of our pass. Raises Error for files that cannot be read, and for two traces of different prompts.
+    place of our pass. images: the files of the prompt's pictures; budget: the most soft tokens of each. Raises Error
+    for files that cannot be read, for two traces of different prompts, and for pictures that do not fit the prompt.
     """
-    theirs, tokens = read_theirs(path, model, ids, mapping)
-    ours = read_second(against, model.config, mapping) if against else None
+    pictures = given_pictures(images, budget, model.config)
+    grid = pictures[0].grid(model.config) if len(pictures) == 1 else None
+    theirs, tokens = read_theirs(path, model, ids, mapping, grid)
+    if found := miscounted(theirs, tokens, pictures, model.config):
+        raise Error(f"{path}: {'; '.join([found[0], *(fault.title for fault in found[1])])}")
+    ours = read_second(against, model.config, mapping, grid) if against else None
     if ours and ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
         raise Error(f"{against}: is of another prompt than {path}")
     weights = ours.metadata.get("fingerprint") if ours else fingerprint(model.weights)
     if other := stated(theirs, tokens, weights):
         found = Comparison([], "", other[1], None, identity=other[0])
     elif ours:
-        last = looking_ahead(tokens, model.config)  # [T]
+        last = None if tokens is None else looking_ahead(tokens, model.config)  # [T]
         found = diff_captures(theirs.arrays, ours.arrays, model.config, precision or "float32", last)
         found.notes += [f"{against}: {line}" for line in notes_of(ours)]
         found.unread += ours.unread
     else:
-        run = Run(model, tokens, theirs.arrays, soft and read_soft(soft), own_ids=theirs.own_ids)
-        found = compare_traces(theirs.arrays, run, precision)
+        runs = runs_of(theirs, tokens, model, soft and read_soft(soft), pictures)
+        found = joined([compare_traces(run.theirs, run, precision) for run in runs], path)
     found.notes += notes_of(theirs)
     found.unread += theirs.unread
     return found
+
+
+def joined(found, path):
+    """The Comparisons of a picture and of the text behind it -> one. Raises Error if there is none."""
+    if not found:
+        raise Error(f"{path}: the trace holds arrays of a picture; give the picture with --image")
+    if len(found) == 1:
+        return found[0]
+    picture, text = found
+    broken = picture if picture.first_broken or picture.identity else text
+    return Comparison(
+        picture.rows + text.rows, text.precision, f"the picture: {picture.sentence}\nthe text: {text.sentence}",
+        broken.first_broken, broken.hint, broken.identity, [], picture.allowed | text.allowed,
+        picture.unread + text.unread,
+    )  # fmt: skip
 
 
 def _comparable(name, a, b, config, last):

@@ -13,7 +13,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,6 +124,11 @@ class Foreign:
     length: int  # T: the number of tokens
     own_ids: bool = False  # whether the file holds the ids
     grid: tuple | None = None  # rows and columns of soft tokens of the picture; None if there is none, or if unknown
+    rows: dict = field(default_factory=dict)  # tap of a picture -> its rows, where they are not as many as they should
+
+    def is_picture(self):
+        """Whether it is of a picture alone: it holds arrays of a tower, read or not, and none of the text model."""
+        return not self.part(vision=False) and bool(self.arrays or self.rows)
 
     def part(self, vision):
         """The arrays of the vision tower, or of the text model."""
@@ -191,7 +196,7 @@ class Reader:
         self.each(self.keep, self.each(lambda item: _decide(item, orders, trace.metadata.get("axes")), items))
         self.join_ple()
         self.split_heads()
-        if not trace.arrays:
+        if not (trace.arrays or trace.rows):
             raise Error(f"{self.path}: {self.why_nothing(found)}")
         trace.arrays = {name: trace.arrays[name] for name in self.names if name in trace.arrays}
         counts = self.converted.items()
@@ -242,8 +247,9 @@ class Reader:
             if fitting := layouts(shape, other, other):
                 if vision and other > T:
                     return item._replace(rows=other, layouts=fitting)
-                rows = "positions, and the prompt has" if not vision else "rows, and the picture has"
-                raise Refused(f"holds {other} {rows} {T}")
+                self.trace.rows |= {item.tap: other} if vision else {}
+                what = "rows, and the picture has" if vision else "positions, and the prompt has"
+                raise Refused(f"holds {other} {what} {T}")
         axes = item.axes or AXES[tap_kind(item.tap)]
         expected = _lengths(axes, _sizes(item.tap, self.config, T, T))
         raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")

@@ -17,31 +17,35 @@ from .foreign import keys_of, read_trace
 from .replay import by_position
 
 LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+CLIPPED = 0.7  # a product without its clip bounds is more like the right one than this cosine
 WEIGHTLESS = (
     "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "resid_mid", "resid_ffn", "mlp.act",
 )  # fmt: skip
 
 
-def read_theirs(path, model, ids=None, mapping=None):
+def read_theirs(path, model, ids=None, mapping=None, grid=None):
     """A trace and its prompt -> foreign.Foreign, and the ids [T]: the given ones, else the file's.
 
     A file without ids is also read if the given ids fit its length only without <bos>, or with two.
-    Raises Error if neither the caller nor the file has ids.
+    grid: as in read_trace. Raises Error if neither the caller nor the file has ids; a trace of a picture alone needs
+    none, and has None.
     """
-    theirs = read_trace(path, model.config, mapping)
+    theirs = read_trace(path, model.config, mapping, grid=grid)
+    if theirs.tokens is None and ids is None and theirs.is_picture():
+        return theirs, None
     if theirs.tokens is None:
         if ids is None:
             raise Error(f"{path}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
         # the port may have no <bos>, or two; a trace of the last position alone does not show its length
         other = {len(near): near for near in with_other_bos(ids).values()} if theirs.length > 1 else {}
-        theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids))
+        theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids), grid)
     return theirs, theirs.tokens if ids is None else np.asarray(ids)
 
 
-def read_second(path, config, mapping=None):
+def read_second(path, config, mapping=None, grid=None):
     """The second trace of a comparison -> foreign.Foreign. A mapping translates its names unless they are ours."""
     own = set(names_of(config)) & keys_of(path)
-    return read_trace(path, config, None if own else mapping)
+    return read_trace(path, config, None if own else mapping, grid=grid)
 
 
 def with_other_bos(ids):
@@ -63,10 +67,10 @@ def notes_of(theirs):
 def stated(theirs, tokens, fingerprint):
     """The verdict if the file's own ids or fingerprint are those of another run, else None.
 
-    fingerprint: of our weights, None if it is not known.
+    tokens: the given ids, None for a picture alone. fingerprint: of our weights, None if it is not known.
     """
-    alike = (tokens, *with_other_bos(tokens).values())  # a wrong <bos> is a mistake that the comparison names
-    if not any(np.array_equal(theirs.tokens, ids) for ids in alike):
+    alike = () if tokens is None else (tokens, *with_other_bos(tokens).values())  # a wrong <bos> is named later
+    if alike and not any(np.array_equal(theirs.tokens, ids) for ids in alike):
         places = np.flatnonzero(theirs.tokens[: len(tokens)] != tokens[: len(theirs.tokens)])
         place = int(places[0]) if len(places) else min(len(theirs.tokens), len(tokens))
         return "other-input", f"another prompt: the file's ids are not the given ones, from position {place} on"
@@ -93,6 +97,9 @@ def identify(rows, theirs, run):
     ours = [row for name, row in judged.items() if part_of(name) in WEIGHTLESS]
     learned = [row for name, row in judged.items() if part_of(name) in LINEAR]
     broken = [row for row in learned if row.verdict == "BROKEN"]
+    clipped = getattr(run.config.vision, "use_clipped_linears", False) and bool(broken) and "vision." in broken[0].name
+    if clipped and np.median([row.own.cosine for row in broken]) > CLIPPED:
+        return None  # bounds that are not used: a known mistake
     if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
         sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
         if sound > 0.9:
@@ -108,6 +115,10 @@ def _other_tokens(embed, theirs, run):
     if len(theirs) != len(run.tokens):
         return None
     wrong = np.flatnonzero(embed.own.errors > embed.allowed)  # positions
+    if run.soft_tokens is not None:  # their rows are not those of the table
+        wrong = np.setdiff1d(wrong, run.soft_tokens[0])
+    if not len(wrong):
+        return None
     rows = by_position("embed", theirs)[wrong]  # [M, D]
     cosines = by_position("embed", run.ours["embed"])[wrong]  # [M, D]
     cosines = (cosines * rows).sum(-1) / (np.linalg.norm(cosines, axis=-1) * np.linalg.norm(rows, axis=-1) + 1e-30)

@@ -14,9 +14,10 @@ from minigemma.__main__ import main
 from minigemma.checkpoint import write_safetensors
 from minigemma.debug.catalogue import FAULTS, applicable
 from minigemma.debug.diagnosis import diagnose, diagnose_file
-from minigemma.debug.diff import Run, compare_traces, diff_captures, diff_file
+from minigemma.debug.diff import compare_traces, diff_captures, diff_file
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
+from minigemma.debug.runs import Run
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
 from minigemma.taps import layer_of, names_of, tap_kind

@@ -15,9 +15,10 @@ from minigemma import Error, Trace, forward
 from minigemma.__main__ import main
 from minigemma.debug.catalogue import FAULTS, PROBES, Fault, applicable
 from minigemma.debug.diagnosis import Search, diagnose
-from minigemma.debug.diff import Run, compare_traces
+from minigemma.debug.diff import compare_traces
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
+from minigemma.debug.runs import Run
 from minigemma.taps import TAPS, VISION_TAPS, tap_kind, time_axis
 from minigemma.tensors import unused_tensors
 

@@ -18,7 +18,7 @@ from minigemma import Config, random_weights
 from minigemma.config import SLIDING
 from minigemma.debug.catalogue import FAULTS as CATALOGUE
 from minigemma.debug.diagnosis import diagnose
-from minigemma.debug.diff import Run
+from minigemma.debug.runs import Run
 
 from . import port
 from .configs import random_config

@@ -1,0 +1,131 @@
+"""Pictures in a trace: the tower's arrays beside our own pass, and the soft tokens that the text model was given."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import VisionTower
+from ..errors import Error
+from ..inputs import BUDGETS, check_sight, fit_image, grid_of, placeholders, read_image
+from .catalogue import FAULTS
+from .catalogue.vision import COUNTS
+from .runs import PictureRun, Run
+
+
+class Picture(NamedTuple):
+    """A picture that a user gave, [h, w, 3] of uint8, and the most soft tokens that it may become."""
+
+    colours: np.ndarray
+    budget: int
+
+    def grid(self, config):
+        """Rows and columns of its soft tokens."""
+        return grid_of(*self.colours.shape[:2], self.budget, config.vision.side)
+
+
+def given_pictures(paths, budget, config):
+    """The files of --image -> [Picture, ...]. Raises Error for what is not a picture, or if the model cannot see."""
+    if paths:
+        check_sight(config)
+    return [Picture(read_image(path), budget) for path in paths or ()]
+
+
+def runs_of(theirs, tokens, model, soft=None, pictures=(), unused=None):
+    """Our side of a trace's comparison: [PictureRun] of the tower's arrays, and [Run] of the text model's.
+
+    theirs: foreign.Foreign. tokens: the ids [T], None for a trace of the tower alone. soft, unused: as in Run. Raises
+    Error where soft tokens or a picture are missing.
+    """
+    tower, text, runs = theirs.part(vision=True), theirs.part(vision=False), []
+    if tokens is not None and text:
+        where = np.flatnonzero(np.isin(tokens, placeholders(model.config)))  # [M]
+        captured = _captured(text, where, len(tokens))  # [M, D], or None
+        if len(pictures) == 1 and captured is not None and len(captured) == math.prod(pictures[0].grid(model.config)):
+            tower.setdefault("vision.soft_tokens", captured)
+        if soft is None and len(where):
+            soft = where, _soft_rows(tower, captured, len(where), model, pictures)
+        runs.append(Run(model, tokens, text, soft, unused, theirs.own_ids))
+    if tower and (found := _picture_run(theirs, tower, model, pictures)):
+        runs.insert(0, found)
+    return runs
+
+
+def _captured(text, where, count):
+    """Their soft tokens [M, D] as the text model got them, None if no array shows them."""
+    for name in ("embed", "layers.0.resid_pre"):
+        if len(where) and name in text and len(text[name]) == count:
+            return text[name][where]
+    return None
+
+
+def _soft_rows(tower, captured, count, model, pictures):
+    """The rows that the text model was given, [M, D]: what the tower made, what the text model got, or our own."""
+    made = tower.get("vision.soft_tokens")
+    if made is not None and len(made) == count:
+        return made
+    if captured is not None:
+        return captured
+    if not pictures:
+        raise Error(f"the prompt has {count} soft tokens, and the trace holds none; give the picture with --image")
+    return np.concatenate([model.see(picture.colours, picture.budget) for picture in pictures])
+
+
+def _picture_run(theirs, tower, model, pictures):
+    """The PictureRun of the tower's arrays, None where the picture is not known."""
+    config, image, source = model.config, None, None
+    if len(pictures) > 1:
+        raise Error("the arrays of a vision tower are of one picture; give that one with --image")
+    if pictures:
+        source = pictures[0]
+        image = fit_image(*source, config.vision.side)
+    elif "vision.patches" in tower and theirs.grid:
+        image = _image_of(tower["vision.patches"], theirs.grid, config.vision)
+    if image is None:
+        theirs.unread["vision.*"] = "the picture is not known; give it with --image"
+        return None
+    patches = math.prod(image.shape[:2]) // config.vision.patches[0] ** 2
+    return PictureRun(model, np.arange(patches), tower, own_ids=True, image=image, source=source)
+
+
+def _image_of(patches, grid, vision):
+    """The picture whose patches these are, [T, X] -> [h, w, 3] of uint8. What no pixel has is moved to one that is."""
+    size, k = vision.patches[0], vision.side // vision.patches[0]
+    rows, columns = (n * k for n in grid)
+    values = (patches + 1) / 2 if isinstance(vision, VisionTower) else patches
+    pixels = np.rint(np.nan_to_num(values) * 255).clip(0, 255).astype(np.uint8)
+    return pixels.reshape(rows, columns, size, size, 3).swapaxes(1, 2).reshape(rows * size, columns * size, 3)
+
+
+def miscounted(theirs, tokens, pictures, config):
+    """Whether a picture became as many soft tokens as it should -> None, or a sentence and the faults that explain it.
+
+    The counts are those of the ids; in a trace of the tower alone those of its arrays. Raises Error where the ids are
+    of another number of pictures.
+    """
+    if not pictures:
+        return None
+    if tokens is None:
+        found = [theirs.rows[name] for name in theirs.rows if name in ("vision.soft_tokens", "vision.pooled")][:1]
+    else:
+        inside = np.isin(tokens, (config.image_token_id, config.video_token_id))  # [T]
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], inside, [0]]).astype(int)))
+        found = np.diff(edges)[::2].tolist()
+        if len(found) != len(pictures):
+            raise Error(f"the ids have {len(found)} pictures, and {len(pictures)} are given with --image")
+    for number, (count, picture) in enumerate(zip(found, pictures, strict=False), 1):
+        if count != (right := math.prod(picture.grid(config))):
+            return _explained(number, count, right, picture, config.vision.side)
+    return None
+
+
+def _explained(number, count, right, picture, side):
+    """As `miscounted`."""
+    size = picture.colours.shape[:2]
+    sentence = f"picture {number}, {size[1]} x {size[0]} pixels, has {count} soft tokens and should have {right}"
+    ids = [id for id, rules in COUNTS.items()
+           if any(math.prod(rule(*size, picture.budget, side)) == count for rule in rules)]  # fmt: skip
+    budgets = [budget for budget in BUDGETS if math.prod(grid_of(*size, budget, side)) == count]
+    if budgets:
+        sentence += f"; {count} is right with a budget of {budgets[0]}: give --budget {budgets[0]}"
+    return sentence, [] if budgets else [FAULTS[id] for id in ids]
