@@ -342,7 +342,7 @@ def diff(args):
         from .tools import figures
 
         with replacing(args.plot) as temporary:
-            figures.error_by_depth(found).savefig(temporary, format="png", dpi=150)
+            figures.save(figures.error_by_depth(found), temporary)
     return found.to_dict(), report.diff_text(found, args.all), 0 if found.clean else 1
 
 
@@ -402,8 +402,16 @@ def retention(args):
 
         for name, figure in figures.retention_figures(results).items():
             with replacing(make_directory(args.plots) / f"{name}.png") as temporary:
-                figure.savefig(temporary, format="png", dpi=150)
+                figures.save(figure, temporary)
     return results, report.study_text(results), 0
+
+
+def figures(args):
+    """Write the figures for a lecture as SVG and PNG, and an index with their texts."""
+    from .tools import gallery
+
+    for name in gallery.write_figures(args.directory):
+        print(os.path.join(args.directory, name))
 
 
 class Timer:
@@ -538,6 +546,7 @@ def parser():
         flag("--plots", metavar="DIR", help="write the figures there, as PNG"),
         as_json,
     )
+    command(figures, flag("directory", metavar="DIR", help="where to write"))
     source = f"a released model ({', '.join(RELEASED)}), a config.json, or a checkpoint directory"
     what = flag("what", metavar="NAME_OR_DIR", help=source)
     context = flag("--context", type=int, metavar="N", help="tokens; default: all positions, for compute 4096")

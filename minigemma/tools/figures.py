@@ -1,30 +1,59 @@
 """The figures: each function takes numbers, not files, and returns a matplotlib Figure.
 
-The colours are the palette of Okabe and Ito, which colour-blind readers can tell apart. Sizes are in inches.
+A colour of PALETTE means the same part of the model in every figure. Whatever is no part of the model has a colour of
+LINES, which are none of the palette's. Sizes are in inches. A figure is at most WIDEST wide and its text is at least
+10 points high: drawn 1,600 pixels wide and shown at half that size, the text is then at least 12 pixels high.
 """
+
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 
 from ..taps import layer_of
 
-PART_COLOURS = {
-    "token table": "#0072B2",
-    "PLE table": "#E69F00",
-    "PLE projections and gates": "#D55E00",
-    "attention": "#56B4E9",
-    "MLP": "#009E73",
-    "experts": "#F0E442",
-    "norms and scalars": "#000000",
-    "vision": "#CC79A7",
-    "audio": "#BBBBBB",
-    "unused": "#666666",
+PALETTE = {
+    "attention": "#3B86C8",
+    "global attention": "#E4572E",
+    "MLP": "#2F9E5B",
+    "PLE": "#FFC233",
+    "embedding": "#7A4FB5",
+    "experts": "#7F5539",
+    "vision": "#149C94",
+    "audio": "#DE6FA1",
+    "norms": "#777777",
+    "never read": "#BBBBBB",
 }
-LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"))
-MORE_LINES = (("#CC79A7", "-"), ("#E69F00", "--"))
+PLE_EDGE = "#7A4B00"  # amber is too light for white paper: whatever is amber has this edge
+WIDEST = 9
+PART_COLOURS = {
+    "token table": PALETTE["embedding"],
+    "PLE table": PALETTE["PLE"],
+    "PLE projections and gates": PALETTE["PLE"],
+    "attention": PALETTE["attention"],
+    "global attention": PALETTE["global attention"],
+    "MLP": PALETTE["MLP"],
+    "experts": PALETTE["experts"],
+    "norms and scalars": PALETTE["norms"],
+    "vision": PALETTE["vision"],
+    "audio": PALETTE["audio"],
+    "unused": PALETTE["never read"],
+}
+WORDS = {  # a label with this word is about that part
+    "global": "global attention",
+    "sliding": "attention",
+    "attention": "attention",
+    "MLP": "MLP",
+    "PLE": "PLE",
+    "embedding": "embedding",
+}
+LINES = (("#111111", "-"), ("#B3123F", "--"), ("#6B7A00", "-."), ("#14306B", ":"))
+MORE_LINES = (("#555555", "-"), ("#B3123F", ":"))
+BROKEN = "#B3123F"
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-KIND_COLOURS = {"sliding_attention": "#56B4E9", "full_attention": "#D55E00"}
+KIND_COLOURS = {"sliding_attention": PALETTE["attention"], "full_attention": PALETTE["global attention"]}
 STYLE = {
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
@@ -36,11 +65,24 @@ BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend outside, to
 ABOVE = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
 
 
+def titled(figure, sentence):
+    """The figure with a sentence above it that says what it shows."""
+    figure.suptitle(sentence, x=0.01, ha="left", fontsize=12, wrap=True)
+    return figure
+
+
+@plt.rc_context({"svg.hashsalt": "minigemma"})
+def save(figure, path, kind="png", pixels=1600, alt=""):
+    """Write a figure `pixels` wide, with a text for those who cannot see it. The same figure gives the same bytes."""
+    undated = {"Description": alt} | ({"Date": None} if kind == "svg" else {"Software": None})
+    figure.savefig(path, format=kind, dpi=pixels / figure.get_figwidth(), metadata=undated)
+
+
 def part_bars(accounts):
     """Stored parameters by part, in billions, one bar per model; accounts: name -> {part: parameters}."""
     axes = _axes(8, 1.2 + 0.55 * len(accounts))
     for part, widths, under in _stacks(accounts.values(), 1e9):
-        axes.barh(list(accounts), widths, left=under, color=PART_COLOURS[part], label=part)
+        axes.barh(list(accounts), widths, left=under, label=part, **_fill(part))
     totals = [sum(parts.values()) / 1e9 for parts in accounts.values()]
     for name, total in zip(accounts, totals, strict=True):
         axes.text(total, name, f" {total:.2f}", va="center")
@@ -66,17 +108,17 @@ def token_boxes(ids, labels, groups, across=100):
     lines = 1 + max(place[1] for place in places)
     axes = _axes(0.095 * across, 0.5 * lines + 0.4)
     axes.axis("off")
-    colours = dict(zip(groups, ("#56B4E9", "#009E73", "#E69F00"), strict=False))
+    colours = {name: colour for name, (colour, _) in zip(groups, LINES[1:], strict=False)}
     colour_of = {label: colours[name] for name, of_group in groups.items() for label in of_group}
     for left, line, width, label, id in places:
-        axes.barh(-line, width, left=left, height=0.8, color=colour_of.get(label, "#EEEEEE"), alpha=0.7)
-        axes.text(left + width / 2, 0.12 - line, label, ha="center", va="center", family="monospace", fontsize=9)
+        axes.barh(-line, width, left=left, height=0.8, color=colour_of.get(label, "#CCCCCC"), alpha=0.3)
+        axes.text(left + width / 2, 0.12 - line, label, ha="center", va="center", family="monospace", fontsize=10)
         axes.text(left + width / 2, -0.26 - line, str(id), ha="center", va="center", color="#444444", fontsize=6.5)
     for name, colour in colours.items():
-        axes.barh(0, 0, color=colour, label=name)
+        axes.barh(0, 0, color=colour, alpha=0.3, label=name)
     axes.set_xlim(0, across)
     axes.set_ylim(0.5 - lines, 0.5)
-    return _finish(axes, legend=ABOVE | {"ncols": 3, "fontsize": 9})
+    return _finish(axes, legend=ABOVE | {"ncols": 3, "fontsize": 10})
 
 
 def iceberg(models):
@@ -88,8 +130,8 @@ def iceberg(models):
     names = list(models)
     computed = [models[name]["computed"] / 1e9 for name in names]
     rest = [models[name]["stored"] / 1e9 - value for name, value in zip(names, computed, strict=True)]
-    axes.bar(names, computed, color="#56B4E9", label="multiplied for every token")
-    axes.bar(names, [-value for value in rest], color="#0072B2", label="only stored: PLE rows, other experts")
+    axes.bar(names, computed, color=LINES[3][0], label="multiplied for every token")
+    axes.bar(names, [-value for value in rest], color="#BBBBBB", label="only stored: PLE rows, other experts")
     axes.axhline(0, color="#000000", linewidth=1)
     for x, (above, below) in enumerate(zip(computed, rest, strict=True)):
         beside = {"textcoords": "offset points", "ha": "center"}
@@ -102,10 +144,10 @@ def iceberg(models):
 
 
 def kv_cache_lines(lengths, sizes):
-    """KV cache in GB over context in tokens; sizes: label -> bytes at each of `lengths` (at most four labels)."""
+    """KV cache in GB over context in tokens; sizes: label -> bytes at the first of `lengths` (at most six labels)."""
     axes = _axes(7, 4.5)
-    for (label, values), (colour, style) in zip(sizes.items(), LINES, strict=False):
-        axes.plot(lengths, [value / 1e9 for value in values], color=colour, linestyle=style, linewidth=2, label=label)
+    for place, (label, values) in enumerate(sizes.items()):
+        axes.plot(lengths[: len(values)], [value / 1e9 for value in values], label=label, **_look(label, place))
     _log_tokens(axes)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -117,13 +159,14 @@ def layer_bars(layers):
 
     layers: as Account.layers.
     """
+    layers = [layer | {"parts": _by_kind(layer)} for layer in layers]
     axes = _axes(9, 4)
     places = [layer["index"] for layer in layers]
     for part, heights, under in _stacks([layer["parts"] for layer in layers], 1e6):
-        axes.bar(places, heights, bottom=under, color=PART_COLOURS[part], label=part)
+        axes.bar(places, heights, bottom=under, label=part, **_fill(part))
     sharing = [layer["index"] for layer in layers if layer["kv_from"] != layer["index"]]
     if sharing:
-        axes.axvspan(sharing[0] - 0.5, sharing[-1] + 0.5, color="#F3E9D2", zorder=0, label="reads another's K and V")
+        axes.axvspan(sharing[0] - 0.5, sharing[-1] + 0.5, color="#EEEEEE", zorder=0, label="reads another's K and V")
     for layer in layers:
         if layer["kind"] == "full_attention":
             axes.text(layer["index"], layer["total"] / 1e6, "G", ha="center", va="bottom")
@@ -137,26 +180,25 @@ def architecture(config):
     A layer is two bars: attention (height: head_dim) above MLP (height: width). All layers have the same scale.
     """
     layers, count, P = config.layers, config.num_hidden_layers, config.hidden_size_per_layer_input
-    axes = _axes(11, 4.6)
+    axes = _axes(WIDEST, 4.6)
     axes.axis("off")
     widest = max(layer.intermediate_size for layer in layers)
     tallest = max(layer.head_dim for layer in layers)
-    yellow = PART_COLOURS["PLE table"]
-    edge, low = 0.5 + 0.14 * count, -2.4  # the distance of both ends from the outer layers; the height of PLE's box
+    edge, low = 0.5 + 0.17 * count, -2.4  # the distance of both ends from the outer layers; the height of PLE's box
     flow = _arrow("#000000")
     apart = {"shrinkA": 6, "shrinkB": 6}  # points left free between an arrow and its boxes
     for layer in layers:
         i, up, down = layer.index, 0.9 * layer.head_dim / tallest, 1.1 * layer.intermediate_size / widest
         axes.bar(i, up, bottom=0.08, width=0.8, color=KIND_COLOURS[layer.kind], edgecolor="white")
-        axes.bar(i, -down, bottom=-0.08, width=0.8, color=PART_COLOURS["MLP"], edgecolor="white")
+        axes.bar(i, -down, bottom=-0.08, width=0.8, color=PALETTE["MLP"], edgecolor="white")
         if count <= 16 or i % 5 == 0 or i == count - 1:
-            axes.text(i, -1.32, str(i), ha="center", va="center", fontsize=9)
+            axes.text(i, -1.32, str(i), ha="center", va="center", fontsize=10)
         if P:
-            axes.annotate("", (i, -1.5), (i, low + 0.25), arrowprops=_arrow(yellow))
+            axes.annotate("", (i, -1.5), (i, low + 0.25), arrowprops=_arrow(PLE_EDGE))
     for rail, donor in enumerate(sorted({layer.kv_from for layer in layers if layer.shares_kv})):
         _kv_rail(axes, layers, donor, 1.45 + 0.45 * rail)
     box = {"boxstyle": "round,pad=0.4", "facecolor": "white"}
-    around = {"ha": "center", "va": "center", "fontsize": 9}
+    around = {"ha": "center", "va": "center", "fontsize": 10}
     V, D = config.vocab_size, config.hidden_size
     start = axes.text(-edge, 0, f"token ids\n\ntoken table\n[{V:,}, {D:,}]\nrow × √{D:,}", bbox=box, **around)
     head = f"final norm\n\nthe same token\ntable: [{D:,}, {V:,}]\n\nlogits, softcap"
@@ -168,18 +210,19 @@ def architecture(config):
             f"PLE table [{config.vocab_size_per_layer_input:,}, {count} × {P}]: a row for each token id, plus a "
             f"projection of its embedding:\nmade once, before layer 0; layer i gets its own {P} numbers of it"
         )
-        band = axes.text((count - 1) / 2, low - 0.12, text, bbox=box | {"edgecolor": yellow}, **around)
-        turn = _arrow(yellow) | apart | {"connectionstyle": "angle,angleA=-90,angleB=0,rad=0"}
+        amber = box | {"facecolor": PALETTE["PLE"], "edgecolor": PLE_EDGE}
+        band = axes.text((count - 1) / 2, low - 0.12, text, bbox=amber, **around)
+        turn = _arrow(PLE_EDGE) | apart | {"connectionstyle": "angle,angleA=-90,angleB=0,rad=0"}
         axes.annotate("", (0, 0.5), (0.5, 0), xycoords=band, textcoords=start, arrowprops=turn)
     for colour, label in (
         (KIND_COLOURS["sliding_attention"], f"sliding attention, window {config.sliding_window:,}"),
         (KIND_COLOURS["full_attention"], "global attention"),
-        (PART_COLOURS["MLP"], f"MLP (widest: {widest:,})"),
+        (PALETTE["MLP"], f"MLP (widest: {widest:,})"),
     ):
         axes.bar(0, 0, color=colour, label=label)
-    axes.set_xlim(-edge - 0.1 * count, count - 1 + edge + 0.1 * count)
+    axes.set_xlim(-edge - 0.12 * count, count - 1 + edge + 0.16 * count)
     axes.set_ylim(low - 0.5, 2.6)
-    return _finish(axes, legend={"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 9})
+    return _finish(axes, legend={"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 10})
 
 
 def _kv_rail(axes, layers, donor, height):
@@ -189,7 +232,7 @@ def _kv_rail(axes, layers, donor, height):
     axes.plot([donor, donor, readers[-1]], [1.0, height, height], color=colour, linewidth=1.8)
     for i in readers:
         axes.annotate("", (i, 1.02), (i, height), arrowprops=_arrow(colour))
-    axes.text(donor - 0.15, height, f"K and V of layer {donor}", ha="right", va="center", fontsize=9)
+    axes.text(donor - 0.15, height, f"K and V of layer {donor}", ha="right", va="center", fontsize=10)
 
 
 def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=None, across=2, signed=False):
@@ -234,20 +277,20 @@ def error_by_depth(comparison):
     places = np.arange(len(rows))
     floor = 1e-9
     whole = [max(min(row.away.error, 1e3), floor) if row.away else np.nan for row in rows]
-    axes.plot(places, whole, color="#0072B2", linewidth=2, label="from the beginning")
+    axes.plot(places, whole, color=LINES[0][0], linewidth=2, label="from the beginning")
     allowed = [max(row.allowed, floor) for row in rows]
     axes.plot(places, allowed, color="#999999", linestyle=":", label="allowed, of an op")
-    for verdict, colour, marker in (("OK", "#009E73", "."), ("DRIFT", "#E69F00", "."), ("BROKEN", "#D55E00", "x")):
+    for verdict, colour, marker in (("OK", "#6B7A00", "."), ("DRIFT", "#14306B", "."), ("BROKEN", BROKEN, "x")):
         chosen = [i for i, row in enumerate(rows) if row.verdict == verdict]
         errors = [max(min(rows[i].own.error, 1e3), floor) for i in chosen]
         axes.plot(chosen, errors, marker, color=colour, markersize=7, label=f"op on their inputs: {verdict}")
     names = [row.name for row in rows]
     if comparison.first_broken in names:
         place = names.index(comparison.first_broken)
-        axes.axvline(place, color="#D55E00", linewidth=1)
+        axes.axvline(place, color=BROKEN, linewidth=1)
         side = "right" if place > len(rows) / 2 else "left"
         axes.annotate(f" first broken: {comparison.first_broken} ", (place, 1), xycoords=("data", "axes fraction"),
-                      ha=side, va="bottom", color="#D55E00")  # fmt: skip
+                      ha=side, va="bottom", color=BROKEN)  # fmt: skip
     layers = [layer_of(name) for name in names]
     starts = [i for i, layer in enumerate(layers) if layer is not None and layer not in layers[:i]]
     step = max(1, len(starts) // 16)
@@ -265,9 +308,8 @@ def curves(x, lines, across, up, log=False, errors=None):
     errors, drawn as bars.
     """
     axes = _axes(7.5, 4)
-    for (label, values), (colour, style) in zip(lines.items(), LINES + MORE_LINES, strict=False):
-        spread = (errors or {}).get(label)
-        axes.errorbar(x, values, spread, color=colour, linestyle=style, linewidth=2, elinewidth=1, label=label)
+    for place, (label, values) in enumerate(lines.items()):
+        axes.errorbar(x, values, (errors or {}).get(label), elinewidth=1, label=label, **_look(label, place))
     if log:
         _log_tokens(axes)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
@@ -320,7 +362,7 @@ def kv_sources(layers):
         colour, i, up = KIND_COLOURS[layer.kind], layer.index, 1 if layer.window else -1
         face = "white" if layer.shares_kv else colour
         axes.scatter(i, 0, 300 if large else 150, face, "s", edgecolors=colour, linewidths=2, zorder=3)
-        axes.text(i, 0, str(i), ha="center", va="center", fontsize=9 if large else 7, zorder=4)
+        axes.text(i, 0, str(i), ha="center", va="center", fontsize=10 if large else 7, zorder=4)
         if layer.shares_kv:
             axes.plot([layer.kv_from, layer.kv_from, i], [0, up, up], color=colour, linewidth=1.5, zorder=2)
             axes.annotate("", (i, 0.3 * up), (i, up), arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 0})
@@ -329,7 +371,7 @@ def kv_sources(layers):
         axes.scatter([], [], 80, "white", "s", edgecolors=KIND_COLOURS[kind], linewidths=2, label=f"{name}, reads them")
     axes.set(ylim=(-1.3, 1.3), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    axes.figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    axes.figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
     return _finish(axes, "layer")
 
 
@@ -343,7 +385,7 @@ def bars(names, series, up, across="", errors=None):
     for place, (label, values) in enumerate(series.items()):
         where = np.arange(len(names)) + width * (place - (len(series) - 1) / 2)
         spread = (errors or {}).get(label)
-        axes.bar(where, values, width, color=LINES[place][0], label=label, yerr=spread, error_kw={"linewidth": 1})
+        axes.bar(where, values, width, label=label, yerr=spread, error_kw={"linewidth": 1}, **_fill(label, place))
     axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.axhline(0, color="#000000", linewidth=1)
     return _finish(axes, across, up, legend=ABOVE | {"ncols": len(series)} if len(series) > 1 else None)
@@ -352,7 +394,7 @@ def bars(names, series, up, across="", errors=None):
 def byte_bars(sizes):
     """Bars on a logarithmic scale; sizes: label -> bytes."""
     axes = _axes(8, 0.9 + 0.45 * len(sizes))
-    axes.barh(list(sizes), list(sizes.values()), color="#0072B2")
+    axes.barh(list(sizes), list(sizes.values()), **_fill("PLE"))
     axes.set_xscale("log")
     axes.set_xlim(1e3, 20 * max(sizes.values()))
     for name, size in sizes.items():
@@ -397,11 +439,13 @@ def depth_lines(results, measures):
     """
     figure, grid = _grid(2.4 + 2.6 * len(measures), 3.9, 1, len(measures))
     for axes, (name, title) in zip(grid[0], measures.items(), strict=True):
-        for result, (colour, style) in zip(results, LINES, strict=False):
+        for place, result in enumerate(results):
+            look = _model(result, place)
+            colour = look["color"] if not result["ple"] else PLE_EDGE
             measure = result["measures"][name]
             after, before = (_numbers(measure[when]) for when in ("after", "before PLE"))
             depths = np.arange(len(after[0]))
-            axes.errorbar(depths, *after, color=colour, linestyle=style, linewidth=2, label=_name(result), zorder=3)
+            axes.errorbar(depths, *after, label=_name(result), zorder=3, **look)
             for depth, low, high in zip(depths[1:], before[0], after[0][1:], strict=False):
                 axes.plot(depth, low, "o", color=colour, fillstyle="none", markersize=5)
                 axes.plot([depth, depth], [low, high], color=colour, linewidth=1)
@@ -448,7 +492,7 @@ def ablation_bars(rows):
     left.set_title("changed in one layer")
     left.axhline(0, color="#000000", linewidth=1)
     layers, changes, errors = _changes(rows, "off from layer")
-    right.errorbar(layers, changes, errors, marker="o", linewidth=2, capsize=3, color=LINES[0][0])
+    right.errorbar(layers, changes, errors, marker="o", capsize=3, **_look("PLE", 0))
     right.set_yscale("log")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set_title("off from a layer on (log scale)")
@@ -464,7 +508,7 @@ def intervention_bars(rows):
     axes = _axes(8, 1 + 0.45 * len(chosen))
     changes, errors = zip(*(row["change"] for row in chosen), strict=True)
     places = np.arange(len(chosen))
-    axes.barh(places, changes, xerr=[error or 0 for error in errors], color="#0072B2")
+    axes.barh(places, changes, xerr=[error or 0 for error in errors], **_fill("PLE"))
     for place, change, error in zip(places, changes, errors, strict=True):
         axes.text(change + (error or 0), place, f"  {change:+.2f}", va="center")
     axes.set_yticks(places, [row["kind"] for row in chosen])
@@ -499,6 +543,33 @@ def _changes(rows, kind):
 def _numbers(column):
     """A column of {"mean": ..., "error": ...} as two arrays; None becomes NaN."""
     return np.array(column["mean"], float), np.array(column["error"], float)
+
+
+def _model(result, place):
+    """The line of a model: amber with PLE, violet without, which leaves the embedding alone."""
+    return _look("PLE" if result["ple"] else "embedding", place)
+
+
+def _look(label, place):
+    """How a line looks: in the colour of the part that its label names, else in the one of LINES at this place."""
+    colour, style = (LINES + MORE_LINES)[place]
+    part = next((part for word, part in WORDS.items() if re.search(rf"\b{word}\b", label)), None)
+    look = {"color": PALETTE.get(part, colour), "linestyle": style, "linewidth": 2}
+    return look | ({"path_effects": [Stroke(linewidth=3.5, foreground=PLE_EDGE), Normal()]} if part == "PLE" else {})
+
+
+def _fill(label, place=0):
+    """How a bar looks, as `_look`; or as the part of an account that the label is."""
+    colour = PART_COLOURS.get(label) or _look(label, place)["color"]
+    amber = colour == PALETTE["PLE"]
+    hatch = "////" if label == "PLE projections and gates" else None
+    return {"facecolor": colour, "edgecolor": PLE_EDGE if amber else colour, "linewidth": 0.8, "hatch": hatch}
+
+
+def _by_kind(layer):
+    """The parts of a layer of an account, with global attention as a part of its own."""
+    names = {"attention": "global attention"} if layer["kind"] == "full_attention" else {}
+    return {names.get(part, part): size for part, size in layer["parts"].items()}
 
 
 def _name(result):
