@@ -19,7 +19,17 @@ import numpy as np
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
 from .packed import Clipped, HalfMatrix, narrow, widen
-from .tensors import AUDIO, NOT_TEXT, PREFIXES, VISION, audio_tensors, text_tensors, unused_tensors, vision_tensors
+from .tensors import (
+    AUDIO,
+    BOUNDS,
+    NOT_TEXT,
+    PREFIXES,
+    VISION,
+    audio_tensors,
+    text_tensors,
+    unused_tensors,
+    vision_tensors,
+)
 
 DTYPES = ("bfloat16", "float32", "float64")
 FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
@@ -113,6 +123,8 @@ def _read_tower(directory, table, prefixes, dtype):
         return name if name.startswith(prefixes) else None
 
     found = _find(directory, short)
+    if not found:
+        raise Error(f"{directory}: config.json promises {table[0].part}, and no file holds its tensors; download all")
     _check(directory, found, table)
     return assemble_tower(table, _convert_all(table, found, dtype))
 
@@ -230,25 +242,45 @@ def _expect_single_rows(mapped):
             mapped._mmap.madvise(getattr(mmap, advice))
 
 
-def save(directory, weights, config, dtype="bfloat16"):
-    """Write config.json and model.safetensors of the text model, as transformers loads them; dtype bfloat16 or float32.
+def save(directory, weights, config, dtype="bfloat16", vision=None, audio=None):
+    """Write config.json and model.safetensors, as transformers loads them; dtype bfloat16 or float32.
 
-    Raises Error for another dtype. If it fails, the old files stay as they were.
+    vision, audio: weights of read_vision and read_audio. With one of them the checkpoint is whole, else it is that of
+    the text model alone. Raises Error for another dtype, and for a tower that the config does not describe. If it
+    fails, the old files stay as they were.
     """
     if dtype not in ("bfloat16", "float32"):
         raise Error(f"dtype {dtype!r} cannot be saved; use bfloat16 or float32")
+    towers = {part: tower for part, tower in (("vision", vision), ("audio", audio)) if tower is not None}
+    prefix = "model.language_model." if towers else "model."
+    rows = [(prefix + tensor.name, tensor, weights) for tensor in text_tensors(config)]
+    for part, tower in towers.items():
+        if getattr(config, part) is None:
+            raise Error(f"this config has no {part}_config, so no {part} can be saved with it")
+        table = {"vision": vision_tensors, "audio": audio_tensors}[part]
+        tensors = table(vars(getattr(config, part)), config.hidden_size)
+        rows += [(f"model.{tensor.name}", tensor, tower) for tensor in tensors]
     directory = make_directory(directory)
 
     def arrays():
-        for tensor in text_tensors(config):
-            owner = weights if tensor.layer is None else weights.layers[tensor.layer]
-            array = np.asarray(getattr(owner, tensor.attribute), np.float32)
+        for _, tensor, owner in rows:
+            array = np.asarray(_value_of(tensor, owner), np.float32)
             yield narrow(array) if dtype == "bfloat16" else array
 
-    table = [(f"model.{tensor.name}", tensor.shape) for tensor in text_tensors(config)]
+    table = [(name, tensor.shape) for name, tensor, _ in rows]
     write_safetensors(directory / "model.safetensors", "BF16" if dtype == "bfloat16" else "F32", table, arrays())
     with replacing(directory / "config.json") as path:
-        path.write_text(json.dumps(config.to_dict() | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(config.to_dict(towers) | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8")
+
+
+def _value_of(tensor, weights):
+    """The value of a tensor of a table in weights that `assemble` or `assemble_tower` made."""
+    value = weights if tensor.layer is None else weights.layers[tensor.layer]
+    for part in tensor.attribute.split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Clipped):
+        return value
+    return value.weight if tensor.shape else value.bounds[BOUNDS.index(tensor.name.rpartition(".")[2])]
 
 
 def write_safetensors(path, dtype, table, arrays, notes=None):

@@ -173,6 +173,7 @@ class Config:
     audio: AudioTower | AudioEmbedder | None = field(repr=False)  # None: the model cannot hear
     layers: tuple[Layer, ...] = field(repr=False)
     source: dict = field(repr=False)  # the text fields as read, with defaults; saved again by to_dict
+    beside: dict = field(repr=False)  # what stands beside text_config in a whole config.json
 
     @property
     def first_kv_shared_layer(self):
@@ -194,9 +195,15 @@ class Config:
         """
         return cls(**_resolve(data, where))
 
-    def to_dict(self):
-        """A text-only config.json (`model_type: gemma4_text`, fields at top level) that transformers reads."""
-        return self.source | {"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"]}
+    def to_dict(self, towers=()):
+        """A config.json that transformers reads: a whole one with these towers ("vision", "audio").
+
+        Without any it is text-only (`model_type: gemma4_text`, fields at top level).
+        """
+        if not towers:
+            return self.source | {"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"]}
+        others = {f"{part}_config": None for part in ("vision", "audio") if part not in towers}
+        return self.beside | {"text_config": self.source} | others
 
 
 def _is_number(value):
@@ -365,7 +372,8 @@ def _resolve(data, where):
     _check(rules, fields, where)
     fields |= absent | _media_ids(data, where)
     fields |= {"layers": _layers(text, where), "vision": _vision(data, where), "audio": _audio(data, where)}
-    fields |= {"source": text}
+    beside = {name: value for name, value in data.items() if name != "text_config"}
+    fields |= {"source": text, "beside": beside if "text_config" in data else {}}
     return {name: fields[name] for name in Config.__dataclass_fields__}
 
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from family import VISION, random_picture, random_vision, seeing, small
+from family import VISION, hearing, random_audio, random_picture, random_vision, seeing, small
 
 from minigemma import Config, Edit, Error, Finite, Trace, forward, load, random_weights, taps
-from minigemma.checkpoint import read_vision, write_safetensors
+from minigemma.checkpoint import read_vision, save, write_safetensors
 from minigemma.config import VisionEmbedder
 from minigemma.taps import VISION_TAPS, fits, tap_kind, vision_names
 from minigemma.tensors import BOUNDS, vision_tensors
@@ -175,6 +175,41 @@ def test_a_missing_clip_bound_is_refused_by_name(tmp_path):
     write_vision(tmp_path, config, random_vision(config), leave_out=(bound,))
     with pytest.raises(Error, match=f"1 missing .*{bound}"):
         read_vision(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "problem"), [("model.vision_tower.", "unknown .vision_tower.vision_tower"), ("mmproj.", "no file holds")]
+)
+def test_a_tower_under_names_that_nobody_knows_is_one_line(tmp_path, prefix, problem):
+    config = Config.from_dict(seeing("E2B"))
+    write_vision(tmp_path, config, random_vision(config), prefix)
+    with pytest.raises(Error, match=problem) as caught:
+        read_vision(tmp_path, config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("member", [*VISION, "E2B that hears"])
+def test_a_whole_checkpoint_is_saved_and_loaded_bit_for_bit(tmp_path, member):
+    name, hears = member.split()[0], "hears" in member
+    config = Config.from_dict(hearing(name) if hears else seeing(name))
+    text, vision, audio = random_weights(config), random_vision(config), random_audio(config) if hears else None
+    save(tmp_path / "exact", text, config, "float32", vision, audio)
+    exact = load(tmp_path / "exact")
+    assert np.array_equal(see(exact.config, exact.vision), see(config, vision))
+    assert np.array_equal(exact([2, 5])[0], forward([2, 5], text, config)[0])
+    save(tmp_path / "half", exact.weights, exact.config, "bfloat16", exact.vision, exact.audio if hears else None)
+    half = load(tmp_path / "half")
+    save(tmp_path / "again", half.weights, half.config, "bfloat16", half.vision, half.audio if hears else None)
+    files = [tmp_path / folder / "model.safetensors" for folder in ("half", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert load(tmp_path / "again").config.to_dict(["vision"]) == half.config.to_dict(["vision"])
+
+
+def test_a_tower_that_the_config_does_not_describe_is_not_saved(tmp_path):
+    config, weights = small("E2B")
+    with pytest.raises(Error, match="no vision_config"):
+        save(tmp_path / "new", weights, config, vision=random_vision(Config.from_dict(seeing("E2B"))))
+    assert not (tmp_path / "new").exists()
 
 
 def test_bounds_without_limits_change_nothing():
