@@ -8,11 +8,14 @@ from collections import Counter
 
 import numpy as np
 
+from ..config import VisionTower
 from ..errors import Error
+from ..inputs import BUDGETS
 from ..released import EFFECTIVE, RELEASED
 from ..sampling import CHUNK, SCORE_BYTES
-from ..tensors import TABLES, checkpoint_tensors
-from .parameters import DISK, count, read_of
+from ..tensors import TABLES, checkpoint_tensors, vision_tensors
+from .parameters import DISK, count, read_of, size_of
+from .towers import group_of
 
 PIECES = 10**8  # the most chunks of a prompt, times layers, that are accounted for
 
@@ -59,6 +62,38 @@ def prefill_multiply_adds(config, length, shortcut=True):
     return dict(totals)
 
 
+def picture_multiply_adds(config, soft_tokens):
+    """Multiply-adds that make so many soft tokens of a picture -> dict by group; {} for a model that cannot see.
+
+    In 12B a patch is a soft token, and nothing but two products is done to it.
+    """
+    if config.vision is None:
+        return {}
+    patches = soft_tokens * (config.vision.side // config.vision.patches[0]) ** 2
+    totals = Counter()
+    for tensor in vision_tensors(vars(config.vision), config.hidden_size):
+        if len(tensor.shape) == 2:
+            rows = soft_tokens if tensor.attribute == "embedding_projection" else patches
+            totals[group_of(tensor.name)] += rows * size_of(tensor)
+    if isinstance(config.vision, VisionTower):
+        tower = config.vision
+        width = tower.num_attention_heads * tower.head_dim
+        totals["attention over patches"] = 2 * tower.num_hidden_layers * width * patches**2
+    return dict(totals)
+
+
+def picture_accounts(config):
+    """For each budget, if a picture fills it -> {budget: {"encode": by group, "read": by part of the text model}}.
+
+    read: what `prefill` multiplies for so many soft tokens alone. {} for a model that cannot see.
+    """
+    budgets = BUDGETS if config.vision else ()
+    return {
+        budget: {"encode": picture_multiply_adds(config, budget), "read": prefill_multiply_adds(config, budget)}
+        for budget in budgets
+    }
+
+
 def compute_account(account, context):
     """Multiply-adds at `context` tokens, and PLE's share of them -> a dict for JSON. Raises Error as memory does."""
     config = account.config
@@ -81,6 +116,7 @@ def compute_account(account, context):
             "bytes read a token, bfloat16": {"ple": 2 * (row + matrices), "of": 2 * account.active},
             "multiply-adds a token, decode": {"ple": decode.get(ple, 0), "of": sum(decode.values())},
         },
+        "pictures": picture_accounts(config),
     }
 
 

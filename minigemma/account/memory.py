@@ -8,6 +8,8 @@ from collections import Counter
 
 import numpy as np
 
+from ..config import VisionTower
+from ..inputs import BUDGETS
 from .compute import check_context, chunks, visible_keys
 from .parameters import DISK, PARTS, size_of
 
@@ -87,6 +89,29 @@ def activations(config, new, past=0, itemsize=4):
     return sizes | {"peak": small + hungriest}
 
 
+def picture_memory(config, context):
+    """For each budget, if a picture fills it -> {budget: bytes and pictures}; {} for a model that cannot see.
+
+    "encoder" estimates the memory of encode_image at its peak: arrays of a patch's width and of its values, and the
+    scores of one head or four arrays of the MLP; of embed_image likewise. "KV cache" is of the soft tokens and the two
+    marks around them, at the start of a text. "pictures" is how many fit into the context.
+    """
+    sizes = {}
+    for budget in BUDGETS if config.vision else ():
+        size, width, _ = config.vision.patches
+        patches, values = budget * (config.vision.side // size) ** 2, 3 * size**2
+        peak = 4 * width + 3 * values
+        if isinstance(config.vision, VisionTower):
+            peak = 16 * width + 2 * values + max(patches + width, 4 * config.vision.intermediate_size)
+        sizes[budget] = {
+            "soft tokens": 4 * budget * config.hidden_size,
+            "encoder": 4 * patches * peak,
+            "KV cache": sum(kv_cache(config, budget + 2)),
+            "pictures": context // (budget + 2),
+        }
+    return sizes
+
+
 def memory_account(account, context):
     """Bytes of weights, KV cache and activations at `context` tokens -> a dict for JSON. Raises Error if context is
     longer than the model's."""
@@ -106,6 +131,7 @@ def memory_account(account, context):
         "kv_cache": {way: sum(sizes) for way, sizes in per_layer.items()},
         "kv_cache_layers": per_layer,
         "activations": {"chunk": int(new[0])} | activations(config, int(new[largest]), int(past[largest])),
+        "pictures": picture_memory(config, context),
         "published": footprints(account),
     }
 

@@ -16,7 +16,7 @@ from ..errors import Error
 from ..files import read_json
 from ..released import EFFECTIVE, RELEASED, released_name
 from ..tensors import NOT_TEXT, PREFIXES, TABLES, Tensor, checkpoint_tensors
-from .towers import TOWERS, read_towers
+from .towers import GROUPS, TOWERS, group_of, read_towers
 
 PARTS = (
     *TABLES, "PLE projections and gates", "attention", "MLP", "experts", "norms and scalars", "vision", "audio",
@@ -72,6 +72,15 @@ class Account:
         return _by_part(tensor for tensor in self.tensors if tensor.layer is None)
 
     @property
+    def towers(self):
+        """Parameters of vision and of audio by group, see GROUPS; {} for a text-only model."""
+        sizes = {part: Counter() for part in NOT_TEXT_PARTS if part in self.parts}
+        for tensor in self.tensors:
+            if tensor.part in sizes:
+                sizes[tensor.part][group_of(tensor.name)] += size_of(tensor)
+        return {part: {group: sizes[part][group] for group in GROUPS if group in sizes[part]} for part in sizes}
+
+    @property
     def text(self):
         """All parameters except those of vision and audio."""
         return sum(size for part, size in self.parts.items() if part not in NOT_TEXT_PARTS)
@@ -117,6 +126,7 @@ class Account:
             "active": self.active,
             "layers": self.layers,
             "outside_layers": self.outside,
+            "towers": self.towers,
         }
         return result if self.differences is None else result | {"differences": list(self.differences)}
 

@@ -13,6 +13,8 @@ def params_text(account):
     if bounds := account["clip_bounds"]:
         lines.append((f"all but {bounds} scalar clip bounds (the hub's count)", total - bounds))
     paragraphs += [table(["", "parameters"], lines), _layers(account)]
+    for part, groups in account["towers"].items():
+        paragraphs.append(table([part, "parameters"], [*groups.items(), ("all", sum(groups.values()))]))
     if "PLE table" in sizes:
         paragraphs.append(_effective({account["name"]: account["effective"]}))
     if "differences" in account:
@@ -92,6 +94,13 @@ def memory_text(account):
     sizes = dict(account["activations"])
     heads = [f"activations, chunk of {sizes.pop('chunk')}", "MB in float32"]
     paragraphs.append(table(heads, [(name, _mb(size)) for name, size in sizes.items()]))
+    if account["pictures"]:
+        heads = ["a picture at the budget of", "soft tokens, MB", "encoder, MB", "KV cache, MB", "pictures that fit"]
+        rows = [
+            (budget, *(size if name == "pictures" else _mb(size) for name, size in sizes.items()))
+            for budget, sizes in account["pictures"].items()
+        ]
+        paragraphs.append(table(heads, rows))
     if account["published"]:
         rows = []
         for row in account["published"]:
@@ -111,12 +120,21 @@ def compute_text(account):
     rows = [(name, *(f"{value:,.3f}" for value in values)) for name, *values in rows]
     heads = ["millions of multiply-adds a token", "decode", "prefill", "prefill without shortcut"]
     shares = [(name, row["ple"], row["of"], _percent(row["ple"] / row["of"])) for name, row in account["ple"].items()]
-    return "\n\n".join([
+    paragraphs = [
         f"{account['name']}: one token after {tokens - 1:,}, and a prompt of {tokens:,}",
         table(heads, rows),
         "The shortcut: KV-sharing layers run for the prompt's last position only.",
         table(["PLE's share", "PLE", "text model", "share"], shares),
-    ])  # fmt: skip
+    ]
+    if account["pictures"]:
+        rows = []
+        for budget, picture in account["pictures"].items():
+            parts, encode, read = (picture["encode"], sum(picture["encode"].values()), sum(picture["read"].values()))
+            share = _percent(parts.get("attention over patches", 0) / encode)
+            rows.append((budget, f"{encode / 1e9:,.3f}", share, f"{read / 1e9:,.3f}"))
+        heads = ["a picture at the budget of", "encode", "of it attention over patches", "read"]
+        paragraphs.append(f"Billions of multiply-adds, if the picture fills the budget:\n{table(heads, rows)}")
+    return "\n\n".join(paragraphs)
 
 
 def _percent(share):

@@ -1,5 +1,7 @@
 """The parts of a checkpoint beside the text model: vision and audio, as their config.json describes them."""
 
+import re
+
 from ..config import LAYERS
 from ..errors import Error
 
@@ -26,6 +28,25 @@ TOWERS = {
     "26B-A4B": {"vision_config": _BIG_VISION, "audio_config": None},
     "31B": {"vision_config": _BIG_VISION, "audio_config": None},
 }
+
+# Groups of a tower's tensors, by their name; the first that fits counts.
+GROUPS = {
+    "clip bounds": r"(in|out)put_(min|max)$",
+    "projection into the text model": r"embedding_projection",
+    "subsampling": r"subsample",
+    "norms and statistics": r"norm|std_|patch_ln",
+    "MLP": r"mlp|feed_forward",
+    "attention": r"self_attn",
+    "convolution": r"lconv1d",
+    "output projection": r"output_proj",
+    "position table": r"position_embedding_table|pos_embedding",
+    "patches": r"input_proj|patch_dense",
+}
+
+
+def group_of(name):
+    """The key of GROUPS that a tensor of a tower belongs to."""
+    return next(group for group, pattern in GROUPS.items() if re.search(pattern, name))
 
 
 def read_towers(raw, where):

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from family import MEMBERS, fields, small
+from family import MEMBERS, TOWER, VISION, fields, random_vision, seeing, small
+from test_vision import see
 
 import minigemma
 import minigemma.model
@@ -455,6 +456,79 @@ def test_a_context_that_the_model_does_not_have_is_refused(command, context, cap
     assert "131072" in capsys.readouterr().err
 
 
+# Pictures
+
+
+def test_the_towers_of_e2b_count_to_the_unit_group_by_group():
+    vision, audio = count("E2B").towers.values()
+    assert vision == {
+        "clip bounds": 448, "projection into the text model": 1_179_648, "norms and statistics": 51_200,
+        "MLP": 113_246_208, "attention": 37_748_736, "position table": 15_728_640, "patches": 589_824,
+    }  # fmt: skip
+    assert audio == {
+        "clip bounds": 480, "projection into the text model": 2_359_296, "subsampling": 1_086_752,
+        "norms and statistics": 110_592, "MLP": 201_326_592, "attention": 62_916_096, "convolution": 37_810_176,
+        "output projection": 1_574_400,
+    }  # fmt: skip
+
+
+@released_models
+def test_the_groups_of_the_towers_add_up_to_their_parts(name):
+    account = count(name)
+    for part, groups in account.towers.items():
+        assert sum(groups.values()) == account.parts[part]
+
+
+@pytest.mark.parametrize("seer", VISION)
+def test_the_account_of_a_picture_is_the_products_that_its_pass_makes(seer, monkeypatch):
+    config = Config.from_dict(seeing(seer))
+    products, product = Counter(), minigemma.ops.product
+
+    def counted(x, weight):
+        products["matrices"] += len(x) * math.prod(weight.shape)
+        return product(x, weight)
+
+    def tap(name, array):
+        if name.endswith(".scores"):
+            products["attention over patches"] += 2 * array.size * config.vision.head_dim
+        return array
+
+    monkeypatch.setattr(minigemma.ops, "product", counted)
+    see(config, random_vision(config), tap=tap)
+    account = compute.picture_multiply_adds(config, 6)
+    assert account.pop("attention over patches", 0) == products["attention over patches"]
+    assert sum(account.values()) == products["matrices"]
+
+
+def test_a_picture_of_16_times_the_soft_tokens_is_38_times_the_work_in_e2b():
+    budgets = compute.compute_account(count("E2B"), 1)["pictures"]
+    work = {budget: sum(account["encode"].values()) for budget, account in budgets.items()}
+    assert [round(2 * work[budget] / 1e9) for budget in (70, 140, 280, 560, 1120)] == [211, 460, 1077, 2778, 8053]
+    assert round(work[1120] / work[70]) == 38
+    assert 0.61 < budgets[1120]["encode"]["attention over patches"] / work[1120] < 0.63
+
+
+PROPORTIONS = {"hidden_size": 96, "num_key_value_heads": 12, "num_attention_heads": 12, "patch_size": 6}  # as in E2B
+
+
+@pytest.mark.parametrize("vision", [*({"intermediate_size": F} for F in (100, 384, 1600)), VISION["12B"]])
+def test_the_estimated_peak_of_a_picture_is_near_the_measured_one(vision):
+    unified = vision | {"patch_size": 16, "mm_embed_dim": 3840}
+    config = Config.from_dict(seeing("E2B", unified if "mm_embed_dim" in vision else TOWER | PROPORTIONS | vision))
+    weights = random_vision(config)
+    tracemalloc.start()
+    see(config, weights, (7, 10))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.9 < memory.picture_memory(config, 256)[70]["encoder"] / peak < 1.3
+
+
+def test_pictures_that_fit_into_the_context_with_their_two_marks():
+    sizes = memory_account(count("E2B"), 131_072)["pictures"]
+    assert [row["pictures"] for row in sizes.values()] == [1820, 923, 464, 233, 116]
+    assert memory_account(count(Config.from_dict(fields("E2B"))), 9)["pictures"] == {}
+
+
 # What is printed and drawn
 
 
@@ -472,8 +546,10 @@ def test_the_text_and_the_json_of_a_command_hold_the_same_numbers(arguments, cap
         expected = [f"{size:,}" for size in [*data["parts"].values(), data["total"], data["active"]]]
     elif "kv_cache" in data:
         expected = [f"{size / 1e9:.3f}" for size in data["kv_cache"].values()]
+        expected += [f"{row['encoder'] / 1e6:,.3f}" for row in data["pictures"].values()]
     else:
         expected = [f"{size / 1e6:,.3f}" for size in data["decode"].values()]
+        expected += [f"{sum(row['encode'].values()) / 1e9:,.3f}" for row in data["pictures"].values()]
     for number in expected:
         assert number in text
 
