@@ -39,7 +39,7 @@ try:
     from .errors import Error
     from .files import read_json
     from .inputs import fit_image, no_tap, read_image
-    from .media import encode_picture, lay_out
+    from .media import encode_picture, encode_sound, lay_out, open_sound
     from .model import forward
     from .sampling import generate, generate_ids, prefill, tokenizer_of
     from .taps import Edit, Finite, Trace
@@ -96,6 +96,16 @@ class Model:
         """
         _ = self.vision  # first: a model that cannot see says so before it opens the picture
         return encode_picture(fit_image(read_image(image), budget, self.config.vision.side), self, tap)
+
+    def hear(self, sound, tap=no_tap):
+        """A sound -> its soft tokens [M, D], for `forward`, 25 a second.
+
+        sound: the path of a WAV file, an array of samples (16,000 a second), or a pair (array, rate). The towers of E2B
+        and E4B hear 30 seconds; a warning says if there are more. Raises Error for what is not a sound, and for a model
+        that does not hear.
+        """
+        _ = self.audio  # first: a model that does not hear says so before it opens the file
+        return encode_sound(open_sound(sound, self.config), self, tap)
 
     @cached_property
     def tokenizer(self):

@@ -24,19 +24,22 @@ import numpy as np
 
 from . import TINY, load
 from .checkpoint import fingerprint
+from .config import AudioEmbedder, AudioTower
 from .conversation import Conversation
 from .errors import Error
 from .files import make_directory, read_json, replacing, table
-from .inputs import BUDGETS, grid_of, read_image
+from .inputs import BUDGETS, grid_of, read_frames, read_image
 from .media import KINDS, place_files
 from .model import no_tap
 from .released import RELEASED
 from .sampling import generate_ids, read_prompt, settings, tokenizer_of
+from .sounds import RATE, read_sound
 from .taps import PRECISIONS, Finite, Trace
 from .tools.synth import synthesize
 from .turns import spelled
 
 SIDE = 48  # pixels of a soft token's side in every released model
+FRAME = 640  # samples of a soft token of 12B
 FILE_LINE = re.compile(rf"/({'|'.join(KINDS)})\b(.*)\n?")  # in a chat: a file for the next text
 PAUSE = 0.05  # seconds without a new line after which a pasted text is complete
 
@@ -66,14 +69,15 @@ def chat(args):
     At a terminal a pasted text is one turn, with its blank lines; from a pipe each line is a turn, and blank lines are
     skipped. /exit or the end of the input ends the conversation. Ctrl-C during an answer stops the answer. Where the
     model calls a tool, the call is printed as JSON, and the next text is the tool's reply. A line /image FILE adds a
-    picture to the next text.
+    picture to the next text, /audio FILE a sound, /video FILE a video.
     """
     model = load(args.weights, args.dtype)
     source = model.generation_source
     settings(model.generation_config, args.temperature, args.top_k, args.top_p, source)  # a mistake there ends it now
     conversation, calls, files, terminal = _conversation(model, args), [], _files(args, model), _at_terminal()
     if terminal:
-        adds = "/image FILE adds a picture to the next text, " if model.config.vision else ""
+        lines = [f"/{name} FILE" for name, kind in KINDS.items() if getattr(model.config, kind.sense)]
+        adds = " or ".join(lines) + " adds a file to the next text, " if lines else ""
         print(f"{adds}/exit ends the conversation, Ctrl-C stops an answer.", file=sys.stderr)
         with suppress(ImportError):  # Windows has no readline
             import readline  # noqa: F401 (importing it gives `input` arrow keys and a history)
@@ -96,7 +100,7 @@ def turns(args):
 
 
 def trace(args):
-    """Record every intermediate of a prompt's pass, and of its pictures' passes. Of several pictures the last stays."""
+    """Record every intermediate of a prompt's pass, and of its pictures and sounds. Of several ones the last stays."""
     model = load(args.weights, args.dtype)
     files, record = _files(args, model), Trace(args.only)
     prompt = place_files(_prompt(args), files)
@@ -185,8 +189,9 @@ def _conversation(model, args):
 
 
 def _files(args, model):
-    """The files of --image, opened, by kind."""
-    return {kind: [KINDS[kind].open(path, model.config) for path in getattr(args, kind) or []] for kind in KINDS}
+    """The files of --image, --audio and --video, opened, by kind."""
+    given = {kind: getattr(args, kind, None) or [] for kind in KINDS}
+    return {kind: [KINDS[kind].open(path, model.config) for path in paths] for kind, paths in given.items()}
 
 
 def _answer(conversation, messages, args, stoppable=False):
@@ -256,9 +261,11 @@ def _add_file(kind, path, conversation, files):
 
 
 def tokens(args):
-    """Print the size, the grid and the count of soft tokens of pictures at every budget. Needs no weights."""
+    """Print how many soft tokens pictures (at every budget), sounds and videos become. Needs no weights."""
     found, paragraphs = [], []
-    for path in args.image:
+    if not (args.image or args.audio or args.video):
+        raise Error("name a file: --image FILE, --audio FILE or --video FILE")
+    for path in args.image or []:
         height, width = read_image(path).shape[:2]
         grids = []
         for budget in BUDGETS:
@@ -268,6 +275,18 @@ def tokens(args):
         found.append({"image": path, "width": width, "height": height, "grids": grids})
         heads = ["budget", "width", "height", "columns", "rows", "soft tokens"]
         paragraphs.append(f"{path}: {width} x {height} pixels\n{table(heads, [list(grid.values()) for grid in grids])}")
+    for path in args.audio or []:
+        rows = []
+        for models, audio in (("E2B, E4B", AudioTower), ("12B", AudioEmbedder(FRAME, 0))):
+            samples = len(read_sound(path, *audio.heard))
+            rows.append({"models": models, "seconds": samples / RATE, "soft_tokens": audio.count(samples)})
+        found.append({"audio": path, "heard": rows})
+        heads = ["models", "seconds", "soft tokens"]
+        paragraphs.append(f"{path}\n{table(heads, [list(row.values()) for row in rows])}")
+    for path in args.video or []:
+        counts = [pixels.size // (3 * SIDE**2) for _, pixels in read_frames(path, SIDE)]
+        found.append({"video": path, "frames": len(counts), "soft_tokens": sum(counts)})
+        paragraphs.append(f"{path}: {len(counts)} frames, {sum(counts)} soft tokens")
     return found, "\n".join(paragraphs), 0
 
 
@@ -498,17 +517,22 @@ def parser():
     talk = (flag("--system", metavar="TEXT", help="a system message at the start of the conversation"), think, tools)
     image = flag("--image", metavar="FILE", action="append", help="a picture, before the text or where it says {image}")
     budget = flag("--budget", type=int, default=280, choices=BUDGETS, help="most soft tokens a picture (default 280)")
-    command(generate, prompt, special, image, budget, where, dtype, *talk, *sampling, check)
-    command(chat, image, budget, where, dtype, *talk, *sampling, check)
+    audio = flag("--audio", metavar="FILE", action="append", help="a WAV file, after the text or where it says {audio}")
+    video = flag(
+        "--video", metavar="FILE", action="append",
+        help="an animated GIF or WebP, or a folder of pictures, before the text or where it says {video}",
+    )  # fmt: skip
+    media = image, audio, video, budget
+    command(generate, prompt, special, *media, where, dtype, *talk, *sampling, check)
+    command(chat, *media, where, dtype, *talk, *sampling, check)
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
-    command(trace, prompt, special, image, budget, where, dtype, out, only, check)
+    command(trace, prompt, special, *media, where, dtype, out, only, check)
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
     command(turns, flag("file", metavar="FILE", help="a JSON list of messages"), budget, where, think, tools, as_json)
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
-    pictures = flag("--image", metavar="FILE", action="append", required=True, help="a picture; may be given again")
-    command(tokens, pictures, as_json)
+    command(tokens, image, audio, video, as_json)
     command(synth, name, flag("directory", metavar="DIR", help="where to write"))
     command(bench, where, dtype, repeats, as_json)
     command(verify, where, dtype, as_json)

@@ -111,9 +111,8 @@ def read_vision(directory, config, dtype="bfloat16"):
 def read_audio(directory, config, dtype="bfloat16"):
     """What turns sounds into soft tokens, as read_vision. Raises Error if the model does not hear."""
     if config.audio is None:
-        raise Error(
-            f"{directory}: this checkpoint has no audio tower (config.json has no audio_config): E2B, E4B and 12B hear"
-        )
+        what = "this checkpoint has no audio tower (config.json has no audio_config)"
+        raise Error(f"{directory}: {what}: E2B, E4B and 12B hear")
     return _read_tower(directory, audio_tensors(vars(config.audio), config.hidden_size), AUDIO, dtype)
 
 

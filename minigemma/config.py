@@ -122,6 +122,13 @@ class AudioTower:
     gradient_clipping: float
     rms_norm_eps: float
 
+    heard = 161, 480_000  # the fewest samples of a sound, 16,000 a second, and the most
+
+    @staticmethod
+    def count(samples):
+        """How many soft tokens a sound of so many samples becomes: one for each four mel frames, begun ones too."""
+        return -(-((samples - 161) // 160 + 1) // 4)
+
     @property
     def window(self):
         """How many frames a frame attends to, itself included: 12 in the released models, though the field says 13."""
@@ -139,6 +146,12 @@ class AudioEmbedder:
 
     audio_embed_dim: int  # samples of a soft token
     rms_norm_eps: float
+
+    heard = 1, None  # as of AudioTower
+
+    def count(self, samples):
+        """As AudioTower.count. The last soft token is filled with silence."""
+        return -(-samples // self.audio_embed_dim)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,9 @@ hidden_size_per_layer_input, M soft tokens, X values of a patch or samples of a 
 
 import math
 import os
+import re
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from .errors import Error
 from .files import check_file
 
 BUDGETS = (70, 140, 280, 560, 1120)  # how many soft tokens a picture may become; the caller's choice, not the model's
+FRAMES, FRAME_BUDGET, FPS = 32, 70, 24  # most frames of a video, most soft tokens of each, frames a second if unknown
+LONGEST_VIDEO = 10**10  # pixels of all frames, each of which must be decoded
 LOUDEST = 32  # samples go from -1 to 1; 30 dB louder is a mistake
 # What Pillow may open. It reads more formats, but runs another program for one of them (EPS).
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -159,7 +163,14 @@ def read_image(source):
 
 
 def _decoded(source, name, operations):
-    """A PIL image or an open file -> [h, w, 3] of uint8. Whatever Pillow raises becomes one line with the name."""
+    """A PIL image or an open file -> [h, w, 3] of uint8."""
+    with _opened(source, name) as image:
+        return _colours(operations.exif_transpose(image))
+
+
+@contextmanager
+def _opened(source, name):
+    """A PIL image, or an open file as one. Whatever Pillow raises inside becomes one line with the name."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -168,8 +179,7 @@ def _decoded(source, name, operations):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()  # tells Pillow of all its formats
             known = [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
-            image = source if isinstance(source, Image.Image) else Image.open(source, formats=known)
-            return _colours(operations.exif_transpose(image))
+            yield source if isinstance(source, Image.Image) else Image.open(source, formats=known)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         most = Image.MAX_IMAGE_PIXELS // 10**6
         raise Error(f"{name}: the picture has more than {most} million pixels; make it smaller first") from None
@@ -210,6 +220,55 @@ def fit_image(image, budget, side, filter="BICUBIC"):
     if image.shape[:2] == (rows * side, columns * side):
         return image
     return np.array(Image.fromarray(image).resize((columns * side, rows * side), Image.Resampling[filter]))
+
+
+def read_frames(source, side):
+    """A video -> [(seconds, pixels), ...]: at most 32 frames, taken evenly, each of at most 70 soft tokens.
+
+    source: an animation (GIF, WebP, PNG), or pictures: a folder, in the order of their names, or a list. In a pair
+    (source, fps) fps is how many there are in a second; else an animation says how long each frame stays, and of
+    pictures there are 24 in a second, as in transformers. side: pixels of a soft token's side.
+    """
+    video, fps = source if isinstance(source, tuple) and len(source) == 2 else (source, None)
+    if fps is not None and not (isinstance(fps, int | float) and 0 < fps < math.inf):
+        raise Error(f"the frames in a second of a video must be a number above 0, not {fps!r}")
+    if not isinstance(video, str | os.PathLike | list):
+        raise Error(f"a video is a path or a list of pictures, not {type(video).__name__}")
+    if not isinstance(video, list) and os.path.isdir(video):
+        names = [entry.path for entry in os.scandir(video) if entry.is_file() and not entry.name.startswith(".")]
+        video = sorted(names, key=lambda name: [int(x) if x.isdecimal() else x for x in re.split("([0-9]+)", name)])
+    if not isinstance(video, list):
+        starts, frames = _animation(video, side)
+    elif video:
+        starts, frames = None, {i: fit_image(read_image(video[i]), FRAME_BUDGET, side) for i in _evenly(len(video))}
+    else:
+        raise Error("the video has no frames; a folder must hold pictures, such as 0001.png")
+    if fps is None and starts is None:
+        warnings.warn(f"nothing says how long a frame of the video stays; taken as 1/{FPS} s", stacklevel=2)
+    return [(i / (fps or FPS) if fps or starts is None else starts[i], pixels) for i, pixels in frames.items()]
+
+
+def _evenly(count):
+    """The numbers of the frames that are taken of so many."""
+    taken = min(FRAMES, count)
+    return [i * count // taken for i in range(taken)]
+
+
+def _animation(path, side):
+    """When each frame starts, in seconds, None where nothing says it; and by number the pixels of those taken."""
+    check_file(path)
+    starts, frames = [0], {}  # starts in milliseconds
+    with open(path, "rb") as file, _opened(file, path) as image:
+        count = getattr(image, "n_frames", 1)
+        if count * image.width * image.height > LONGEST_VIDEO:
+            raise Error(f"{count} frames of {image.width} x {image.height} pixels are too many; cut the video")
+        for i in range(count):
+            image.seek(i)
+            image.load()  # a WebP says only now how long the frame stays
+            starts.append(starts[-1] + image.info.get("duration", 0))
+            if i in _evenly(count):
+                frames[i] = fit_image(_colours(image), FRAME_BUDGET, side)
+    return [start / 1000 for start in starts] if starts[-1] else None, frames
 
 
 def check_sight(config):
@@ -261,11 +320,18 @@ def as_samples(samples, least=1):
     return samples.astype(np.float32)  # [n]
 
 
+def check_hearing(config):
+    """Raise Error for a model that hears nothing."""
+    if config.audio is None:
+        raise Error("this checkpoint has no audio tower (its config has no audio_config): E2B, E4B and 12B hear")
+
+
 def as_mel(mel, weights, config):
     """A log mel [R, C] in the precision of the weights. Raises Error where the three do not belong together."""
+    check_hearing(config)
     audio, mel = config.audio, np.asarray(mel)
     if not hasattr(audio, "bins"):
-        raise Error("this model has no audio tower: E2B and E4B have one")
+        raise Error("this model has no audio tower: 12B hears without one, by embed_sound")
     _check_shapes("", weights, {"output_proj": (audio.output_proj_dims, audio.hidden_size)})
     _check_shapes("", weights, {"embedding_projection": (config.hidden_size, audio.output_proj_dims)})
     if mel.ndim != 2 or mel.dtype.kind != "f" or not len(mel) or mel.shape[1] != audio.bins:
@@ -275,9 +341,10 @@ def as_mel(mel, weights, config):
 
 def as_frames(samples, weights, config):
     """The samples of a sound [n] -> frames [T, X] for 12B; the last one is filled with zeros. Raises Error likewise."""
+    check_hearing(config)
     samples, X = as_samples(samples), getattr(config.audio, "audio_embed_dim", None)
     if X is None:
-        raise Error("this model does not hear the samples themselves: 12B does")
+        raise Error("this model has an audio tower, see encode_audio; only 12B hears the samples themselves")
     _check_shapes("", weights, {"embedding_projection": (config.hidden_size, X)})
     frames = np.append(samples, np.zeros(-len(samples) % X, np.float32)).reshape(-1, X)  # [T, X]
     return frames.astype(getattr(weights.embedding_projection, "dtype", np.float32))  # [T, X]

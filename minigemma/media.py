@@ -1,7 +1,8 @@
-"""Pictures in a prompt: what their placeholder becomes, and the soft tokens for `forward`.
+"""Pictures, sounds and videos in a prompt: what their placeholder becomes, and the soft tokens for `forward`.
 
 A chat template writes one <|image|> where a picture stands. The model reads <|image>, then <|image|> once for each soft
-token, then <image|>. A further kind of medium is one more entry of KINDS. Source: transformers 5.23.0, Gemma4Processor.
+token, then <image|>; of a sound <|audio>, <|audio|> and <audio|>. A video is pictures, each with its time before it. A
+kind of medium is an entry of KINDS. Source: transformers 5.23.0, Gemma4Processor.
 """
 
 import re
@@ -10,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .config import VisionEmbedder
+from .audio import embed_sound, encode_audio, log_mel
+from .config import AudioEmbedder, VisionEmbedder
 from .errors import Error
-from .inputs import check_sight, fit_image, no_tap, read_image
-from .tokenizer import END_OF_IMAGE, IMAGE, START_OF_IMAGE, Mark
+from .inputs import check_hearing, check_sight, fit_image, no_tap, read_frames, read_image
+from .sounds import read_sound
+from .tokenizer import AUDIO, END_OF_AUDIO, END_OF_IMAGE, IMAGE, START_OF_AUDIO, START_OF_IMAGE, VIDEO, Mark
 from .vision import embed_image, encode_image
 
 
@@ -38,11 +41,12 @@ class Soft(Mark):
 class Kind(NamedTuple):
     """A kind of medium."""
 
+    sense: str  # what a model's config needs for it, "vision" or "audio"
     mark: Mark  # its placeholder
     start: Mark  # what stands before its soft tokens
     end: Mark  # and behind them
     leads: bool  # whether it stands before a text that has no place for it, or behind
-    open: Callable  # (source, config) -> an array; Raises Error for what cannot be used, and where the model cannot
+    open: Callable  # (source, config) -> what `fit` takes, and `open` again. Raises Error for what cannot be used
     fit: Callable  # (array, config, budget) -> [(text before it, array for encode, count of its soft tokens), ...]
     encode: Callable  # (array, model, tap) -> soft tokens [M, D]
 
@@ -65,8 +69,49 @@ def encode_picture(pixels, model, tap=no_tap):
     return encode(pixels, model.vision, model.config, tap=tap)
 
 
+def open_sound(source, config):
+    """What read_sound takes -> samples [n]. Raises Error, first of all if the model does not hear."""
+    check_hearing(config)
+    return read_sound(source, *config.audio.heard)
+
+
+def fit_sound(samples, config, budget):
+    """Samples [n] -> one run: no text, the samples, and how many soft tokens they become. There is no budget."""
+    return [("", samples, config.audio.count(len(samples)))]
+
+
+def encode_sound(samples, model, tap=no_tap):
+    """Samples [n] -> soft tokens [M, D], by the model's tower or what 12B has in its place."""
+    audio = model.config.audio
+    if isinstance(audio, AudioEmbedder):
+        return embed_sound(samples, model.audio, model.config, tap=tap)
+    return encode_audio(log_mel(samples, audio.bins), model.audio, model.config, tap=tap)
+
+
+class Frames(list):
+    """The frames of a video, as read_frames gives them."""
+
+
+def open_video(source, config):
+    """What read_frames takes -> Frames. Raises Error, first of all if the model cannot see."""
+    check_sight(config)
+    return source if isinstance(source, Frames) else Frames(read_frames(source, config.vision.side))
+
+
+def fit_video(frames, config, budget):
+    """Frames -> a run for each: minutes and seconds, its pixels, and its soft tokens. There is no budget."""
+    runs, space = [], ""
+    for seconds, pixels in frames:
+        time = f"{space}{int(seconds // 60):02d}:{int(seconds % 60):02d} "
+        runs.append((time, pixels, pixels.size // (3 * config.vision.side**2)))
+        space = " "
+    return runs
+
+
 KINDS = {
-    "image": Kind(IMAGE, START_OF_IMAGE, END_OF_IMAGE, True, open_picture, fit_picture, encode_picture),
+    "image": Kind("vision", IMAGE, START_OF_IMAGE, END_OF_IMAGE, True, open_picture, fit_picture, encode_picture),
+    "audio": Kind("audio", AUDIO, START_OF_AUDIO, END_OF_AUDIO, False, open_sound, fit_sound, encode_sound),
+    "video": Kind("vision", VIDEO, START_OF_IMAGE, END_OF_IMAGE, True, open_video, fit_video, encode_picture),
 }
 
 
@@ -84,7 +129,8 @@ def lay_out(pieces, config, budget=280):
         for text, array, count in kind.fit(kind.open(piece.source, config), config, budget):
             if count + 2 > limit:
                 what = f"the {piece.kind} becomes {count} soft tokens"
-                raise Error(f"{what}, and the model has {limit} positions; ask for a smaller budget")
+                advice = "ask for a smaller budget" if piece.kind == "image" else "cut it into shorter ones"
+                raise Error(f"{what}, and the model has {limit} positions; {advice}")
             laid += [text, kind.start, Soft(piece.kind, array, count), kind.end]
     return laid
 
@@ -112,7 +158,10 @@ def make_prompt(pieces, ids, config):
     placeholders = config.image_token_id, config.audio_token_id, config.video_token_id
     where = [i for i, id in enumerate(ids) if id in placeholders]
     if len(where) != sum(soft.times for soft in softs):
-        raise Error('a placeholder stands for nothing; give each picture as {"type": "image", "image": "photo.jpg"}')
+        raise Error(
+            'a placeholder stands for nothing; give each file, as in {"type": "image", "image": "photo.jpg"}, also for '
+            "audio and video"
+        )
     for soft in softs:
         at, where = where[0], where[soft.times :]
         made_of = soft.array.shape, hash(soft.array.tobytes())

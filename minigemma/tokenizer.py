@@ -27,6 +27,7 @@ CALL, END_OF_CALL, QUOTE = map(Mark, ("<|tool_call>", "<tool_call|>", '<|"|>'))
 REPLY, END_OF_REPLY = map(Mark, ("<|tool_response>", "<tool_response|>"))
 IMAGE, AUDIO, VIDEO = map(Mark, ("<|image|>", "<|audio|>", "<|video|>"))
 START_OF_IMAGE, END_OF_IMAGE = map(Mark, ("<|image>", "<image|>"))
+START_OF_AUDIO, END_OF_AUDIO = map(Mark, ("<|audio>", "<audio|>"))
 MARKS = [BOS, EOS, TURN, END_OF_TURN, THINK, CHANNEL, END_OF_CHANNEL, TOOL, END_OF_TOOL, CALL, END_OF_CALL, QUOTE]
 MARKS += [REPLY, END_OF_REPLY, IMAGE, AUDIO, VIDEO]
 

@@ -6,6 +6,7 @@ from family import HEARING, hearing, random_audio, random_sound, random_vision, 
 
 from minigemma import Config, Edit, Error, Finite, Trace, embed_sound, encode_audio, forward, log_mel, random_weights
 from minigemma.checkpoint import read_audio, write_safetensors
+from minigemma.config import AudioTower
 from minigemma.taps import AUDIO_TAPS, audio_names, tap_kind
 from minigemma.tensors import BOUNDS, audio_tensors
 
@@ -84,7 +85,7 @@ def test_a_frame_knows_nothing_of_what_comes_later(tower):
 @pytest.mark.parametrize(("samples", "count"), [(161, 1), (800, 1), (801, 2), (16000, 25), (80000, 125), (480000, 750)])
 def test_a_second_of_sound_is_25_soft_tokens(samples, count):
     frames = len(log_mel(np.zeros(samples, np.float32)))
-    assert frames == (samples - 161) // 160 + 1 and -(-frames // 4) == count
+    assert -(-frames // 4) == count == AudioTower.count(samples)
 
 
 def test_a_common_factor_on_the_mel_changes_nothing(tower):
@@ -176,10 +177,13 @@ def test_weights_of_another_model_are_refused_before_a_sound_is_read():
     with pytest.raises(Error, match="belong to another config"):
         embed_sound(sound, random_vision(embedder), embedder)
     text, _ = small("E2B")
-    for config in (text, embedder, Config.from_dict(seeing("31B"))):
-        with pytest.raises(Error, match="no audio tower: E2B and E4B"):
-            encode_audio(mel, random_audio(tower), config)
-    with pytest.raises(Error, match="12B does"):
+    for config in (text, Config.from_dict(seeing("31B"))):
+        for encode, heard in ((encode_audio, mel), (embed_sound, sound)):
+            with pytest.raises(Error, match=r"no audio tower .*: E2B, E4B and 12B hear"):
+                encode(heard, random_audio(tower), config)
+    with pytest.raises(Error, match="12B hears without one"):
+        encode_audio(mel, random_audio(embedder), embedder)
+    with pytest.raises(Error, match="only 12B hears the samples"):
         embed_sound(sound, random_audio(tower), tower)
 
 
