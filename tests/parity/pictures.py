@@ -28,6 +28,7 @@ from minigemma.tensors import BOUNDS, vision_tensors
 from minigemma.vision import embed_image, encode_image
 
 from . import reference
+from .dump_transformers import dump
 from .reference import eager, precision
 
 
@@ -55,10 +56,13 @@ def random_seeing(seed):
 
 
 class Sight:
-    """One config and picture: our taps, and the reference's; `disagreements` of case.py compares them."""
+    """One config and picture: our taps, and the reference's; `disagreements` of case.py compares them.
 
-    def __init__(self, raw, image, seed=0):
-        self.raw, self.image, self.config = raw, image, Config.from_dict(raw)
+    install: puts a mistake into the reference, see picture_port.py.
+    """
+
+    def __init__(self, raw, image, seed=0, install=None):
+        self.raw, self.image, self.config, self.install = raw, image, Config.from_dict(raw), install
         self.seed, self.reference = seed, cache(self._reference)
 
     def weights(self, dtype):
@@ -112,6 +116,8 @@ def _record_tower(case, state):
     text = Gemma4TextConfig.from_dict(case.raw["text_config"])
     embedder = modeling_gemma4.Gemma4MultimodalEmbedder(vision, text).eval()
     embedder.load_state_dict(_part(state, "embed_vision."))
+    if case.install:
+        case.install(tower, embedder)
     k = vision.pooling_kernel_size
     patches, grid = case.patches(vision.patch_size, padding=2 * k * k)  # padding changes nothing
     T = patches.shape[1] - 2 * k * k
@@ -174,7 +180,7 @@ def _attention(taps, T):
         out, weights = plain(module, query, key, value, *args, **kwargs)
         at = f"vision.layers.{module.layer_idx}.attn."
         taps[at + "rot_q"], taps[at + "rot_k"] = (x[0, :, :T].transpose(0, 1).numpy() for x in (query, key))
-        scores = query @ modeling_gemma4.repeat_kv(key, module.num_key_value_groups).transpose(2, 3)
+        scores = query @ modeling_gemma4.repeat_kv(key, module.num_key_value_groups).transpose(2, 3) * module.scaling
         for n in range(query.shape[1]):
             taps[f"{at}heads.{n}.scores"] = scores[0, n, :T, :T].numpy()
             taps[f"{at}heads.{n}.pattern"] = weights[0, n, :T, :T].numpy()
@@ -192,6 +198,8 @@ def _record_embedder(case, state):
     names = _part(state, "vision_embedder.")
     names["multimodal_embedder.embedding_projection.weight"] = state["embed_vision.embedding_projection.weight"]
     embedder.load_state_dict(names)
+    if case.install:
+        case.install(None, embedder)
     patches, grid = case.patches(vision.model_patch_size, padding=5)
     T, taps = patches.shape[1] - 5, {}
     embedder.patch_ln1.register_forward_pre_hook(lambda _, args: taps.update({"vision.patches": args[0]}))
@@ -201,25 +209,68 @@ def _record_embedder(case, state):
     return {name: tensor[0, :T].numpy() for name, tensor in taps.items()}
 
 
-def logits_behind(raw, weights, ids, rows):
-    """A whole transformers model's logits [T, V] in double: it finds the placeholders, merges rows and makes masks."""
-    with precision(np.float64), torch.no_grad():
-        text = eager(Gemma4TextConfig.from_dict(raw["text_config"]))
-        whole = eager(Gemma4Config(text_config=text, vision_config=None, audio_config=None, **IDS))
-        model = _filled(Gemma4ForConditionalGeneration(whole), raw, weights)
+def logits_behind(raw, weights, ids, rows, dtype=np.float64):
+    """A whole transformers model's logits [T, V]: it finds the placeholders, merges rows and makes masks."""
+    with precision(dtype), torch.no_grad():
         options = {"mm_token_type_ids": _types(ids), "output_hidden_states": True}
-        return _logits(model, ids, rows, options)
+        return _logits(whole_model(raw, weights), ids, rows, options)
 
 
-def logits_of_12b(raw, weights, ids, rows):
+def taps_behind(raw, weights, ids, rows, masks):
+    """A whole transformers model's taps in float32, with other masks: kind of layer -> which keys are seen, [T, T]."""
+    with torch.no_grad():
+        model = whole_model(raw, weights)
+        lowest = torch.finfo(torch.float32).min
+        masks = {kind: torch.where(seen, 0.0, lowest)[None, None] for kind, seen in masks.items()}
+        options = {"attention_mask": masks, "position_ids": torch.arange(len(ids))[None], "output_hidden_states": True}
+        with reference.recording(model.model.language_model) as taps:
+            taps["logits"] = _logits(model, ids, rows, options)
+        return taps | {"embed": taps["layers.0.resid_pre"]}  # the table gave the pad token's rows
+
+
+def whole_model(raw, weights, vision=None):
+    """transformers' whole model, without its towers or with a vision_config."""
+    unified = raw["model_type"] == "gemma4_unified"
+    text = eager((Gemma4UnifiedTextConfig if unified else Gemma4TextConfig).from_dict(raw["text_config"]))
+    made = Gemma4UnifiedConfig if unified else Gemma4Config
+    whole = eager(made(text_config=text, vision_config=vision and eager(vision), audio_config=None, **IDS))
+    model = Gemma4UnifiedForConditionalGeneration(whole) if unified else Gemma4ForConditionalGeneration(whole)
+    return _filled(model, raw, weights)
+
+
+def dump_with_picture(sight, weights, ids, path):
+    """What the README's function writes of a whole model that gets a prompt and the picture, with padding."""
+    raw = sight.raw
+    embedder = isinstance(sight.config.vision, VisionEmbedder)
+    vision = (Gemma4UnifiedVisionConfig if embedder else Gemma4VisionConfig).from_dict(raw["vision_config"])
+    with torch.no_grad():
+        if embedder:
+            vision.output_proj_dims = vision.mm_embed_dim
+        model = whole_model(raw, weights, vision)
+        state = state_dict(sight.config, sight.weights(np.float32))
+        if embedder:
+            name = "embedding_projection.weight"
+            state = {f"embed_vision.{key.rpartition('vision_embedder.')[2]}": value for key, value in state.items()}
+            state[f"embed_vision.multimodal_embedder.{name}"] = state.pop(f"embed_vision.embed_vision.{name}")
+        _, unexpected = model.model.load_state_dict(state, strict=False)
+        assert unexpected == []
+        patches, places = sight.patches(sight.config.vision.patches[0], padding=2 * vision.pooling_kernel_size**2)
+        inputs = {"pixel_values": patches, "image_position_ids": places, "mm_token_type_ids": _types(ids)}
+        dump(model, torch.tensor(ids)[None], path, **inputs, **(masks_of_generate(model, ids) if embedder else {}))
+
+
+def masks_of_generate(model, ids):
+    """The inputs of 12B's plain forward that give it the masks of its generate."""
+    embeds, positions = model.get_input_embeddings()(torch.tensor(ids)[None]), torch.arange(len(ids))[None]
+    masks = model.create_masks_for_generate(model.config, embeds, None, None, positions, mm_token_type_ids=_types(ids))
+    return {"attention_mask": masks, "position_ids": positions}
+
+
+def logits_of_12b(raw, weights, ids, rows, dtype=np.float64):
     """12B's, with the masks of its generate: its plain forward makes others, on global layers too."""
-    with precision(np.float64), torch.no_grad():
-        text = eager(Gemma4UnifiedTextConfig.from_dict(raw["text_config"]))
-        whole = eager(Gemma4UnifiedConfig(text_config=text, vision_config=None, audio_config=None, **IDS))
-        model = _filled(Gemma4UnifiedForConditionalGeneration(whole), raw, weights)
-        embeds, positions = model.get_input_embeddings()(torch.tensor(ids)[None]), torch.arange(len(ids))[None]
-        masks = model.create_masks_for_generate(whole, embeds, None, None, positions, mm_token_type_ids=_types(ids))
-        return _logits(model, ids, rows, {"attention_mask": masks, "position_ids": positions})
+    with precision(dtype), torch.no_grad():
+        model = whole_model(raw, weights)
+        return _logits(model, ids, rows, masks_of_generate(model, ids))
 
 
 def _filled(model, raw, weights):
