@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from family import fields
+from family import fields, random_picture
 
 import minigemma
 from minigemma import Error
@@ -14,7 +14,7 @@ from minigemma.tools.synth import synthesize
 
 VISION = {
     "hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 10, "standardize": False,
+    "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "position_embedding_size": 50, "standardize": False,
     "use_clipped_linears": True,
 }  # fmt: skip
 
@@ -38,6 +38,8 @@ def test_a_synthetic_checkpoint_has_the_released_tensors_and_runs(released_in_sm
     logits, _ = model(np.arange(12))
     assert np.isfinite(logits).all()
     assert 0.1 < logits.std() < 10  # neither dead nor saturated
+    soft = model.see(random_picture(12, 36), 70)
+    assert np.ptp(soft, axis=0).min() > 0  # the clip bounds leave something of the picture
     again = synthesize(released_in_small, tmp_path / "again")
     assert again == sum(2 * np.prod(tensor.shape, dtype=int) for tensor in table)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("w", "again")]
