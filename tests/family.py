@@ -68,7 +68,7 @@ HEARING = {
     "12B": {"audio_embed_dim": 40},
 }  # fmt: skip
 IDS = {"boi_token_id": 101, "image_token_id": 102, "eoi_token_id": 103, "audio_token_id": 104, "video_token_id": 105}
-IDS |= {"boa_token_id": 106, "eoa_token_id": 107}
+SOUND_IDS = {"boa_token_id": 106, "eoa_token_id": 107}
 
 
 def seeing(member, vision=None, ids=IDS, **changes):
@@ -82,7 +82,8 @@ def seeing(member, vision=None, ids=IDS, **changes):
 
 def hearing(member, audio=None, **changes):
     """A whole config.json of that member in miniature, with an audio_config."""
-    return seeing(member, **changes) | {"audio_config": HEARING["12B" if member == "12B" else "E2B"] | (audio or {})}
+    audio = HEARING["12B" if member == "12B" else "E2B"] | (audio or {})
+    return seeing(member, **changes) | {"audio_config": audio} | SOUND_IDS
 
 
 def random_vision(config, seed=3, dtype=np.float32):

@@ -6,22 +6,29 @@ from unittest import mock
 
 import numpy as np
 import torch
-from family import hearing, random_audio, random_sound
+from family import IDS, SOUND_IDS, hearing, random_audio, random_picture, random_sound, random_vision
 from transformers import (
     Gemma4AudioConfig,
+    Gemma4AudioFeatureExtractor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Gemma4TextConfig,
     Gemma4UnifiedAudioConfig,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
     Gemma4UnifiedTextConfig,
 )
 from transformers.models.gemma4 import modeling_gemma4
 from transformers.models.gemma4_unified import modeling_gemma4_unified
 from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import Gemma4UnifiedAudioFeatureExtractor
 
-from minigemma import Config, Trace
-from minigemma.audio import embed_sound, encode_audio
+from minigemma import Config, Trace, random_weights
+from minigemma.audio import embed_sound, encode_audio, log_mel
 from minigemma.config import AudioEmbedder
 from minigemma.tensors import BOUNDS, audio_tensors
+from minigemma.vision import embed_image, encode_image
 
+from . import pictures, reference
 from .reference import eager, precision
 
 
@@ -207,3 +214,95 @@ def _record_embedder(case, state):
     extractor = Gemma4UnifiedAudioFeatureExtractor(feature_size=width, audio_samples_per_token=width)
     frames = extractor([case.sound], return_tensors="pt")["input_features"].to(torch.get_default_dtype())
     return {"audio.frames": frames[0].numpy(), "audio.soft_tokens": embedder(frames)[0].numpy()}
+
+
+# The ids of a medium in a prompt: what stands before its soft tokens, the placeholder of each, what stands behind.
+MARKS = {"image": ("boi", "image", "eoi"), "video": ("boi", "video", "eoi"), "audio": ("boa", "audio", "eoa")}
+
+
+class Mixed:
+    """A whole model, and a prompt in which pictures, frames of a video and sounds stand between text."""
+
+    def __init__(self, member, seed):
+        rng = np.random.default_rng([17, seed])
+        self.member, self.raw = member, hearing(member)
+        self.config, self.seed = Config.from_dict(self.raw), seed
+        self.weights = random_weights(self.config, seed, np.float64)
+        self.vision = random_vision(self.config, seed, np.float64)
+        self.audio = random_audio(self.config, seed, np.float64)
+        self.media, self.ids, self.where, rows = {kind: [] for kind in MARKS}, [2], [], []
+        for kind in [*rng.permutation(["image", "video", "audio"]), *rng.choice(["image", "audio"], rng.integers(3))]:
+            source, soft = self.medium(kind, rng)
+            self.media[kind].append(source)
+            start, mark, end = ((IDS | SOUND_IDS)[f"{name}_token_id"] for name in MARKS[kind])
+            self.ids += [*rng.integers(1, 100, rng.integers(0, 4)), start]
+            self.where += range(len(self.ids), len(self.ids) + len(soft))
+            self.ids += [mark] * len(soft) + [end]
+            rows.append(soft)
+        self.ids = np.array([*self.ids, *rng.integers(1, 100, 3)])
+        self.rows = np.concatenate(rows)
+
+    def medium(self, kind, rng):
+        """A picture or the samples of a sound, and our soft tokens of it."""
+        if kind != "audio":
+            image = random_picture(*(int(n) * self.config.vision.side for n in rng.integers(1, 4, 2)), rng.integers(99))
+            see = embed_image if self.member == "12B" else encode_image
+            return image, see(image, self.vision, self.config)
+        sound = random_sound(int(rng.integers(161, 300 if self.member == "12B" else 6000)), rng.integers(99))
+        if self.member == "12B":
+            return sound, embed_sound(sound, self.audio, self.config)
+        return sound, encode_audio(log_mel(sound), self.audio, self.config)
+
+    def logits(self):
+        """transformers' [T, V] in double. It runs its own towers, finds the placeholders, and makes the masks."""
+        unified = self.member == "12B"
+        with precision(np.float64), torch.no_grad():
+            whole = (Gemma4UnifiedConfig if unified else Gemma4Config).from_dict(self.raw)
+            if unified:
+                whole.vision_config.output_proj_dims = whole.vision_config.mm_embed_dim
+            for part in (whole, whole.text_config, whole.vision_config, whole.audio_config):
+                eager(part)
+            model = (Gemma4UnifiedForConditionalGeneration if unified else Gemma4ForConditionalGeneration)(whole).eval()
+            self.fill(model, unified)
+            ids, types = torch.tensor(self.ids)[None], torch.zeros(1, len(self.ids), dtype=torch.int)
+            for number, kind in enumerate(MARKS, 1):
+                types[ids == IDS[f"{kind}_token_id"]] = number
+            given = {"input_ids": ids, "mm_token_type_ids": types} | self.inputs(unified)
+            if unified:
+                embeds, positions = model.get_input_embeddings()(ids), torch.arange(len(self.ids))[None]
+                masks = model.create_masks_for_generate(whole, embeds, None, None, positions, mm_token_type_ids=types)
+                given |= {"attention_mask": masks, "position_ids": positions}
+            quirk = not self.config.hidden_size_per_layer_input  # see reference.record
+            return model(**given, use_cache=False, output_hidden_states=quirk).logits[0].numpy()
+
+    def fill(self, model, unified):
+        state = pictures.state_dict(self.config, self.vision) | audio_state(self.config, self.audio)
+        if unified:  # the names of a file -> those of the module
+            for name in [name for name in state if "vision" in name]:
+                last = name.partition(".")[2]
+                projects = last.startswith("embedding_projection")
+                state[f"embed_vision.{'multimodal_embedder.' * projects}{last}"] = state.pop(name)
+        state = {f"model.{name}": value for name, value in state.items()}
+        state |= reference.state_dict(self.config, self.weights, "model.language_model.")
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        assert unexpected == [] and missing == []
+
+    def inputs(self, unified):
+        """The towers' inputs as the processors make them: padded to the longest."""
+        size = self.config.vision.patches[0]
+        given = {"num_frames_per_video": torch.tensor([len(self.media["video"])])}
+        for kind, names in (
+            ("image", ("pixel_values", "image_position_ids")),
+            ("video", ("pixel_values_videos", "video_position_ids")),
+        ):
+            cases = [pictures.Sight(self.raw, image) for image in self.media[kind]]
+            longest = max(case.patches(size)[0].shape[1] for case in cases)
+            padded = [case.patches(size, longest - case.patches(size)[0].shape[1]) for case in cases]
+            given |= dict(zip(names, (torch.cat(arrays) for arrays in zip(*padded, strict=True)), strict=True))
+        extract = Gemma4AudioFeatureExtractor()
+        if unified:
+            width = self.config.audio.audio_embed_dim
+            extract = Gemma4UnifiedAudioFeatureExtractor(feature_size=width, audio_samples_per_token=width)
+        sounds = extract(self.media["audio"], return_tensors="pt")
+        given["input_features"] = sounds["input_features"].to(torch.get_default_dtype())
+        return given | {"input_features_mask": sounds["input_features_mask"]}

@@ -6,11 +6,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from family import VISION, seeing
+from family import HEARING, VISION, hearing, seeing
 
 from minigemma import Trace
 
-from . import make_picture_goldens
+from . import make_picture_goldens, make_sound_goldens
 from .case import distance
 from .make_goldens import DIRECTORY, GOLDENS, golden
 
@@ -28,6 +28,15 @@ def test_no_golden_is_left_over():
     assert {path.stem for path in stored} == set(GOLDENS)
     assert sum(path.stat().st_size for path in stored) < 300_000
     assert np.dtype("float64") == Trace.load(DIRECTORY / "E2B.safetensors")["logits"].dtype
+
+
+@pytest.mark.parametrize("member", HEARING)
+def test_a_stored_golden_of_a_sound_is_what_transformers_computes(member):
+    stored = Trace.load(make_sound_goldens.DIRECTORY / f"{member}.safetensors")
+    computed = make_sound_goldens.golden(member)
+    assert stored.metadata["config"] == hearing(member)
+    assert set(stored) == set(computed)
+    assert max(distance(computed[tap], stored[tap]) for tap in stored) < 1e-12
 
 
 @pytest.mark.parametrize("member", VISION)
