@@ -7,6 +7,7 @@ Letters: T new tokens, or patches of a picture, or frames of a sound; D hidden_s
 hidden_size_per_layer_input, M soft tokens, X values of a patch or samples of a frame, R mel frames, C mel bins.
 """
 
+import logging
 import math
 import os
 import re
@@ -173,6 +174,9 @@ def _opened(source, name):
     """A PIL image, or an open file as one. Whatever Pillow raises inside becomes one line with the name."""
     from PIL import Image, UnidentifiedImageError
 
+    log = logging.getLogger("PIL")
+    if not log.hasHandlers():  # then Python prints what Pillow logs of a broken file
+        log.addHandler(logging.NullHandler())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file that is not as it should be, but that can be read

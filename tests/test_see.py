@@ -3,6 +3,10 @@
 import io
 import json
 import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +24,7 @@ from minigemma.media import place_files
 from minigemma.sampling import read_prompt
 from minigemma.vision import encode_image
 
+ROOT = Path(__file__).parents[1]
 BOI, IMAGE, EOI = 2553, 2555, 2554  # of the tiny vocabulary
 
 
@@ -234,6 +239,15 @@ def test_turns_shows_the_pictures_of_a_file_and_a_run_of_placeholders_once(whole
     command = ["turns", tmp_path / "file.json", "--budget", "140", "--weights", whole]
     assert json.loads(run(*command, "--json").stdout) == load(whole).chat_ids(messages, budget=140)
     assert f"{BOI} <|image>  {IMAGE} <|image|> x 130  {EOI} <image|>" in run(*command).stdout
+
+
+def test_a_broken_picture_is_refused_in_one_line_whatever_pillow_logs(tmp_path):
+    tags = {256: 9, 257: 9, 262: 2, 273: 8, 277: 515}  # a TIFF of 515 colours
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    (tmp_path / "photo.tif").write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4))
+    command = [sys.executable, "-m", "minigemma", "tokens", "--image", str(tmp_path / "photo.tif")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
 
 
 def test_tokens_prints_size_grid_and_count_at_every_budget_without_weights(picture, tmp_path, run, monkeypatch):

@@ -33,6 +33,7 @@ from minigemma.tokenizer import Mark
 from minigemma.turns import render
 
 from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message, make_link, make_pipe
+from .pictures import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = [2, 105, 30, 99, 7, 7, 119, 64]
@@ -1367,4 +1368,5 @@ KINDS = {
     "ids and options": (tokens, 40),
     "arguments": (arguments, 60),
     "command line": (command_line, 20),
+    "pictures": (pictures, 77),
 }

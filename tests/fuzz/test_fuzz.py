@@ -1,11 +1,11 @@
-"""300 hostile and careless inputs, the same ones each time. Many more: python -m fuzz.run (see run.py)."""
+"""320 hostile and careless inputs, the same ones each time. Many more: python -m fuzz.run (see run.py)."""
 
 import pytest
 
 from .kinds import KINDS, Base
 from .run import numbers, one
 
-TOTAL, SEED = 300, 0
+TOTAL, SEED = 320, 0
 
 
 @pytest.fixture(scope="module")
