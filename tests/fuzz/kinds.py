@@ -12,6 +12,7 @@ import string
 import struct
 import subprocess
 import sys
+import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 import needs
 import numpy as np
 from family import fields
+from test_sounds import FORMS, wav
 
 import minigemma
 from minigemma import Config, Error, Finite, Trace
@@ -29,6 +31,7 @@ from minigemma.debug.foreign import read_trace
 from minigemma.debug.goldens import check_goldens
 from minigemma.debug.turn_mistakes import mistakes_in
 from minigemma.packed import narrow
+from minigemma.sounds import read_sound
 from minigemma.tokenizer import Mark
 from minigemma.turns import render
 
@@ -1343,6 +1346,70 @@ def command_line(base, rng):
 
 
 # Each kind and its share: how many of a thousand inputs are of it. More kinds may be added by whoever adds a reader.
+def sound_file(base, rng):
+    """WAV files: the same samples where nothing that counts was changed, or refused."""
+    form, channels, rate = pick(rng, [*FORMS]), pick(rng, [1, 1, 2, 3]), pick(rng, [16000, 16000, 8000, 44100, 44101])
+    samples = rng.uniform(-0.9, 0.9, int(rng.integers(500, 3000)) * channels)
+    about = {"form": form, "channels": channels, "rate": rate, "extensible": pick(rng, [False, True])}
+    path, expect, lies = base.scratch / "case.wav", REFUSED, {}
+    path.write_bytes(wav(samples, **about))
+    true, raw, block = read_sound(path, 161), None, path.stat().st_size - 44 - 24 * about["extensible"]
+    how = pick(rng, ["same", "riff", "bytes", "before", "behind", "block", "channels", "bits", "code", "rate", "size",
+                     "shorter", "cut", "append", "value", "flip", "noise", "chunks", "no form", "short",
+                     "chunk"])  # fmt: skip
+    if how in ("same", "bytes"):
+        lies, expect = {"bytes": pick(rng, [0, 1, 2**32 - 1])} if how == "bytes" else {}, SAME
+    elif how in ("block", "bits"):
+        lies, expect = {how: pick(rng, [0, 1, 5, 7, 13, 65535])}, SAME_OR_REFUSED  # it may be the true value
+    elif how == "code":
+        lies, expect = {"code": pick(rng, [0, 1, 2, 3, 6, 85, 65534, 65535])}, SOUND  # whole numbers read as floats
+    elif how == "rate":
+        lies, expect = {"rate": pick(rng, [0, 1, 999, 384_001, 2**32 - 1]), "bytes": 0}, REFUSED
+    elif how == "size":
+        lies = {"size": pick(rng, [block + 1, 2 * block, 2**31, 2**32 - 1])}
+    elif how == "value":
+        if form in ("float", "double"):
+            samples[rng.integers(len(samples))] = pick(rng, [np.nan, np.inf, -np.inf, 1e30, -200.0])
+        expect = REFUSED if form in ("float", "double") and rate == 16000 and channels == 1 else SOUND
+    elif how == "short":
+        samples = samples[: channels * 3]
+    elif how == "before":
+        lies, expect = {"before": b"LIST\x03\0\0\0abc\0" + b"junk\0\0\0\0"}, SAME
+    elif how == "chunks":
+        lies = {"before": b"junk\0\0\0\0" * 3000}
+    elif how == "chunk":
+        lies = {"before": b"junk" + struct.pack("<I", pick(rng, [2**20, 2**31, 2**32 - 1]))}
+    raw = bytearray(wav(samples, **about | lies))
+    if how == "channels":
+        struct.pack_into("<H", raw, 22, pick(rng, [0, 1, 2, 4, 65535]))
+        expect = SAME_OR_REFUSED
+    elif how == "riff":
+        raw[4:8], expect = rng.bytes(4), SAME
+    elif how == "behind":
+        raw, expect = raw + b"LIST\x03\0\0\0abc\0", SAME
+    elif how == "shorter":
+        raw, expect = raw[: int(rng.integers(44))], REFUSED
+    elif how == "cut":
+        raw = raw[: -int(rng.integers(1, 400))]
+    elif how == "append":
+        raw, expect = raw + rng.bytes(5), SAME
+    elif how == "flip":
+        raw[rng.integers(60)] ^= 1 << int(rng.integers(8))
+        expect = SOUND
+    elif how == "noise":
+        raw, expect = bytearray(b"RIFF\0\0\0\0WAVE"[: pick(rng, [0, 4, 12])] + rng.bytes(300)), REFUSED
+    elif how == "no form":
+        raw[12:16] = b"junk"
+    path.write_bytes(raw)
+
+    def act():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a rate of 1,000 makes some longer than 30 s
+            return read_sound(path, 161, 480_000)
+
+    return Case(f"{how} {about} {lies}"[:200], act, expect, true, len(raw))
+
+
 KINDS = {
     "header length": (header_length, 40),
     "header JSON": (header_json, 80),
@@ -1363,6 +1430,7 @@ KINDS = {
     "foreign trace": (foreign_trace, 30),
     "mapping file": (mapping_file, 20),
     "goldens": (goldens_file, 20),
+    "sound file": (sound_file, 84),
     "prompts": (prompts, 30),
     "conversations": (conversations, 40),
     "ids and options": (tokens, 40),
