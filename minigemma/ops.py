@@ -26,8 +26,14 @@ def clipped(x, w):
     if w.bounds is None:
         return linear(x, w.weight)
     input_min, input_max, output_min, output_max = w.bounds
-    y = linear(x.clip(input_min, input_max), w.weight)
-    return y.clip(output_min, output_max, out=y)
+    y = linear(clip(x, input_min, input_max), w.weight)
+    return clip(y, output_min, output_max, out=y)
+
+
+@by_rows
+def clip(x, low, high, out=None):
+    """x with every number limited to low and high; in `out`, an array like x, if given."""
+    return x.clip(low, high, out=out)
 
 
 @by_rows
@@ -156,15 +162,15 @@ def visible(positions, length, window, end, last=None):
 
 
 @one_blas_thread
-def attention_scores(q, k):
-    """q [T, N, H], k [S, K, H] -> [N, T, S]. No 1/sqrt(H): q_norm and k_norm have learned the scale.
+def attention_scores(q, k, out=None):
+    """q [T, N, H], k [S, K, H] -> [N, T, S], in `out` if K is 1. No 1/sqrt(H): q_norm and k_norm have learned it.
 
     Grouped queries: head n reads kv head n // (N/K), so the N/K heads of a group are stacked as rows of one product.
     """
     T, N, H = q.shape
     S, K, _ = k.shape
     rows = q.transpose(1, 0, 2).reshape(K, N // K * T, H)  # [K, N/K*T, H]
-    return stacked_product(rows, k.transpose(1, 2, 0)).reshape(N, T, S)  # [N, T, S]
+    return stacked_product(rows, k.transpose(1, 2, 0), out).reshape(N, T, S)  # [N, T, S]
 
 
 @one_blas_thread

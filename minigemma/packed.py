@@ -119,13 +119,13 @@ def _multiply(x, block, out=None):
     return result
 
 
-def stacked_product(a, b):
-    """a [K, R, H] @ b [K, H, S] -> [K, R, S], shared out in blocks of a's rows where it is large."""
+def stacked_product(a, b, out=None):
+    """a [K, R, H] @ b [K, H, S] -> [K, R, S], in `out` if given, shared out in blocks of a's rows where it is large."""
     K, R, H = a.shape
     S = b.shape[2]
     if b.size * (READ + R) < 2 * WORK * READ:
-        return a @ b
-    out = np.empty((K, R, S), np.result_type(a, b))  # [K, R, S]
+        return np.matmul(a, b, out=out)
+    out = np.empty((K, R, S), np.result_type(a, b)) if out is None else out  # [K, R, S]
     parts = [(k, rows) for k in range(K) for rows in product_blocks(R, H, S)]
     share_out(lambda part: np.matmul(a[part], b[part[0]], out=out[part]), parts)
     return out

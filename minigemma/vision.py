@@ -19,7 +19,9 @@ M soft tokens, Y hidden_size of the text model.
 import numpy as np
 
 from .inputs import as_patches, as_tap, no_tap, tap_under
-from .ops import clipped, gelu, layer_norm, linear, rms_norm, rope_2d, rotation, softmax
+from .ops import (
+    attention_scores, attention_values, clipped, gelu, layer_norm, linear, rms_norm, rope_2d, rotation, softmax,
+)  # fmt: skip
 
 
 def encode_image(image, weights, config, *, tap=no_tap):
@@ -106,8 +108,8 @@ def attention(q, keys, v, at):
     scores, z = np.empty((T, T), q.dtype), np.empty_like(q)  # [T, T], [T, N, H]
     for n in range(N):
         kv = n * keys.shape[1] // N  # grouped queries, which no released tower has
-        np.matmul(q[:, n], keys[:, kv].T, out=scores)
+        attention_scores(q[:, n : n + 1], keys[:, kv : kv + 1], out=scores[None])
         seen = at(f"attn.heads.{n}.scores", scores)  # [T, T], not divided by sqrt(H)
         pattern = at(f"attn.heads.{n}.pattern", softmax(seen, out=scores))  # [T, T]
-        z[:, n] = pattern @ v[:, kv]
+        z[:, n : n + 1] = attention_values(pattern[None], v[:, kv : kv + 1])
     return z  # [T, N, H]
