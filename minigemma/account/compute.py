@@ -8,15 +8,17 @@ from collections import Counter
 
 import numpy as np
 
-from ..config import VisionTower
+from ..config import AudioTower, VisionTower
 from ..errors import Error
 from ..inputs import BUDGETS
 from ..released import EFFECTIVE, RELEASED
 from ..sampling import CHUNK, SCORE_BYTES
-from ..tensors import TABLES, checkpoint_tensors, vision_tensors
+from ..sounds import RATE
+from ..tensors import TABLES, audio_tensors, checkpoint_tensors, vision_tensors
 from .parameters import DISK, count, read_of, size_of
 from .towers import group_of
 
+SECONDS = (1, 10, 30)  # of the sounds in an account
 PIECES = 10**8  # the most chunks of a prompt, times layers, that are accounted for
 
 
@@ -94,6 +96,41 @@ def picture_accounts(config):
     }
 
 
+def sound_multiply_adds(config, samples):
+    """Multiply-adds that make the soft tokens of so many samples -> dict by group; {} for a model that does not hear.
+
+    The log mel is not counted, and in 12B there is nothing but one product.
+    """
+    audio, totals = config.audio, Counter()
+    if audio is None:
+        return {}
+    T = audio.count(samples)
+    for tensor in audio_tensors(vars(audio), config.hidden_size):
+        if len(tensor.shape) > 1:
+            rows = T
+            if tensor.attribute == "subsample_conv_projection.layer0.conv":
+                rows = -(-((samples - 161) // 160 + 1) // 2) * (audio.bins // 2)
+            elif tensor.attribute == "subsample_conv_projection.layer1.conv":
+                rows = T * (audio.bins // 4)
+            elif tensor.attribute == "self_attn.relative_k_proj":
+                rows = audio.window
+            totals[group_of(tensor.name)] += rows * size_of(tensor)
+    if isinstance(audio, AudioTower):
+        totals["attention over frames"] = 3 * audio.num_hidden_layers * T * audio.window * audio.hidden_size
+    return dict(totals)
+
+
+def sound_accounts(config):
+    """As picture_accounts, for sounds of so many seconds."""
+    return {
+        seconds: {
+            "encode": sound_multiply_adds(config, seconds * RATE),
+            "read": prefill_multiply_adds(config, config.audio.count(seconds * RATE)),
+        }
+        for seconds in (SECONDS if config.audio else ())
+    }
+
+
 def compute_account(account, context):
     """Multiply-adds at `context` tokens, and PLE's share of them -> a dict for JSON. Raises Error as memory does."""
     config = account.config
@@ -117,6 +154,7 @@ def compute_account(account, context):
             "multiply-adds a token, decode": {"ple": decode.get(ple, 0), "of": sum(decode.values())},
         },
         "pictures": picture_accounts(config),
+        "sounds": sound_accounts(config),
     }
 
 

@@ -8,9 +8,10 @@ from collections import Counter
 
 import numpy as np
 
-from ..config import VisionTower
+from ..config import AudioTower, VisionTower
 from ..inputs import BUDGETS
-from .compute import check_context, chunks, visible_keys
+from ..sounds import RATE
+from .compute import SECONDS, check_context, chunks, visible_keys
 from .parameters import DISK, PARTS, size_of
 
 # Bits of each weight. Vectors (norms, scalars) keep 16 in every scheme. The scales of a real format are not counted.
@@ -112,6 +113,29 @@ def picture_memory(config, context):
     return sizes
 
 
+def sound_memory(config, context):
+    """As picture_memory, for sounds of so many seconds; {} for a model that does not hear.
+
+    "encoder" is the peak of encode_audio, which is at the second convolution: its input twice, and a square of nine for
+    each of its outputs.
+    """
+    sizes, audio = {}, config.audio
+    for seconds in SECONDS if audio else ():
+        count = audio.count(seconds * RATE)
+        if isinstance(audio, AudioTower):
+            half, quarter = 2 * count * (audio.bins // 2), count * (audio.bins // 4)
+            peak = audio.subsampling_conv_channels[0] * (2 * half + 9 * quarter)
+        else:
+            peak = count * (3 * audio.audio_embed_dim + config.hidden_size)
+        sizes[seconds] = {
+            "soft tokens": 4 * count * config.hidden_size,
+            "encoder": 4 * peak,
+            "KV cache": sum(kv_cache(config, count + 2)),
+            "sounds": context // (count + 2),
+        }
+    return sizes
+
+
 def memory_account(account, context):
     """Bytes of weights, KV cache and activations at `context` tokens -> a dict for JSON. Raises Error if context is
     longer than the model's."""
@@ -132,6 +156,7 @@ def memory_account(account, context):
         "kv_cache_layers": per_layer,
         "activations": {"chunk": int(new[0])} | activations(config, int(new[largest]), int(past[largest])),
         "pictures": picture_memory(config, context),
+        "sounds": sound_memory(config, context),
         "published": footprints(account),
     }
 

@@ -101,6 +101,13 @@ def memory_text(account):
             for budget, sizes in account["pictures"].items()
         ]
         paragraphs.append(table(heads, rows))
+    if account["sounds"]:
+        heads = ["a sound of so many seconds", "soft tokens, MB", "encoder, MB", "KV cache, MB", "sounds that fit"]
+        rows = [
+            (seconds, *(size if name == "sounds" else _mb(size) for name, size in sizes.items()))
+            for seconds, sizes in account["sounds"].items()
+        ]
+        paragraphs.append(table(heads, rows))
     if account["published"]:
         rows = []
         for row in account["published"]:
@@ -134,6 +141,13 @@ def compute_text(account):
             rows.append((budget, f"{encode / 1e9:,.3f}", share, f"{read / 1e9:,.3f}"))
         heads = ["a picture at the budget of", "encode", "of it attention over patches", "read"]
         paragraphs.append(f"Billions of multiply-adds, if the picture fills the budget:\n{table(heads, rows)}")
+    if account["sounds"]:
+        rows = [
+            (seconds, *(f"{sum(sound[part].values()) / 1e9:,.3f}" for part in ("encode", "read")))
+            for seconds, sound in account["sounds"].items()
+        ]
+        heads = ["a sound of so many seconds", "encode", "read"]
+        paragraphs.append(f"Billions of multiply-adds:\n{table(heads, rows)}")
     return "\n\n".join(paragraphs)
 
 

@@ -11,13 +11,26 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from family import MEMBERS, TOWER, VISION, fields, random_vision, seeing, small
+from family import (
+    HEARING,
+    MEMBERS,
+    TOWER,
+    VISION,
+    fields,
+    hearing,
+    random_audio,
+    random_sound,
+    random_vision,
+    seeing,
+    small,
+)
+from test_audio import hear
 from test_vision import see
 
 import minigemma
 import minigemma.model
 import minigemma.ops
-from minigemma import EMPTY, Config, Error, Trace, files, forward, prefill
+from minigemma import EMPTY, Config, Error, Trace, encode_audio, files, forward, log_mel, prefill
 from minigemma.__main__ import main
 from minigemma.account import compute, memory
 from minigemma.account.compute import multiply_adds, prefill_multiply_adds
@@ -529,6 +542,56 @@ def test_pictures_that_fit_into_the_context_with_their_two_marks():
     assert memory_account(count(Config.from_dict(fields("E2B"))), 9)["pictures"] == {}
 
 
+# Sounds
+
+
+@pytest.mark.parametrize("hearer", HEARING)
+@pytest.mark.parametrize("samples", [161, 3000, 16000])
+def test_the_account_of_a_sound_is_the_products_that_its_pass_makes(hearer, samples, monkeypatch):
+    config = Config.from_dict(hearing(hearer))
+    products, product = Counter(), minigemma.ops.product
+
+    def counted(x, weight):
+        products["matrices"] += len(x) * math.prod(weight.shape)
+        return product(x, weight)
+
+    def tap(name, array):
+        if name.endswith(".scores"):  # q k, q rel_k, and the pattern times v
+            products["attention over frames"] += 3 * array.size * config.audio.hidden_size // len(array)
+        elif name.endswith("conv.mixed"):
+            products["matrices"] += array.size * config.audio.conv_kernel_size
+        return array
+
+    monkeypatch.setattr(minigemma.ops, "product", counted)
+    hear(config, random_audio(config), samples, tap=tap)
+    account = compute.sound_multiply_adds(config, samples)
+    assert account.pop("attention over frames", 0) == products["attention over frames"]
+    assert sum(account.values()) == products["matrices"]
+
+
+def test_a_second_of_sound_is_15_gflop_in_e2b_and_30_seconds_445():
+    sounds = compute.compute_account(count("E2B"), 1)["sounds"]
+    assert {s: round(2 * sum(row["encode"].values()) / 1e9) for s, row in sounds.items()} == {1: 15, 10: 148, 30: 445}
+    assert compute.compute_account(count("31B"), 1)["sounds"] == {}
+
+
+@pytest.mark.parametrize("audio", [{}, {"hidden_size": 96}, {"subsampling_conv_channels": [128, 32]}])
+def test_the_estimated_peak_of_a_sound_is_near_the_measured_one(audio):
+    config = Config.from_dict(hearing("E2B", audio))
+    weights, mel = random_audio(config), log_mel(random_sound(16000))
+    tracemalloc.start()
+    encode_audio(mel, weights, config)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.9 < memory.sound_memory(config, 256)[1]["encoder"] / peak < 1.3
+
+
+def test_half_minutes_of_sound_that_fit_into_the_context_with_their_two_marks():
+    for name in ("E2B", "12B"):
+        assert memory_account(count(name), 131_072)["sounds"][30]["sounds"] == 174  # 87 minutes
+    assert memory_account(count("31B"), 9)["sounds"] == {}
+
+
 # What is printed and drawn
 
 
@@ -546,10 +609,11 @@ def test_the_text_and_the_json_of_a_command_hold_the_same_numbers(arguments, cap
         expected = [f"{size:,}" for size in [*data["parts"].values(), data["total"], data["active"]]]
     elif "kv_cache" in data:
         expected = [f"{size / 1e9:.3f}" for size in data["kv_cache"].values()]
-        expected += [f"{row['encoder'] / 1e6:,.3f}" for row in data["pictures"].values()]
+        expected += [f"{row['encoder'] / 1e6:,.3f}" for row in [*data["pictures"].values(), *data["sounds"].values()]]
     else:
         expected = [f"{size / 1e6:,.3f}" for size in data["decode"].values()]
-        expected += [f"{sum(row['encode'].values()) / 1e9:,.3f}" for row in data["pictures"].values()]
+        media = [*data["pictures"].values(), *data["sounds"].values()]
+        expected += [f"{sum(row['encode'].values()) / 1e9:,.3f}" for row in media]
     for number in expected:
         assert number in text
 
