@@ -1,16 +1,22 @@
 """Sounds against transformers: the log mel, and every intermediate between it and the soft tokens."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from family import random_sound
+from family import random_sound, seeing
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import Gemma4AudioFeatureExtractor
+from transformers import Gemma4AudioFeatureExtractor, Gemma4Processor
+from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-from minigemma import forward, prefill
+from minigemma import Config, forward, prefill
 from minigemma.audio import log_mel
+from minigemma.config import AudioTower
+from minigemma.inputs import FRAMES, read_frames
+from minigemma.media import fit_video
 from minigemma.taps import audio_names
 
 from .case import disagreements, distance
@@ -30,6 +36,14 @@ def assert_every_tap_agrees(case, dtype):
 @pytest.mark.parametrize("seed", range(120))
 def test_every_intermediate_of_a_sound_is_transformers(seed, dtype):
     assert_every_tap_agrees(Hearing(*random_hearing(seed), seed), dtype)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_float32_is_at_most_five_times_as_far_from_double_as_transformers_float32(seed):
+    case, name = Hearing(*random_hearing(seed), seed), "audio.soft_tokens"
+    double = case.reference(np.float64)[name]
+    ours, theirs = (distance(taps(np.float32)[name], double) for taps in (case.ours, case.reference))
+    assert ours < 5 * theirs
 
 
 def test_the_log_mel_is_transformers_bit_for_bit_at_200_lengths():
@@ -53,3 +67,23 @@ def test_the_logits_behind_pictures_videos_and_sounds_together_are_transformers(
     assert distance(ours, theirs) < 1e-12
     last, _ = prefill(case.ids, case.weights, case.config, soft_tokens=soft)
     assert distance(last, theirs[-1]) < 1e-12
+
+
+def test_the_count_of_soft_tokens_is_the_processors_at_every_length():
+    processor = SimpleNamespace(feature_extractor=Gemma4AudioFeatureExtractor(), audio_seq_length=750)
+    for length in [*range(161, 3000), 479_999, 480_000]:
+        theirs = Gemma4Processor._compute_audio_num_tokens(processor, np.empty(length), 16000)
+        assert AudioTower.count(length) == theirs, length
+
+
+@pytest.mark.parametrize(("count", "fps"), [(1, 24), (31, 24), (32, 2), (33, 2), (500, 24), (5000, 30), (7001, 1)])
+def test_the_frames_of_a_video_and_their_times_are_the_processors(count, fps):
+    config = Config.from_dict(seeing("E2B"))
+    frames = read_frames(([np.zeros((30, 40, 3), np.uint8)] * count, fps), config.vision.side)
+    video = VideoMetadata(total_num_frames=count, fps=fps)
+    video.frames_indices = default_sample_indices_fn(video, min(count, FRAMES))
+    marks = {"boi_token": "<|image>", "video_token": "<|video|>", "eoi_token": "<image|>"}
+    inputs = {"num_soft_tokens_per_video": [63], "video_metadata": [video]}
+    theirs = Gemma4Processor.replace_video_token(SimpleNamespace(**marks), inputs, 0)
+    runs = fit_video(frames, config, None)
+    assert "".join(f"{time}<|image>{'<|video|>' * soft}<image|>" for time, _, soft in runs) == theirs
