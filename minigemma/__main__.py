@@ -355,7 +355,8 @@ def diff(args):
     model = load(args.weights, args.dtype)
     ids = _given_ids(args, model)
     found = diff.diff_file(
-        args.theirs, model, ids, args.mapping, args.soft, args.precision, args.against, args.image, args.budget
+        args.theirs, model, ids, args.mapping, args.soft, args.precision, args.against, args.image, args.budget,
+        args.audio,
     )
     if args.plot and found.rows:
         from .tools import figures
@@ -377,7 +378,8 @@ def diagnose(args):
         found = diagnosis.diagnose_ids(ids, model)
     else:
         found = diagnosis.diagnose_file(
-            args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill, args.image, args.budget
+            args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill, args.image, args.budget,
+            args.audio,
         )
     return found.to_dict(), report.diagnosis_text(found), 0 if found.clean else 1
 
@@ -543,6 +545,7 @@ def parser():
         flag("--prompt", metavar="TEXT", help="the prompt, in place of --ids"),
         special,
         image,
+        audio,
         budget,
         flag("--soft", metavar="FILE", help="safetensors with `positions` and `rows` of image or audio tokens"),
         flag("--precision", choices=PRECISIONS, help="their engine's number format; default: inferred"),

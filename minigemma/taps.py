@@ -154,12 +154,12 @@ def _feed_forward(n):
     }
 
 
-# Every tap of `encode_audio` and `embed_sound`, with the letters of audio.py.
+# Every tap of `encode_audio` and `embed_sound`, with the letters of audio.py; R/2 is rounded up.
 AUDIO_TAPS = {
-    "audio.frames": Tap("T X", "samples, 40 ms a row", "> embed_audio embed_audio.embedding_pre_projection_norm"),
+    "audio.frames": Tap("T X", "samples, 40 ms a row"),
     "audio.mel": Tap("R C", "log_mel", "> audio_tower"),
-    "audio.half": Tap("(R+1)//2 C//2 A", "a convolution, a norm over channels, ReLU"),
-    "audio.quarter": Tap("T C//4 B", "a convolution, a norm over channels, ReLU"),
+    "audio.half": Tap("R/2 C/2 A", "a convolution, a norm over channels, ReLU"),
+    "audio.quarter": Tap("T C/4 B", "a convolution, a norm over channels, ReLU"),
     "audio.embed": Tap("T D", "input_proj_linear", "audio_tower.subsample_conv_projection.input_proj_linear"),
     "audio.layers.*.resid_pre": Tap("T D", "the hand-over from the layer before", "> . feed_forward1"),
     **_feed_forward(1),
@@ -179,7 +179,7 @@ AUDIO_TAPS = {
     "audio.layers.*.attn_out": Tap("T D", "norm_post_attn", "norm_post_attn"),
     "audio.layers.*.resid_mid": Tap("T D", "the residual plus attention's output", "> lconv1d lconv1d.pre_layer_norm"),
     "audio.layers.*.conv.in": Tap("T D", "pre_layer_norm", "lconv1d.pre_layer_norm > lconv1d.linear_start"),
-    "audio.layers.*.conv.start": Tap("T 2*D", "linear_start, clipped", "lconv1d.linear_start"),
+    "audio.layers.*.conv.start": Tap("T 2D", "linear_start, clipped", "lconv1d.linear_start"),
     "audio.layers.*.conv.gated": Tap("T D", "the first half times the sigmoid of the second"),
     "audio.layers.*.conv.mixed": Tap("T D", "depthwise_conv1d: each dimension over a few frames"),
     "audio.layers.*.conv.act": Tap("T D", "conv_norm and silu", "lconv1d.act_fn > lconv1d.linear_end"),
@@ -187,10 +187,7 @@ AUDIO_TAPS = {
     "audio.layers.*.resid_conv": Tap("T D", "the residual plus the convolution's output", "lconv1d > feed_forward2"),
     **_feed_forward(2),
     "audio.layers.*.resid_post": Tap("T D", "norm_out, of the residual itself", ". norm_out"),
-    "audio.encoded": Tap(
-        "T O", "output_proj and its bias",
-        "audio_tower.output_proj > embed_audio embed_audio.embedding_pre_projection_norm",
-    ),
+    "audio.encoded": Tap("T O", "output_proj and its bias", "audio_tower.output_proj"),
     "audio.soft_tokens": Tap(
         "M Y", "a norm without a weight, and the projection into the text model",
         "embed_audio embed_audio.embedding_projection",
@@ -273,8 +270,8 @@ def tap_of(name):
 
 @cache
 def time_axis(name):
-    """The axis of a tap's array that counts the tokens, patches or soft tokens."""
-    return next(axis for axis, letter in enumerate(axes_of(name)) if letter in "TM")
+    """The axis of a tap's array that counts the tokens, patches, frames or soft tokens; 0 if there is none."""
+    return next((axis for axis, letter in enumerate(axes_of(name)) if letter in "TM"), 0)
 
 
 LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many,

@@ -36,17 +36,16 @@ def test_a_sound_has_exactly_the_taps_of_the_table_with_its_shapes(hearer):
     config, weights = hearer
     trace, audio = Trace(), config.audio
     soft = hear(config, weights, tap=trace)
-    letters = {"Y": config.hidden_size}
+    sizes = {"Y": config.hidden_size}
     if hasattr(audio, "bins"):
         D, N = audio.hidden_size, audio.num_attention_heads
-        letters |= {"R": 18, "T": 5, "M": 5, "C": 128, "A": 128, "B": 3, "O": audio.output_proj_dims}
-        letters |= {"D": D, "N": N, "H": D // N, "F": 4 * D, "S": 12}
+        sizes |= {"R": 18, "R/2": 9, "T": 5, "M": 5, "C": 128, "C/2": 64, "C/4": 32, "A": 128, "B": 3}
+        sizes |= {"D": D, "2D": 2 * D, "N": N, "H": D // N, "F": 4 * D, "S": 12, "O": audio.output_proj_dims}
     else:
-        letters |= {"T": 75, "M": 75, "X": audio.audio_embed_dim}
+        sizes |= {"T": 75, "M": 75, "X": audio.audio_embed_dim}
     assert list(trace) == audio_names(audio)
     for name, array in trace.items():
-        axes = AUDIO_TAPS[tap_kind(name)].axes.split()
-        assert array.shape == tuple(eval(axis, {}, letters) for axis in axes), name
+        assert array.shape == tuple(sizes[axis] for axis in AUDIO_TAPS[tap_kind(name)].axes.split()), name
     assert np.array_equal(soft, trace["audio.soft_tokens"])
 
 

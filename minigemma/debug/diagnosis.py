@@ -19,11 +19,11 @@ from ..errors import Error
 from ..sampling import tokenizer_of
 from ..taps import PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy
+from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of
 from .foreign import read_soft
-from .pictures import given_pictures, miscounted, runs_of
+from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
 from .replay import Replay
-from .runs import PictureRun
+from .runs import PictureRun, SoundRun
 from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
@@ -202,7 +202,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
 
     prefill: the number of tokens in their first call, if they decoded the others one by one with a cache.
     """
-    if isinstance(run, PictureRun):
+    if isinstance(run, PictureRun | SoundRun):
         return _judged(compare_traces(theirs, run, precision), run, precision)
     T = len(run.tokens)
     if prefill is not None and not 1 <= prefill <= T:
@@ -259,6 +259,8 @@ def _searched(search):
     """The Diagnosis of a trace in which an op is broken: one mistake or two, another run, or unknown."""
     run, comparison = search.run, search.comparison
     singles = sorted(map(search.trial, search.candidates()), key=Trial.rank)
+    if not singles:  # the catalogue has no mistakes with sounds
+        return _unknown(search, singles)
     best, first = singles[0], comparison.first_broken
     named = [(best.fault, best.explained)]
     if best.explained >= NAMED and all(error <= search.allows(name) for name, error in best.errors.items()):
@@ -276,9 +278,15 @@ def _searched(search):
         return found
     if other := unrelated(comparison, run):
         return Diagnosis(*other, first, comparison=comparison)
+    return _unknown(search, singles)
+
+
+def _unknown(search, singles):
+    """The Diagnosis of a mistake that is not in the catalogue."""
+    comparison, near = search.comparison, search.findings(singles[:3])
     sentence = f"not in the catalogue: {comparison.sentence}"
-    near = search.findings(singles[:3])
-    return Diagnosis("unknown", sentence, first, [], near, _capture(comparison, run), comparison)
+    probe = _capture(comparison, search.run)
+    return Diagnosis("unknown", sentence, comparison.first_broken, [], near, probe, comparison)
 
 
 def _best_pair(search, singles):
@@ -321,7 +329,7 @@ def _capture(comparison, run):
 
 def _next_rung(run, prefill):
     """The first probe of the ladder that this prompt does not cover, as advice. None after the last."""
-    if isinstance(run, PictureRun):
+    if isinstance(run, PictureRun | SoundRun):
         return None
     T, window = len(run.tokens), run.config.sliding_window
     if T < 9:
@@ -350,7 +358,7 @@ def _other_bos(lengths, run):
 
 
 def diagnose_file(
-    path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None, images=(), budget=280
+    path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None, images=(), budget=280, sounds=()
 ):
     """Name the mistake in a file of another engine's intermediates -> Diagnosis, with notes about the file.
 
@@ -358,7 +366,8 @@ def diagnose_file(
     """
     pictures = given_pictures(images, budget, model.config)
     grid = pictures[0].grid(model.config) if len(pictures) == 1 else None
-    theirs, tokens = read_theirs(path, model, ids, mapping, grid)
+    heard = given_sounds(sounds, model.config)
+    theirs, tokens = read_theirs(path, model, ids, mapping, grid, frames_of(heard, model.config))
     prompt = mistakes_in(tokens, model.tokenizer, model.small_cue) if model.tokenizer and tokens is not None else []
     if other := stated(theirs, tokens, fingerprint(model.weights)):
         found = Diagnosis(*other, None)
@@ -366,7 +375,7 @@ def diagnose_file(
         found = _of_counts(*counted)
     else:
         unused = read_unused(model.directory, model.config)
-        runs = runs_of(theirs, tokens, model, soft and read_soft(soft), pictures, unused)
+        runs = runs_of(theirs, tokens, model, soft and read_soft(soft), pictures, unused, heard)
         found = _joined([diagnose(run.theirs, run, precision, prefill) for run in runs], path)
     found.notes += notes_of(theirs)
     found.unread, found.prompt = [*theirs.unread, *(found.comparison.unread if found.comparison else [])], prompt
@@ -382,19 +391,17 @@ def _of_counts(sentence, faults):
 
 
 def _joined(found, path):
-    """The Diagnoses of a picture and of the text behind it -> one, that of the first that is at fault."""
+    """The Diagnoses of a picture, of a sound and of the text behind them -> one, that of the first at fault."""
     if not found:
-        raise Error(f"{path}: the trace holds arrays of a picture; give the picture with --image")
-    if len(found) == 1:
-        return found[0]
-    picture, text = found
-    if picture.verdict == "rounding":
-        text.notes.append(f"the picture: {picture.sentence}")
-        return text
-    picture.notes += [f"the text behind it: {text.verdict}: {text.sentence}", *text.notes]
-    if text.verdict != "rounding":
-        picture.faults += text.faults
-    return picture
+        raise Error(f"{path}: the trace holds arrays of a picture or sound; give it with --image or --audio")
+    first = next((one for one in found if one.verdict != "rounding"), found[-1])
+    for other in found:
+        if other is not first:
+            thing = medium_of(other.comparison.rows[0].name) if other.comparison else "text"
+            said = other.sentence if other.verdict == "rounding" else f"{other.verdict}: {other.sentence}"
+            first.notes += [f"the {thing}: {said}", *other.notes]
+            first.faults += other.faults
+    return first
 
 
 def diagnose_ids(ids, model):

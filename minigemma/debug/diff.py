@@ -13,9 +13,9 @@ from ..checkpoint import fingerprint
 from ..errors import Error
 from ..files import json_number
 from ..packed import narrow, widen
-from ..taps import PRECISIONS, Trace, axes_of, layer_of, names_of, part_of, tap_kind, tap_of, vision_names
-from .foreign import SCALES, read_soft
-from .pictures import given_pictures, miscounted, runs_of
+from ..taps import PRECISIONS, Trace, audio_names, axes_of, layer_of, names_of, part_of, tap_kind, tap_of, vision_names
+from .foreign import SCALES, part_that_has, read_soft
+from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
 from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
 from .runs import looking_ahead
 from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
@@ -243,7 +243,8 @@ def diff_captures(theirs, ours, config, precision, last=None):
         if array.shape == ours[name].shape:
             away = compare(name, *_comparable(name, ours[name], array, config, last))
             judged[name] = "OK" if away.error <= allowed else "DRIFT", away, away, allowed
-    rows = [_row(name, both, judged) for name in [*vision_names(config.vision), *names_of(config)]]
+    names = [*vision_names(config.vision), *audio_names(config.audio), *names_of(config)]
+    rows = [_row(name, both, judged) for name in names]
     first = next((row.name for row in rows if row.verdict in ("DRIFT", "SHAPE")), None)
     sentence = f"all {len(both)} taps that both hold agree within {precision} rounding"
     if first:
@@ -259,21 +260,24 @@ def _row(name, theirs, judged):
 
 
 def diff_file(
-    path, model, ids=None, mapping=None, soft=None, precision=None, against=None, images=(), budget=280
+    path, model, ids=None, mapping=None, soft=None, precision=None, against=None, images=(), budget=280, sounds=()
 ):
     """Compare a file of another engine's intermediates with our pass -> Comparison, with notes about the file.
 
     model: a Model. ids: the prompt's, needed if the file does not hold them. mapping: a file that translates names, see
     foreign.read_trace. soft: a file of soft tokens, see foreign.read_soft. against: a second trace to compare with, in
-    place of our pass. images: the files of the prompt's pictures; budget: the most soft tokens of each. Raises Error
-    for files that cannot be read, for two traces of different prompts, and for pictures that do not fit the prompt.
+    place of our pass. images: the files of the prompt's pictures; budget: the most soft tokens of each. sounds: the
+    files of its sounds. Raises Error for files that cannot be read, for two traces of different prompts, and for
+    pictures that do not fit the prompt.
     """
     pictures = given_pictures(images, budget, model.config)
     grid = pictures[0].grid(model.config) if len(pictures) == 1 else None
-    theirs, tokens = read_theirs(path, model, ids, mapping, grid)
+    heard = given_sounds(sounds, model.config)
+    frames = frames_of(heard, model.config)
+    theirs, tokens = read_theirs(path, model, ids, mapping, grid, frames)
     if found := miscounted(theirs, tokens, pictures, model.config):
         raise Error(f"{path}: {'; '.join([found[0], *(fault.title for fault in found[1])])}")
-    ours = read_second(against, model.config, mapping, grid) if against else None
+    ours = read_second(against, model.config, mapping, grid, frames) if against else None
     if ours and ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
         raise Error(f"{against}: is of another prompt than {path}")
     weights = ours.metadata.get("fingerprint") if ours else fingerprint(model.weights)
@@ -285,7 +289,7 @@ def diff_file(
         found.notes += [f"{against}: {line}" for line in notes_of(ours)]
         found.unread += ours.unread
     else:
-        runs = runs_of(theirs, tokens, model, soft and read_soft(soft), pictures)
+        runs = runs_of(theirs, tokens, model, soft and read_soft(soft), pictures, sounds=heard)
         found = joined([compare_traces(run.theirs, run, precision) for run in runs], path)
     found.notes += notes_of(theirs)
     found.unread += theirs.unread
@@ -293,18 +297,24 @@ def diff_file(
 
 
 def joined(found, path):
-    """The Comparisons of a picture and of the text behind it -> one. Raises Error if there is none."""
+    """The Comparisons of a picture, of a sound and of the text behind them -> one. Raises Error if there is none."""
     if not found:
-        raise Error(f"{path}: the trace holds arrays of a picture; give the picture with --image")
+        raise Error(f"{path}: the trace holds arrays of a picture or sound; give it with --image or --audio")
     if len(found) == 1:
         return found[0]
-    picture, text = found
-    broken = picture if picture.first_broken or picture.identity else text
+    broken = next((one for one in found if one.first_broken or one.identity), found[-1])
     return Comparison(
-        picture.rows + text.rows, text.precision, f"the picture: {picture.sentence}\nthe text: {text.sentence}",
-        broken.first_broken, broken.hint, broken.identity, [], picture.allowed | text.allowed,
-        picture.unread + text.unread,
+        [row for one in found for row in one.rows], found[-1].precision,
+        "\n".join(f"the {medium_of(one.rows[0].name)}: {one.sentence}" for one in found),
+        broken.first_broken, broken.hint, broken.identity, [],
+        {name: size for one in found for name, size in one.allowed.items()},
+        [name for one in found for name in one.unread],
     )  # fmt: skip
+
+
+def medium_of(tap):
+    """What a tap is of, in words: the picture, the sound or the text."""
+    return {"vision": "picture", "audio": "sound", "text": "text"}[part_that_has(tap)]
 
 
 def _comparable(name, a, b, config, last):
@@ -514,7 +524,7 @@ def _positions(bad, run):
     wrong = np.flatnonzero(errors > bad.allowed)
     if len(wrong) in (0, len(errors)):
         return None
-    window, asked = -2 if bad.name.startswith("vision.") else run.config.sliding_window, ""
+    window, asked = run.config.sliding_window if part_that_has(bad.name) == "text" else -2, ""
     first = next(name for name in run.shapes if name in run.theirs)
     if bad.name == first and not run.own_ids:  # no tap before it shows a wrong token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"

@@ -21,17 +21,19 @@ import numpy as np
 
 from ..cache import EMPTY
 from ..checkpoint import Stored, read_header
-from ..config import VisionTower
+from ..config import AudioTower, VisionTower
 from ..errors import Error
 from ..files import check_file, read_json
 from ..inputs import as_tokens, placeholders
 from ..ops import softcap
 from ..packed import widen
-from ..taps import TAPS, VISION_TAPS, axes_of, layer_of, names_of, tap_kind, vision_names
+from ..taps import AUDIO_TAPS, TAPS, VISION_TAPS, audio_names, axes_of, layer_of, names_of, tap_kind, vision_names
 
+ALL_TAPS = TAPS | VISION_TAPS | AUDIO_TAPS
+EARS = "audio_tower.layers.*"
 TOWER = "vision_tower.encoder.layers.*"  # mlx-vlm has transformers' names, but for an underscore
 # Values of transformers' modules that become a tap on the way: each layer's part of ple, logits before the softcap, the
-# patterns of all heads of the vision tower, and what its last norm reads.
+# patterns of all heads of the vision tower, and what the last norm of a tower reads.
 DERIVED = {
     ("layers.*", True, 1): "layers.*.ple",
     ("norm", True, 0): "layers.{last}.resid_post",
@@ -39,12 +41,19 @@ DERIVED = {
     (f"{TOWER}.self_attn", False, 1): "vision.layers.*.attn.patterns",
     (f"{TOWER}.self_attn._v_norm", False, 0): "vision.layers.*.attn.v",
     ("embed_vision.embedding_pre_projection_norm", True, 0): "vision.{pooled}",
+    ("embed_audio.embedding_pre_projection_norm", True, 0): "audio.{encoded}",
 }
 NO_TAP = (  # modules of which no tap holds a value
     "rotary_emb", "layers.*.router.proj", "layers.*.experts.act_fn", "vision_tower", "vision_tower.encoder",
     "vision_tower.encoder.rotary_emb", f"{TOWER}.mlp.act_fn", "embed_vision.patch_dense",
     *(f"{TOWER}.self_attn.{letter}_proj.linear" for letter in "qkvo"),
     *(f"{TOWER}.mlp.{name}_proj.linear" for name in ("gate", "up", "down")),
+    "audio_tower.rel_pos_enc", "audio_tower.subsample_conv_projection", f"{EARS}.lconv1d.depthwise_conv1d",
+    f"{EARS}.lconv1d.conv_norm", f"{EARS}.self_attn.relative_k_proj",
+    *(f"audio_tower.subsample_conv_projection.layer{n}{part}" for n in "01" for part in ("", ".conv", ".norm", ".act")),
+    *(f"{EARS}.self_attn.{name}.linear" for name in ("q_proj", "k_proj", "v_proj", "post")),
+    *(f"{EARS}.lconv1d.linear_{name}.linear" for name in ("start", "end")),
+    *(f"{EARS}.feed_forward{n}.ffw_layer_{m}.linear" for n in "12" for m in "12"),
 )  # fmt: skip
 # llama.cpp's names in the graph of a picture, tools/mtmd/clip.cpp and models/gemma4v.cpp -> taps. Its graph of the text
 # has some of these names too, so they count in a file that holds one of MARKS.
@@ -67,8 +76,9 @@ MARKS = {"projected", "pooled", "pos_embd", "layer_inp_normed-0"}
 def _modules():
     """module path -> {(whether the value goes in, its number): tap}, from TAPS."""
     found = {path: {} for path in NO_TAP}
-    for kind, tap in (TAPS | VISION_TAPS).items():
-        layer = "layers.*" if kind.startswith("layers.") else TOWER if ".layers." in kind else None
+    for kind, tap in ALL_TAPS.items():
+        towers = {"layers.": "layers.*", "vision.layers.": TOWER, "audio.layers.": EARS}
+        layer = next((path for start, path in towers.items() if kind.startswith(start)), None)
         for given, side in enumerate(tap.module.partition(">")[::2]):
             for module in side.split():
                 path, _, number = module.partition(":")
@@ -86,7 +96,7 @@ SIDE = re.compile(r"(.*?)([.:](in|input|inputs|out|output|outputs)([.:]([0-9]))?
 LISTED = re.compile(r"(hidden_state|attention)s?[._\[]([0-9]{1,5})\]?")  # as output_hidden_states=True names them
 NUMBER = re.compile(r"\b(layers|heads)\.([0-9]{1,5})")
 
-AXES = {kind: tap.axes for kind, tap in (TAPS | VISION_TAPS).items()}
+AXES = {kind: tap.axes for kind, tap in ALL_TAPS.items()}
 # Values that become taps: ple[:, i], logits, and the patterns of the tower's heads one by one.
 AXES |= {"layers.*.ple": "T P", "uncapped": "T V", "vision.layers.*.attn.patterns": "N T T"}
 TOKENS = ("tokens", "input_ids", "ids")
@@ -124,15 +134,16 @@ class Foreign:
     length: int  # T: the number of tokens
     own_ids: bool = False  # whether the file holds the ids
     grid: tuple | None = None  # rows and columns of soft tokens of the picture; None if there is none, or if unknown
+    frames: int | None = None  # R of the sound, in 12B T; None likewise
     rows: dict = field(default_factory=dict)  # tap of a picture -> its rows, where they are not as many as they should
 
-    def is_picture(self):
-        """Whether it is of a picture alone: it holds arrays of a tower, read or not, and none of the text model."""
-        return not self.part(vision=False) and bool(self.arrays or self.rows)
+    def is_medium(self):
+        """Whether it is of a picture or sound alone: it holds arrays of a tower, read or not, and none of the text."""
+        return not self.part("text") and bool(self.arrays or self.rows)
 
-    def part(self, vision):
-        """The arrays of the vision tower, or of the text model."""
-        return {name: array for name, array in self.arrays.items() if name.startswith("vision.") == vision}
+    def part(self, part):
+        """The arrays of the vision tower, the audio tower or the text model: part is vision, audio or text."""
+        return {name: array for name, array in self.arrays.items() if part_that_has(name) == part}
 
 
 class Item(NamedTuple):
@@ -155,7 +166,13 @@ class NoTap(Refused):
     """Why one array is known to belong to no tap: it is understood, and there is nothing to judge."""
 
 
-def read_trace(path, config, mapping=None, ids=None, grid=None):
+def part_that_has(tap):
+    """The part of the model that a tap belongs to: vision, audio or text."""
+    part = tap.partition(".")[0]
+    return part if part in ("vision", "audio") else "text"
+
+
+def read_trace(path, config, mapping=None, ids=None, grid=None, frames=None):
     """A file of another engine's intermediates, safetensors or NumPy's .npz or .npy -> Foreign.
 
     Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
@@ -164,22 +181,26 @@ def read_trace(path, config, mapping=None, ids=None, grid=None):
     one). ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or metadata. Metadata `axes`,
     "T N H" or "N T H", decides if there are as many tokens as heads. grid: rows and columns of the picture's soft
     tokens, where the file holds arrays of a vision tower; else from the positions of its patches in the file, or from
-    metadata `grid`. Raises Error if no array is understood.
+    metadata `grid`. frames: of the sound, as Foreign has them; else from our own audio.mel or audio.frames. Raises
+    Error if no array is understood.
     """
-    return Reader(path, config, mapping, ids, grid).read()
+    return Reader(path, config, mapping, ids, grid, frames).read()
 
 
 class Reader:
     """Reads one file into a Foreign, `trace`."""
 
-    def __init__(self, path, config, mapping, ids, grid):
+    def __init__(self, path, config, mapping, ids, grid, frames):
         self.path, self.config = path, config
-        self.names = dict.fromkeys([*vision_names(config.vision), *names_of(config)])  # quick to look up
+        names = [*vision_names(config.vision), *audio_names(config.audio), *names_of(config)]
+        self.names = dict.fromkeys(names)  # quick to look up
         self.header, self.file, metadata = _opened(path)
         tokens = _tokens(path, self.header, metadata, self.file, config, ids)
         length, own = (0, False) if tokens is None else (len(tokens), ids is None)
         grid = grid or _grid(self.header, self.file, metadata, config)
-        self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own, grid)
+        own_input = self.header.get("audio.mel") or self.header.get("audio.frames")
+        frames = frames or (own_input.shape[0] if own_input and own_input.shape else None)
+        self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own, grid, frames)
         self.soft = tokens is not None and np.isin(tokens, placeholders(config)).any()
         self.rules = _rules(path, mapping, self.header, self.trace.notes)
         self.sources, self.converted = {}, Counter()  # tap -> its Item; what was converted -> of how many arrays
@@ -233,31 +254,37 @@ class Reader:
 
         Behind the rows of a picture there may be padding.
         """
-        shape, T, vision = item.stored.shape, self.length(item.tap), item.tap.startswith("vision.")
+        shape, T, part = item.stored.shape, self.length(item.tap), part_that_has(item.tap)
+        medium, thing = part != "text", {"vision": "picture", "audio": "sound", "text": "sequence"}[part]
 
         def layouts(shape, length, rows):
             return _layouts(item, shape, _sizes(item.tap, self.config, length, rows))
 
-        for rows in (T,) if vision else (T, 1):
+        for rows in (T,) if medium else (T, 1):
             if fitting := layouts(shape, T, rows):
                 return item._replace(rows=rows, layouts=fitting)
         if shape and shape[0] > 1 and layouts(shape[1:], T, T):
-            raise Refused(f"holds a batch of {shape[0]}; capture one {'picture' if vision else 'sequence'}")
+            raise Refused(f"holds a batch of {shape[0]}; capture one {thing}")
         for other in sorted({*shape} - {1}):
             if fitting := layouts(shape, other, other):
-                if vision and other > T:
+                if medium and other > T:
                     return item._replace(rows=other, layouts=fitting)
-                self.trace.rows |= {item.tap: other} if vision else {}
-                what = "rows, and the picture has" if vision else "positions, and the prompt has"
+                self.trace.rows |= {item.tap: other} if medium else {}
+                what = f"rows, and the {thing} has" if medium else "positions, and the prompt has"
                 raise Refused(f"holds {other} {what} {T}")
         axes = item.axes or AXES[tap_kind(item.tap)]
         expected = _lengths(axes, _sizes(item.tap, self.config, T, T))
         raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
 
     def length(self, tap):
-        """The number of tokens, or of a picture's patches or soft tokens. Raises Refused if it is not known."""
-        if not tap.startswith("vision."):
+        """The number of tokens, or of a medium's rows at this tap. Raises Refused if it is not known."""
+        if part_that_has(tap) == "text":
             return self.trace.length
+        if part_that_has(tap) == "audio":
+            if self.trace.frames is None:
+                raise Refused("is of a sound of unknown length; give the sound with --audio")
+            rows = {"audio.mel": 1, "audio.half": 2}.get(tap, 4 if isinstance(self.config.audio, AudioTower) else 1)
+            return -(-self.trace.frames // rows)
         if self.trace.grid is None:
             raise Refused("is of a picture of unknown size; give the picture with --image")
         vision, count = self.config.vision, math.prod(self.trace.grid)
@@ -334,7 +361,7 @@ def _usable(item):
 
 def _ours(name):
     """A tap's name, `layers.03` as `layers.3`; None for any other name."""
-    known = "*" not in name and NUMBER.sub(r"\1.*", name) in TAPS | VISION_TAPS
+    known = "*" not in name and NUMBER.sub(r"\1.*", name) in ALL_TAPS
     return NUMBER.sub(lambda match: f"{match[1]}.{int(match[2])}", name) if known else None
 
 
@@ -360,15 +387,16 @@ def _named(key, config):
         raise NoTap(f"no tap holds what this module {'is given' if given else 'makes'}")
     tap = tap.replace("layers.*", f"layers.{int(layer[2])}") if layer else tap.replace("{last}", str(last))
     tap = tap.replace("{pooled}", "standardized" if getattr(config.vision, "standardize", False) else "pooled")
+    tap = tap.replace("{encoded}", "encoded" if isinstance(config.audio, AudioTower) else "frames")
     return tap, given or tap == "uncapped"
 
 
 def _check_present(tap, config, names):
     """Raise Refused if this model has no such tap. names: all taps of the model."""
     layer, kind = layer_of(tap), tap_kind(tap)
-    if tap.startswith("vision."):
+    if part_that_has(tap) != "text":
         if tap not in names and tap.replace("patterns", "heads.0.pattern") not in names:
-            raise Refused("this model has no such array of a picture")
+            raise Refused("this model has no such array of a picture or sound")
         return
     if layer is not None and layer >= config.num_hidden_layers:
         raise Refused(f"their model has more layers than the {config.num_hidden_layers} of this config")
@@ -517,7 +545,16 @@ def axes_of_kind(tap):
 
 
 def _sizes(tap, config, T, rows):
-    """The length of each axis of a tap, by its letter, for `rows` of T tokens, of patches, or of soft tokens."""
+    """The length of each axis of a tap, by its letter, for `rows` of T tokens, patches, frames, or soft tokens."""
+    if tap.startswith("audio."):
+        sizes = {"T": rows, "M": rows, "R": rows, "R/2": rows, "Y": config.hidden_size, "1": 1}
+        if not isinstance(config.audio, AudioTower):
+            return sizes | {"X": config.audio.audio_embed_dim}
+        audio, D = config.audio, config.audio.hidden_size
+        sizes |= dict(zip("AB", audio.subsampling_conv_channels, strict=True))
+        sizes |= {"C": audio.bins, "C/2": audio.bins // 2, "C/4": audio.bins // 4, "O": audio.output_proj_dims}
+        heads = {"N": audio.num_attention_heads, "H": D // audio.num_attention_heads, "S": audio.window}
+        return sizes | heads | {"D": D, "2D": 2 * D, "F": 4 * D}
     if tap.startswith("vision."):
         size, width, _ = config.vision.patches
         sizes = {"T": rows, "M": rows, "X": 3 * size**2, "D": width, "Y": config.hidden_size, "1": 1}
@@ -564,7 +601,7 @@ def _positions(items, config):
     """The number of positions that most arrays have, for a trace without ids."""
     votes = Counter()
     for item in items:
-        if item.tap.startswith("vision."):
+        if part_that_has(item.tap) != "text":
             continue
         shape = item.stored.shape
         fitting = [T for T in {1, *shape} if _layouts(item, shape, _sizes(item.tap, config, T, T))]
@@ -640,7 +677,7 @@ def _convert(item, values, config, T):
     array = values.reshape([sizes[letter] for letter in theirs])
     if theirs != ours:
         array = array.transpose([theirs.index(letter) for letter in ours])
-    array = array[tuple(slice(T) if letter in "TM" else slice(None) for letter in ours)]
+    array = array[tuple(slice(T) if letter in ("T", "M", "R", "R/2") else slice(None) for letter in ours)]
     if item.tap == "uncapped":
         return "logits", softcap(array, config.final_logit_softcapping)
     if item.tap.endswith("router.experts"):

@@ -1,16 +1,19 @@
-"""Pictures in a trace: the tower's arrays beside our own pass, and the soft tokens that the text model was given."""
+"""Pictures and sounds in a trace: a tower's arrays beside our own pass, and the soft tokens of the text model."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ..config import VisionTower
+from ..audio import log_mel
+from ..config import AudioTower, VisionTower
 from ..errors import Error
 from ..inputs import BUDGETS, check_sight, fit_image, grid_of, placeholders, read_image
+from ..media import open_sound
 from .catalogue import FAULTS
 from .catalogue.vision import COUNTS
-from .runs import PictureRun, Run
+from .port import listener
+from .runs import PictureRun, Run, SoundRun
 
 
 class Picture(NamedTuple):
@@ -31,21 +34,36 @@ def given_pictures(paths, budget, config):
     return [Picture(read_image(path), budget) for path in paths or ()]
 
 
-def runs_of(theirs, tokens, model, soft=None, pictures=(), unused=None):
-    """Our side of a trace's comparison: [PictureRun] of the tower's arrays, and [Run] of the text model's.
+def given_sounds(paths, config):
+    """The files of --audio -> what the model hears of each: a log mel, in 12B samples. Raises Error as open_sound."""
+    sounds = [open_sound(path, config) for path in paths or ()]
+    return [log_mel(x, config.audio.bins) for x in sounds] if isinstance(config.audio, AudioTower) else sounds
 
-    theirs: foreign.Foreign. tokens: the ids [T], None for a trace of the tower alone. soft, unused: as in Run. Raises
-    Error where soft tokens or a picture are missing.
+
+def frames_of(sounds, config):
+    """How many rows the input of the tower has, if there is one sound: its mel frames, in 12B its soft tokens."""
+    if len(sounds) != 1:
+        return None
+    return len(sounds[0]) if isinstance(config.audio, AudioTower) else config.audio.count(len(sounds[0]))
+
+
+def runs_of(theirs, tokens, model, soft=None, pictures=(), unused=None, sounds=()):
+    """Our side of a trace's comparison: [PictureRun, SoundRun] of the towers' arrays, and [Run] of the text model's.
+
+    theirs: foreign.Foreign. tokens: the ids [T], None for a trace of a tower alone. soft, unused: as in Run. Raises
+    Error where soft tokens, a picture or a sound are missing.
     """
-    tower, text, runs = theirs.part(vision=True), theirs.part(vision=False), []
+    tower, text, ears, runs = theirs.part("vision"), theirs.part("text"), theirs.part("audio"), []
     if tokens is not None and text:
         where = np.flatnonzero(np.isin(tokens, placeholders(model.config)))  # [M]
         captured = _captured(text, where, len(tokens))  # [M, D], or None
         if len(pictures) == 1 and captured is not None and len(captured) == math.prod(pictures[0].grid(model.config)):
             tower.setdefault("vision.soft_tokens", captured)
         if soft is None and len(where):
-            soft = where, _soft_rows(tower, captured, len(where), model, pictures)
+            soft = where, _soft_rows(tower | ears, captured, len(where), model, pictures, sounds)
         runs.append(Run(model, tokens, text, soft, unused, theirs.own_ids))
+    if ears and (found := _sound_run(theirs, ears, model, sounds)):
+        runs.insert(0, found)
     if tower and (found := _picture_run(theirs, tower, model, pictures)):
         runs.insert(0, found)
     return runs
@@ -59,15 +77,33 @@ def _captured(text, where, count):
     return None
 
 
-def _soft_rows(tower, captured, count, model, pictures):
-    """The rows that the text model was given, [M, D]: what the tower made, what the text model got, or our own."""
-    made = tower.get("vision.soft_tokens")
-    if made is not None and len(made) == count:
-        return made
+def _sound_run(theirs, ears, model, sounds):
+    """The SoundRun of the tower's arrays, None where the sound is not known."""
+    if len(sounds) > 1:
+        raise Error("the arrays of an audio tower are of one sound; give that one with --audio")
+    heard = [*sounds, *(ears[name] for name in ("audio.mel", "audio.frames") if name in ears)]
+    if not heard:
+        theirs.unread["audio.*"] = "the sound is not known; give it with --audio"
+        return None
+    heard = heard[0] if isinstance(model.config.audio, AudioTower) else heard[0].reshape(-1)
+    frames = -(-theirs.frames // 4) if isinstance(model.config.audio, AudioTower) else theirs.frames
+    return SoundRun(model, np.arange(frames), ears, own_ids=True, heard=heard)
+
+
+def _soft_rows(towers, captured, count, model, pictures, sounds):
+    """The rows that the text model was given, [M, D]: what a tower made, what the text model got, or our own."""
+    for name in ("vision.soft_tokens", "audio.soft_tokens"):
+        if name in towers and len(towers[name]) == count:
+            return towers[name]
     if captured is not None:
         return captured
-    if not pictures:
-        raise Error(f"the prompt has {count} soft tokens, and the trace holds none; give the picture with --image")
+    if not (pictures or sounds):
+        advice = "give the picture with --image, the sound with --audio"
+        raise Error(f"the prompt has {count} soft tokens, and the trace holds none; {advice}")
+    if pictures and sounds:
+        raise Error("the prompt has pictures and sounds; give their soft tokens with --soft, or capture embed")
+    if sounds:
+        return np.concatenate([listener(model.config)(heard, model.audio, model.config) for heard in sounds])
     return np.concatenate([model.see(picture.colours, picture.budget) for picture in pictures])
 
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from ..audio import embed_sound, encode_audio
 from ..cache import EMPTY
-from ..config import VisionEmbedder
+from ..config import AudioEmbedder, VisionEmbedder
 from ..model import forward, no_tap
 from ..ops import horizon, rms_norm, rotation
 from ..taps import layer_of, part_of, tap_kind
@@ -141,6 +142,35 @@ class PicturePort(Port):
         self.seen.clear()
         with self.named_errors():
             return encoder(self.config)(self.image, self.weights, self.config, tap=self.watched(tap))
+
+
+class SoundPort(PicturePort):
+    """Our pass of a sound with mistakes put into it. A tap is edited under its name without `audio.`.
+
+    heard: the log mel, or in 12B the samples.
+    """
+
+    def __init__(self, config, weights, heard, suspect=None):
+        super().__init__(config, weights, None, suspect=suspect)
+        self.heard = heard
+
+    def layer(self, i):
+        return self.config.audio, self.weights.layers[i]
+
+    @property
+    def eps(self):
+        return self.config.audio.rms_norm_eps
+
+    def run(self, tap=no_tap, prefill=None):
+        """The pass -> soft tokens [M, Y]."""
+        self.seen.clear()
+        with self.named_errors():
+            return listener(self.config)(self.heard, self.weights, self.config, tap=self.watched(tap))
+
+
+def listener(config):
+    """What turns a sound into soft tokens in this model: encode_audio of a log mel, or for 12B embed_sound."""
+    return embed_sound if isinstance(config.audio, AudioEmbedder) else encode_audio
 
 
 def encoder(config):

@@ -71,7 +71,7 @@ def unmasked(name, theirs, ours, config, end, last=None):
     A key that is masked though visible keeps its value, far from ours; a hidden key left unmasked becomes NaN.
     config: None if it is not known; then every masked key counts as hidden. end, last: as in `hidden_keys`.
     """
-    if not name.endswith("attn.scores") or not (theirs <= MASKED).any():
+    if name.startswith("audio.") or not name.endswith("attn.scores") or not (theirs <= MASKED).any():
         return theirs
     masked = theirs <= MASKED  # [N, T, S]
     hidden = masked if config is None else hidden_keys(config, name, theirs.shape, end, last)  # [N, T, S] or [T, S]
@@ -143,7 +143,7 @@ class Replay:
             last = np.take(array, [-1], axis=axis)
             before = np.take(array, range(array.shape[axis] - 1), axis=axis)
             return np.concatenate([before, theirs], axis=axis) if last.shape == theirs.shape else theirs
-        whole = name.startswith("vision.") or (self.start == 0 and length == array.shape[axis])
+        whole = name.startswith(("vision.", "audio.")) or (self.start == 0 and length == array.shape[axis])
         if whole or length < self.end:
             return theirs
         if "S" in axes_of(name):

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import VisionTower
+from ..config import AudioTower, VisionTower
 from ..errors import Error
 from ..inputs import as_patches
 from ..model import forward
 from ..ops import horizon, rope, rope_2d
 from ..taps import Finite, Trace, layer_of
-from .port import PicturePort, Port, encoder
+from .port import PicturePort, Port, SoundPort, encoder, listener
 from .replay import Replay
 
 
@@ -138,6 +138,35 @@ class PictureRun(Run):
         vision = self.config.vision
         sizes = {"D": vision.patches[1], "Y": self.config.hidden_size}
         return sizes | {"head_dim": vision.head_dim} if isinstance(vision, VisionTower) else sizes
+
+
+@dataclass(eq=False)
+class SoundRun(Run):
+    """Our side of a comparison of a sound: tokens are its frames, 0 to T - 1. heard: its log mel, or 12B's samples."""
+
+    heard: np.ndarray = None
+
+    def own_weights(self):
+        return self.model.audio
+
+    def numbers(self):
+        """Eleven squares of each place of the second convolution."""
+        return 11 * len(self.tokens) * getattr(self.config.audio, "bins", 0) ** 2 // 4
+
+    def through(self, tap):
+        listener(self.config)(self.heard, self.weights, self.config, tap=tap)
+
+    def port(self, suspect=None, wrong=()):
+        return SoundPort(self.config, self.weights, self.heard, suspect)
+
+    def facts(self, prefill):
+        return {"sound": True}
+
+    def sizes(self, name):
+        audio = self.config.audio
+        if not isinstance(audio, AudioTower):
+            return {"D": audio.audio_embed_dim}
+        return {"D": audio.hidden_size, "head_dim": audio.hidden_size // audio.num_attention_heads}
 
 
 def _angles(positions, inv_freq, dtype):

@@ -23,29 +23,29 @@ WEIGHTLESS = (
 )  # fmt: skip
 
 
-def read_theirs(path, model, ids=None, mapping=None, grid=None):
+def read_theirs(path, model, ids=None, mapping=None, grid=None, frames=None):
     """A trace and its prompt -> foreign.Foreign, and the ids [T]: the given ones, else the file's.
 
     A file without ids is also read if the given ids fit its length only without <bos>, or with two.
-    grid: as in read_trace. Raises Error if neither the caller nor the file has ids; a trace of a picture alone needs
-    none, and has None.
+    grid, frames: as in read_trace. Raises Error if neither the caller nor the file has ids; a trace of a picture or a
+    sound alone needs none, and has None.
     """
-    theirs = read_trace(path, model.config, mapping, grid=grid)
-    if theirs.tokens is None and ids is None and theirs.is_picture():
+    theirs = read_trace(path, model.config, mapping, grid=grid, frames=frames)
+    if theirs.tokens is None and ids is None and theirs.is_medium():
         return theirs, None
     if theirs.tokens is None:
         if ids is None:
             raise Error(f"{path}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
         # the port may have no <bos>, or two; a trace of the last position alone does not show its length
         other = {len(near): near for near in with_other_bos(ids).values()} if theirs.length > 1 else {}
-        theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids), grid)
+        theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids), grid, frames)
     return theirs, theirs.tokens if ids is None else np.asarray(ids)
 
 
-def read_second(path, config, mapping=None, grid=None):
+def read_second(path, config, mapping=None, grid=None, frames=None):
     """The second trace of a comparison -> foreign.Foreign. A mapping translates its names unless they are ours."""
     own = set(names_of(config)) & keys_of(path)
-    return read_trace(path, config, None if own else mapping, grid=grid)
+    return read_trace(path, config, None if own else mapping, grid=grid, frames=frames)
 
 
 def with_other_bos(ids):
@@ -94,11 +94,11 @@ def identify(rows, theirs, run):
         found = _other_tokens(embed, theirs["embed"], run)
         if found:
             return found
-    ours = [row for name, row in judged.items() if part_of(name) in WEIGHTLESS]
+    ours = [row for name, row in judged.items() if part_of(name) in WEIGHTLESS and "audio." not in name]
     learned = [row for name, row in judged.items() if part_of(name) in LINEAR]
     broken = [row for row in learned if row.verdict == "BROKEN"]
-    clipped = getattr(run.config.vision, "use_clipped_linears", False) and bool(broken) and "vision." in broken[0].name
-    if clipped and np.median([row.own.cosine for row in broken]) > CLIPPED:
+    tower = getattr(run.config, broken[0].name.partition(".")[0], None) if broken else None  # vision or audio
+    if getattr(tower, "use_clipped_linears", False) and np.median([row.own.cosine for row in broken]) > CLIPPED:
         return None  # bounds that are not used: a known mistake
     if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
         sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0

@@ -29,6 +29,7 @@ from minigemma.tensors import BOUNDS, audio_tensors
 from minigemma.vision import embed_image, encode_image
 
 from . import pictures, reference
+from .dump_transformers import dump
 from .reference import eager, precision
 
 
@@ -223,7 +224,7 @@ MARKS = {"image": ("boi", "image", "eoi"), "video": ("boi", "video", "eoi"), "au
 class Mixed:
     """A whole model, and a prompt in which pictures, frames of a video and sounds stand between text."""
 
-    def __init__(self, member, seed):
+    def __init__(self, member, seed, kinds=None):
         rng = np.random.default_rng([17, seed])
         self.member, self.raw = member, hearing(member)
         self.config, self.seed = Config.from_dict(self.raw), seed
@@ -231,7 +232,8 @@ class Mixed:
         self.vision = random_vision(self.config, seed, np.float64)
         self.audio = random_audio(self.config, seed, np.float64)
         self.media, self.ids, self.where, rows = {kind: [] for kind in MARKS}, [2], [], []
-        for kind in [*rng.permutation(["image", "video", "audio"]), *rng.choice(["image", "audio"], rng.integers(3))]:
+        mixed = [*rng.permutation(["image", "video", "audio"]), *rng.choice(["image", "audio"], rng.integers(3))]
+        for kind in kinds or mixed:
             source, soft = self.medium(kind, rng)
             self.media[kind].append(source)
             start, mark, end = ((IDS | SOUND_IDS)[f"{name}_token_id"] for name in MARKS[kind])
@@ -255,8 +257,20 @@ class Mixed:
 
     def logits(self):
         """transformers' [T, V] in double. It runs its own towers, finds the placeholders, and makes the masks."""
-        unified = self.member == "12B"
         with precision(np.float64), torch.no_grad():
+            model, given = self.reference()
+            quirk = not self.config.hidden_size_per_layer_input  # see reference.record
+            return model(**given, use_cache=False, output_hidden_states=quirk).logits[0].numpy()
+
+    def dump(self, path):
+        """What the README's function dumps of transformers in float32."""
+        model, given = self.reference()
+        dump(model, given.pop("input_ids"), path, **given)
+
+    def reference(self):
+        """transformers' model, and its inputs."""
+        unified = self.member == "12B"
+        with torch.no_grad():
             whole = (Gemma4UnifiedConfig if unified else Gemma4Config).from_dict(self.raw)
             if unified:
                 whole.vision_config.output_proj_dims = whole.vision_config.mm_embed_dim
@@ -272,8 +286,7 @@ class Mixed:
                 embeds, positions = model.get_input_embeddings()(ids), torch.arange(len(self.ids))[None]
                 masks = model.create_masks_for_generate(whole, embeds, None, None, positions, mm_token_type_ids=types)
                 given |= {"attention_mask": masks, "position_ids": positions}
-            quirk = not self.config.hidden_size_per_layer_input  # see reference.record
-            return model(**given, use_cache=False, output_hidden_states=quirk).logits[0].numpy()
+            return model, given
 
     def fill(self, model, unified):
         state = pictures.state_dict(self.config, self.vision) | audio_state(self.config, self.audio)
@@ -290,11 +303,14 @@ class Mixed:
     def inputs(self, unified):
         """The towers' inputs as the processors make them: padded to the longest."""
         size = self.config.vision.patches[0]
-        given = {"num_frames_per_video": torch.tensor([len(self.media["video"])])}
+        given, frames = {}, len(self.media["video"])
         for kind, names in (
             ("image", ("pixel_values", "image_position_ids")),
             ("video", ("pixel_values_videos", "video_position_ids")),
         ):
+            if not self.media[kind]:
+                continue
+            given |= {"num_frames_per_video": torch.tensor([frames])} if kind == "video" else {}
             cases = [pictures.Sight(self.raw, image) for image in self.media[kind]]
             longest = max(case.patches(size)[0].shape[1] for case in cases)
             padded = [case.patches(size, longest - case.patches(size)[0].shape[1]) for case in cases]

@@ -12,9 +12,10 @@ pytest.importorskip("transformers")
 from transformers import Gemma4AudioFeatureExtractor, Gemma4Processor
 from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-from minigemma import Config, forward, prefill
+from minigemma import Config, forward, load, prefill, save
 from minigemma.audio import log_mel
 from minigemma.config import AudioTower
+from minigemma.debug.diff import diff_file
 from minigemma.inputs import FRAMES, read_frames
 from minigemma.media import fit_video
 from minigemma.taps import audio_names
@@ -87,3 +88,16 @@ def test_the_frames_of_a_video_and_their_times_are_the_processors(count, fps):
     theirs = Gemma4Processor.replace_video_token(SimpleNamespace(**marks), inputs, 0)
     runs = fit_video(frames, config, None)
     assert "".join(f"{time}<|image>{'<|video|>' * soft}<image|>" for time, _, soft in runs) == theirs
+
+
+@pytest.mark.parametrize("member", ["E2B", "12B"])
+def test_what_the_readmes_function_dumps_of_a_sound_is_read_and_agrees_op_by_op(member, tmp_path):
+    case = Mixed(member, 3, ["audio"])
+    case.dump(tmp_path / "dump")
+    save(tmp_path / "model", case.weights, case.config, "float32", vision=case.vision, audio=case.audio)
+    found = diff_file(tmp_path / "dump", load(tmp_path / "model"), sounds=case.media["audio"])
+    heard = {row.name for row in found.rows if row.name.startswith("audio.") and row.verdict == "OK"}
+    assert found.clean and heard >= {"audio.soft_tokens"}
+    if member == "E2B":
+        parts = ("ffn1.act", "resid_ffn1", "attn.q_raw", "attn.z", "resid_mid", "conv.act", "resid_conv", "resid_post")
+        assert heard >= {f"audio.layers.{i}.{part}" for i in range(2) for part in parts} | {"audio.mel"}

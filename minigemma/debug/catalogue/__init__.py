@@ -24,8 +24,10 @@ PARTS = (
 FAULTS = {fault.id: fault for part in PARTS for fault in part.ENTRIES}
 
 
-def applicable(fault, config, cached=False, soft=False, unused=False, picture=False, **more):
-    """Whether a mistake can be made with this model, in this kind of run: of a text, or of a picture alone."""
+def applicable(fault, config, cached=False, soft=False, unused=False, picture=False, sound=False, **more):
+    """Whether a mistake can be made with this model, in this kind of run: of a text, of a picture or a sound alone."""
+    if sound != (fault.first or "").startswith("audio."):
+        return False
     sight, in_tower = config.vision, (fault.first or "").startswith("vision.")
     shared = fault.id in pictures.SHARED and isinstance(sight, VisionTower)
     if not (in_tower or shared if picture else not in_tower):
