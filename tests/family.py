@@ -2,8 +2,9 @@
 
 import numpy as np
 
+import minigemma
 from minigemma import Config, random_weights
-from minigemma.checkpoint import assemble_tower
+from minigemma.checkpoint import assemble_tower, read_header, write_safetensors
 from minigemma.config import GLOBAL, SLIDING
 from minigemma.tensors import audio_tensors, vision_tensors
 
@@ -94,6 +95,14 @@ def random_vision(config, seed=3, dtype=np.float32):
 def random_audio(config, seed=4, dtype=np.float32):
     """Random weights for a config's audio."""
     return random_tower(audio_tensors(vars(config.audio), config.hidden_size), seed, dtype)
+
+
+def write_tiny_text(path):
+    """Write the tensors of the tiny text model to a file of their own, to stand beside other towers."""
+    header = read_header(minigemma.TINY / "model.safetensors")
+    text = {name: stored for name, stored in header.items() if name.startswith("model.language_model.")}
+    table = [(name, stored.shape) for name, stored in text.items()]
+    write_safetensors(path, "BF16", table, (stored.map() for stored in text.values()))
 
 
 def random_tower(table, seed, dtype):

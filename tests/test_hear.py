@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import HEARING, VISION, random_audio, random_picture, random_sound, random_vision
+from family import HEARING, VISION, random_audio, random_picture, random_sound, random_vision, write_tiny_text
 from PIL import Image
 from test_audio import write_audio
 from test_command_line import refused
@@ -45,7 +45,7 @@ def made(folder, member):
     (folder / "model.safetensors").rename(folder / "vision.safetensors")
     write_audio(folder, config, random_audio(config))
     (folder / "model.safetensors").rename(folder / "audio.safetensors")
-    shutil.copy(minigemma.TINY / "model.safetensors", folder / "text.safetensors")
+    write_tiny_text(folder / "text.safetensors")
     parts = ("text", "vision", "audio")
     shards = {name: file for file in parts for name in read_header(folder / f"{file}.safetensors")}
     index = {"weight_map": {name: f"{file}.safetensors" for name, file in shards.items()}}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import VISION, random_picture, random_vision
+from family import VISION, random_picture, random_vision, write_tiny_text
 from PIL import Image
 from test_command_line import refused
 from test_vision import write_vision
@@ -25,6 +25,7 @@ from minigemma.sampling import read_prompt
 from minigemma.vision import encode_image
 
 ROOT = Path(__file__).parents[1]
+BLIND = minigemma.TINY.with_name("tiny-no-ple")  # a text model
 BOI, IMAGE, EOI = 2553, 2555, 2554  # of the tiny vocabulary
 
 
@@ -39,7 +40,7 @@ def whole(tmp_path_factory):
     config = Config.from_dict(raw)
     write_vision(folder, config, random_vision(config))
     (folder / "model.safetensors").rename(folder / "vision.safetensors")
-    shutil.copy(minigemma.TINY / "model.safetensors", folder / "text.safetensors")
+    write_tiny_text(folder / "text.safetensors")
     shards = {name: file for file in ("text", "vision") for name in read_header(folder / f"{file}.safetensors")}
     index = {"weight_map": {name: f"{file}.safetensors" for name, file in shards.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -125,7 +126,7 @@ def test_a_picture_changes_what_is_said_and_python_says_the_same_as_the_command(
 def test_a_text_model_says_that_it_cannot_see(picture, run):
     for image in (picture, "no/such/file.png"):
         for command in (["generate", "Hi"], ["generate", "Hi", "--think"], ["chat"], ["trace", "Hi", "--out", "x"]):
-            refused(run(*command, "--image", image), "no vision_config")
+            refused(run(*command, "--weights", BLIND, "--image", image), "no vision_config")
 
 
 def test_a_picture_that_is_longer_than_the_context_is_refused_before_the_tower_runs(whole, picture, monkeypatch):
@@ -220,7 +221,7 @@ def test_image_in_a_chat_says_how_many_soft_tokens_and_what_is_wrong(whole, pict
     assert "photo.png: 266 soft tokens" in result.stderr
     for line, problem in (("/image no.png", "no.png: no such file"), ("/image", "/image FILE")):
         refused(run("chat", "--weights", whole, stdin=f"{line}\n"), problem)
-    refused(run("chat", stdin=f"/image {picture}\n"), "no vision_config")
+    refused(run("chat", "--weights", BLIND, stdin=f"/image {picture}\n"), "no vision_config")
 
 
 def test_trace_records_the_picture_and_the_text_behind_it(whole, picture, tmp_path, run):

@@ -5,6 +5,7 @@ MINIGEMMA_WEIGHTS names another directory to test, as it does for the program.
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ pytest.importorskip("transformers")
 
 import torch
 import transformers
+from PIL import Image
 
 import minigemma
 from minigemma import generate_ids
@@ -76,6 +78,16 @@ def theirs():
     )
     assert {name: found for name, found in info.items() if found} == {}, "missing, unexpected or misshapen tensors"
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """The program that draws the pictures that the tower was trained on."""
+    sys.path.insert(0, str(minigemma.TINY.parent / "training"))
+    import pictures
+
+    yield pictures
+    sys.path.remove(str(minigemma.TINY.parent / "training"))
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +170,11 @@ def test_the_chat_template_gives_the_ids_of_our_chat_with_one_bos(messages, ours
 
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "turns.json").read_text(encoding="utf-8"))
-PARTS = {"image", "audio", "video", "image_url", "input_audio"}
+PARTS = {"audio", "video", "image_url", "input_audio"}
 
 
 def supported(conversation):
-    """Whether the tiny weights' template can write it: no tools, no media."""
+    """Whether the tiny weights' template can write it: no tools, no media but pictures."""
     parts = [part for m in conversation["messages"] if isinstance(m.get("content"), list) for part in m["content"]]
     fields = {field for message in conversation["messages"] for field in message}
     return not (
@@ -185,7 +197,7 @@ def test_the_chat_template_writes_what_googles_newest_writes_or_refuses(template
         pieces = render(conversation["messages"], None, options["think"], small=True, cue=options["cue"])
         assert "".join(pieces) == rendered()
     else:
-        with pytest.raises(Exception, match=r"not trained to call tools|reads text only"):
+        with pytest.raises(Exception, match=r"not trained to call tools|takes text and pictures"):
             rendered()
 
 
@@ -202,14 +214,40 @@ def test_the_chat_template_leaves_out_an_earlier_thought_and_joins_model_message
 
 
 def test_the_chat_template_refuses_what_this_model_cannot_read(template):
-    picture = [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]
+    sound = [{"role": "user", "content": [{"type": "audio", "audio": "x.wav"}]}]
     for messages, options, words in (
-        (picture, {}, "no image"),
+        (sound, {}, "no audio"),
         ([{"role": "tool", "content": "x"}], {}, "not tool"),
         (CONVERSATION, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ):
         with pytest.raises(Exception, match=words):
             template.apply_chat_template(messages, tokenize=False, **options)
+
+
+def test_the_answers_about_a_hundred_pictures_are_transformers_greedy_answers(ours, pictures):
+    """transformers prepares the pixels too. As above, it reads prompt and answer at once."""
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    vision = ours.config.vision
+    sizes = {"patch_size": vision.patch_size, "pooling_kernel_size": vision.pooling_kernel_size}
+    processor = Gemma4ImageProcessorPil(**sizes, max_soft_tokens=70)
+    seeing, info = transformers.Gemma4ForConditionalGeneration.from_pretrained(
+        DIRECTORY, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
+    assert {name: found for name, found in info.items() if found} == {}, "missing, unexpected or misshapen tensors"
+    for number in range(100):
+        drawn = pictures.picture("heldout", number)
+        question, _ = drawn.questions[number % len(drawn.questions)]
+        content = [{"type": "image", "image": drawn.image}, {"type": "text", "text": question}]
+        ids = ours.chat_ids([{"role": "user", "content": content}], budget=70)
+        where = np.flatnonzero(np.array(ids) == ours.config.image_token_id)
+        drawn_ids = generate_ids(ours, ids, 12, temperature=0.0, soft_tokens=(where, ours.see(drawn.image, 70)))
+        text = [*ids, *(token for token, _ in drawn_ids)]
+        pixels = processor(Image.fromarray(drawn.image), return_tensors="pt")
+        del pixels["num_soft_tokens_per_image"]
+        with torch.no_grad():
+            expected = seeing(input_ids=torch.tensor(text)[None], use_cache=False, **pixels).logits[0]
+        assert text[len(ids) :] == expected[len(ids) - 1 : -1].argmax(-1).tolist(), (number, question)
 
 
 def test_transformers_has_the_same_loss_on_held_out_texts(ours, theirs, fast):

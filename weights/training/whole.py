@@ -19,10 +19,11 @@ from tokenizers import Tokenizer, processors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where minigemma lies
 from minigemma import Config
-from minigemma.checkpoint import find_text_tensors, write_safetensors
+from minigemma.checkpoint import FILE_DTYPES, find_text_tensors, read_header, write_safetensors
 from minigemma.config import GLOBAL
 from minigemma.files import read_json, replacing
-from minigemma.tensors import checkpoint_tensors, text_tensors, unused_tensors
+from minigemma.packed import narrow
+from minigemma.tensors import AUDIO, NOT_TEXT, VISION, text_tensors, unused_tensors
 
 # Special tokens that the tokenizer was trained without: their ids in Gemma 4's vocabulary, where it has <unused...>.
 NAMED = {
@@ -41,26 +42,51 @@ UNUSED = (
 
 
 def complete(directory):
-    """Rewrite the files of `directory`, one after the other. Each file is whole at any time."""
-    config = Config.from_json(directory)
-    write_weights(directory / "model.safetensors", config, find_text_tensors(directory))
+    """Rewrite the files of `directory`, one after the other. Each file is whole at any time. Towers are kept."""
+    config, path = Config.from_json(directory), directory / "model.safetensors"
+    write_weights(path, whole_text(config, find_text_tensors(directory)) | tensors_of(path, NOT_TEXT))
     tokenizer = write_tokenizer(directory / "tokenizer.json")
     write_json(directory / "tokenizer_config.json", tokenizer_fields(config))
     shutil.copy(Path(__file__).with_name("chat_template.jinja"), directory)
     write_json(directory / "config.json", config_fields(read_json(directory / "config.json"), config, tokenizer))
 
 
-def write_weights(path, config, found):
-    """Write the text model's tensors unchanged, and the tensors that no pass reads as copies of the donor's."""
-    bits = {tensor.name: np.array(found[tensor.name].map()) for tensor in text_tensors(config)}  # the file is replaced
+def add_tower(directory, kind, fields, arrays):
+    """Put a tower beside the text model of a whole directory, in the place of one that was there.
+
+    kind: "vision" or "audio". fields: its config. arrays: its float32 tensors, named as in a released checkpoint.
+    """
+    path, prefixes = directory / "model.safetensors", VISION if kind == "vision" else AUDIO
+    old = tensors_of(path, tuple(f"model.{prefix}" for prefix in prefixes))
+    kept = {name: array for name, array in tensors_of(path, "").items() if name not in old}
+    write_weights(path, kept | {name: narrow(array).reshape(array.shape) for name, array in arrays.items()})
+    write_json(directory / "config.json", read_json(directory / "config.json") | {f"{kind}_config": fields})
+
+
+def tensors_of(path, prefixes):
+    """The tensors in a file whose names begin so -> bfloat16 bits by name, in memory: the file will be replaced."""
+    return {
+        name: np.array(stored.map()).reshape(stored.shape)
+        for name, stored in read_header(path).items()
+        if name.startswith(prefixes)
+    }
+
+
+def whole_text(config, found):
+    """The text model's tensors unchanged, and those that no pass reads as copies of the donor's -> bits by name."""
+    bits = {tensor.name: np.array(found[tensor.name].map()) for tensor in text_tensors(config)}
     for tensor in unused_tensors(config):
         donor = config.layers[tensor.layer].kv_from
         bits[tensor.name] = bits[tensor.name.replace(f"layers.{tensor.layer}.", f"layers.{donor}.")]
-    (dtype,) = {found[tensor.name].dtype for tensor in text_tensors(config)}
-    prefix = "model.language_model."
-    table = sorted((tensor.name, tensor.shape) for tensor in checkpoint_tensors(config, towers={}, unused=True))
-    arrays = [bits[name.removeprefix(prefix)] for name, _ in table]
-    write_safetensors(path, dtype, table, arrays, {"unused": UNUSED})
+    return {f"model.language_model.{name}": array for name, array in bits.items()}
+
+
+def write_weights(path, bits):
+    """Write tensors by name, all of one dtype: bfloat16 as its bits, or float32."""
+    (dtype,) = {name for array in bits.values() for name, kind in FILE_DTYPES.items() if kind == array.dtype}
+    names = sorted(bits)
+    table = [(name, bits[name].shape) for name in names]
+    write_safetensors(path, dtype, table, [bits[name] for name in names], {"unused": UNUSED})
 
 
 def write_tokenizer(path):
@@ -95,7 +121,7 @@ def tokenizer_fields(config):
 
 
 def config_fields(raw, config, tokenizer):
-    """config.json as Google nests it, with both spellings of the global layers' head_dim and no towers."""
+    """config.json as Google nests it, with both spellings of the global layers' head_dim; the towers as they are."""
     outer = ("architectures", "transformers_version")
     text = {name: value for name, value in raw.get("text_config", raw).items() if name not in outer}
     (head_dim,) = {layer.head_dim for layer in config.layers if layer.kind == GLOBAL}
@@ -103,7 +129,8 @@ def config_fields(raw, config, tokenizer):
     whole = {name: tokenizer.token_to_id(token) for name, token in MEDIA.items()}
     whole |= {name: raw[name] for name in ("dtype", "transformers_version")}
     whole |= {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4"}
-    whole |= {"text_config": dict(sorted(text.items())), "vision_config": None, "audio_config": None}
+    towers = {name: raw.get(name) for name in ("vision_config", "audio_config")}
+    whole |= {"text_config": dict(sorted(text.items())), **towers}
     whole |= {"tie_word_embeddings": True, "vocab_size": config.vocab_size}  # mlx-lm reads vocab_size out here only
     return dict(sorted(whole.items()))
 
