@@ -1,4 +1,4 @@
-"""Faults put into the source of model.py, ops.py and inputs.py, one at a time, and whether the default suite notices.
+"""Faults put into the source of the passes, one at a time, and whether the default suite notices.
 
     python tests/mutants.py [--sample N] [--seed S] [--only NUMBER ...]
 
@@ -24,8 +24,9 @@ import pytest
 import safetensors.numpy  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("model.py", "ops.py", "inputs.py")
-TESTS = [f"test_{name}.py" for name in ("goldens", "pass", "ops", "taps", "finite", "generate", "cache")]
+FILES = ("model.py", "ops.py", "inputs.py", "vision.py")
+TESTS = ["goldens", "pass", "ops", "taps", "finite", "generate", "cache"]
+VISION_TESTS = ["picture_goldens", "vision"]  # of vision.py
 SECONDS = 600  # far above what the tests take on a busy machine
 
 SWAPS = {
@@ -54,6 +55,7 @@ EQUIVALENT = {
     "projected = (linear(embed, weights.per_layer_model_projection) * D ** (-0.5)).reshape(-2, L, P)": LEFT,
     "projected = (linear(embed, weights.per_layer_model_projection) * D ** -0.5).reshape(-2, L, P)": LEFT,
     "for layer, w in zip(config.layers, weights.layers):": CHECKED,
+    "pooled = tap('vision.pooled', blocks.mean((1, 3)).reshape(-2, D) * D ** 0.5)": LEFT,
 }
 
 
@@ -117,7 +119,7 @@ def killed(name, text):
         )
         Path(place, "weights").symlink_to(ROOT / "weights")
         Path(place, "minigemma", name).write_text(text, encoding="utf-8")
-        tests = [f"tests/{test}" for test in TESTS if Path(place, "tests", test).exists()]
+        tests = [f"tests/test_{test}.py" for test in (VISION_TESTS if name == "vision.py" else TESTS)]
         child = os.fork()  # with NumPy and pytest already loaded; the package itself is not
         if child == 0:
             signal.alarm(SECONDS)  # an endless loop ends as killed
@@ -135,8 +137,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="*", help="the numbers of the mutants to try")
     args = parser.parse_args()
-    if killed("ops.py", (ROOT / "minigemma" / "ops.py").read_text(encoding="utf-8")):
-        sys.exit("the tests fail without any mutant")
+    for name in ("ops.py", "vision.py"):
+        if killed(name, (ROOT / "minigemma" / name).read_text(encoding="utf-8")):
+            sys.exit("the tests fail without any mutant")
     every = [(name, *mutant) for name in FILES for mutant in mutants(ROOT / "minigemma" / name)]
     numbers = args.only or list(range(len(every)))
     if args.sample:

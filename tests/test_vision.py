@@ -54,6 +54,25 @@ def test_a_block_adds_attention_and_mlp_to_the_residual(seer):
         np.testing.assert_allclose(trace[name], total, rtol=1e-14, atol=1e-14)
 
 
+def test_without_pooling_each_patch_becomes_a_soft_token():
+    config, trace = Config.from_dict(seeing("E2B", VISION["E2B"] | {"pooling_kernel_size": 1})), Trace()
+    see(config, random_vision(config), (3, 1), tap=trace)
+    last = trace["vision.layers.1.resid_post"]
+    np.testing.assert_allclose(trace["vision.pooled"], last * config.vision.hidden_size**0.5, rtol=1e-6)
+
+
+def test_the_scores_and_patterns_of_all_heads_lie_in_one_array():
+    config, arrays = Config.from_dict(seeing("E2B")), []
+    see(config, random_vision(config), tap=lambda name, x: arrays.append(x) or x if ".0.attn.heads." in name else x)
+    assert len(arrays) == 2 * config.vision.num_attention_heads
+    assert all(np.shares_memory(array, arrays[0]) for array in arrays)
+
+
+def test_a_tap_that_changes_a_shape_is_refused_by_name(seer):
+    with pytest.raises(Error, match=r"vision\.patches: the tap returned"):
+        see(*seer, tap=lambda name, x: x[:1])
+
+
 def test_every_patch_sees_every_patch():
     config = Config.from_dict(seeing("E2B"))
     _, trace = whole_trace(config, random_vision(config))

@@ -5,8 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +15,20 @@ from family import small
 import minigemma
 from minigemma import Error, Trace, forward
 from minigemma.study import measures, report, retention, states
+from minigemma.study.handover import MIXED, REVERSED, Swaps, gather_swaps, read
+from minigemma.study.handover import conditions as swap_conditions
 from minigemma.study.measures import (
+    CrossProbe,
+    at_depth,
+    balanced,
+    fit_probe,
+    moments,
     over_texts,
-    probe,
-    probe_classes,
+    probe_types,
     retrieval_ranks,
     sense_separation,
     shared_variance,
+    standardised,
 )
 from minigemma.study.ple import conditions, quantise
 from minigemma.study.states import gather, state_names, writes
@@ -46,19 +53,23 @@ class Mixture:
         shares = np.clip(rng.normal(share, 0.15, count), 0, 1)
         keeps = rng.random(count * each) < shares[self.texts]
         noise = rng.normal(0, 1, (count * each, width))
-        self.states = (3 + np.where(keeps[:, None], 2 * self.table[self.labels], 2 * noise)).astype(np.float32)
-        self.train, self.test = self.texts % 2 == 0, self.texts % 2 == 1
+        drift = rng.normal(0, 0.1, (count, width))[self.texts]  # shared by the positions of a text
+        self.states = 3 + np.where(keeps[:, None], 2 * self.table[self.labels], 2 * noise) + drift
+        self.states[:, 0] *= 100  # one coordinate has most of the variance
+        self.states = self.states.astype(np.float32)
         self.shuffled = rng.permutation(self.labels)
 
 
 def retrieval(data, labels):
-    centre = data.states.mean(0)
-    ranks = retrieval_ranks(data.states, labels[:, None], data.table, centre, data.table.mean(0))
+    states = standardised(data.states, moments(data.states))
+    ranks = retrieval_ranks(states, labels[:, None], data.table, moments(data.table))
     return over_texts(ranks[:, 0] == 1, data.texts)
 
 
 def linear_probe(data, labels):
-    return probe(data.states, labels, data.texts, data.train, data.test, np.arange(len(data.table)))
+    kinds = np.arange(len(data.table))
+    right = CrossProbe(data.states, labels, data.texts, kinds, splits=1)(data.states, data.texts) == labels
+    return balanced(right.mean(0), labels, data.texts, kinds)
 
 
 def senses(data, labels):
@@ -155,44 +166,173 @@ def test_ranks_by_chance_are_uniform_and_the_own_row_of_a_large_table_is_found(m
     rng = np.random.default_rng(0)
     table = rng.normal(0, 1, (1000, 32)).astype(np.float32)
     labels = rng.integers(0, 1000, (400, 2))
-    states, middle = 5 * table[labels[:, 0]] + 1, measures.table_mean(table)
-    assert np.allclose(middle, table.mean(0), atol=1e-6)
-    ranks = retrieval_ranks(states, labels, table, states.mean(0), middle)
+    states, scale = 5 * table[labels[:, 0]] + 1, measures.table_moments(table)
+    assert np.allclose(scale, moments(table), atol=1e-6)
+    states = standardised(states, moments(states))
+    ranks = retrieval_ranks(states, labels, table, scale)
     assert (ranks[:, 0] == 1).mean() > 0.99
     assert abs(ranks[:, 1].mean() - 500.5) < 4 * 1000 / np.sqrt(12 * 400)
-    near = measures.nearest_tokens(states, table, states.mean(0), middle)
+    near = measures.nearest_tokens(states, table, scale)
     assert np.array_equal(near == labels[:, 0], ranks[:, 0] == 1)
 
 
-def test_frequent_and_rare_classes_are_apart_and_seen_often_enough_on_both_sides():
+def test_a_probe_asks_for_the_types_that_many_texts_have_the_most_frequent_first():
     _, labels, texts, _ = blend(0, 0.5, count=200)
-    train, test = texts % 2 == 0, texts % 2 == 1
-    classes = probe_classes(labels, train, test)
-    seen = np.bincount(labels[train], minlength=150)
-    asked = np.bincount(labels[test], minlength=150)
-    assert seen[classes["frequent"]].min() >= seen[classes["rare"]].max()
-    assert seen[classes["rare"]].min() >= 5
-    assert asked[[*classes["frequent"], *classes["rare"]]].min() >= 2
-    assert not set(classes["frequent"]) & set(classes["rare"])
-    assert probe(np.ones((len(labels), 3)), labels, texts, train, test, []) is None
+    types = probe_types(labels, texts)
+    seen = np.bincount(labels)
+    assert (np.diff(seen[types]) <= 0).all()
+    for kind in range(150):
+        assert (kind in types) == (len(np.unique(texts[labels == kind])) >= measures.TEXTS_EACH)
+
+
+def test_a_probe_reads_only_texts_that_it_was_not_trained_on():
+    """Each text has states of its own: who has seen them knows the label, nobody else can."""
+    texts = np.repeat(np.arange(30), 20)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 30)[texts]
+    states = np.eye(30)[texts] + rng.normal(0, 0.01, (600, 30))
+    right = CrossProbe(states, labels, texts, np.arange(5))(states, texts) == labels
+    assert right.mean() < 0.4
+    assert (fit_probe(states, labels, texts)(states) == labels).mean() > 0.9
+
+
+def test_held_out_texts_choose_the_regularisation():
+    """Few noisy states with many coordinates need a strong one, many clear states a weak one."""
+    rng = np.random.default_rng(0)
+    texts, labels = np.repeat(np.arange(20), 6), rng.integers(0, 4, 120)
+    directions = rng.normal(0, 1, (4, 100))
+    noisy = 0.35 * directions[labels] + rng.normal(0, 1, (120, 100))
+    chosen = [np.log10(fit_probe(x, labels, texts).ridge) for x in (noisy, directions[labels] + 0.1 * noisy)]
+    assert chosen[0] > chosen[1]
+
+
+class Made:
+    """A made-up Sample: each state is a mix of what the labels of the position before, here and next are."""
+
+    def __init__(self, seed=0, n=2400, D=24, V=60):
+        rng = np.random.default_rng(seed)
+        self.tokens, self.previous, self.following = rng.integers(0, V, (3, n))
+        self.texts, self.drawn = np.repeat(np.arange(n // 30), 30), rng.random(n) < 0.9
+        self.words, self.senses = rng.choice(["bat", "bow"], n), rng.choice(["a", "b"], n)
+        self.table = rng.normal(0, 1, (V, D)).astype(np.float32)
+        self.noise = rng.normal(0, 1, (n, D))
+        self.types = probe_types(self.tokens[self.drawn], self.texts[self.drawn])
+
+    def measured(self, states):
+        asked = np.flatnonzero(self.drawn)
+        return at_depth(states, self, asked, self.types, self.table, moments(self.table))[0]
 
 
 def test_states_that_know_nothing_give_each_measure_its_chance_level():
-    rng, n, D, V = np.random.default_rng(0), 3000, 16, 40
-    columns = dict(zip(("tokens", "previous", "following"), rng.integers(0, V, (3, n)), strict=True))
-    words, senses = rng.choice(["bat", "bow"], n), rng.choice(["a", "b"], n)
-    sample = SimpleNamespace(
-        **columns, texts=np.repeat(np.arange(100), 30), drawn=rng.random(n) < 0.9, words=words, senses=senses
-    )
-    asked, states = np.flatnonzero(sample.drawn), rng.normal(0, 1, (n, D))
-    own = np.stack([sample.tokens, sample.following], axis=-1)[asked]
-    table = rng.normal(0, 1, (V, D))
-    ranks = retrieval_ranks(states[asked], own, table, states.mean(0), table.mean(0))
-    read = {"all": states, "drawn": states[sample.drawn], "ranks": ranks}
-    for measure in measures.measures_of(sample, asked, V):
-        value = measure.of(read[measure.reads])
-        if value is not None:  # 40 kinds of token are all frequent: no probe for rare ones
-            assert abs(value[0] - measure.chance) < 4 * value[1], measure.name
+    made = Made()
+    found = made.measured(made.noise)
+    chance = measures.chances(made.types, len(made.table))
+    assert {"probe, token, rare", "probe, next, frequent", "retrieval", "senses"} <= set(chance)
+    for name, (value, error) in found.items():
+        if error is not None:
+            assert abs(value - chance.get(name, 0)) < 4 * error, name
+
+
+def test_an_outlier_coordinate_moves_no_measure_but_the_raw_one_and_the_share_that_warns():
+    """As in released weights: one coordinate of every state, not of the table, gets 90% of the variance."""
+    made = Made()
+    states = made.table[made.tokens] + made.noise
+    before = made.measured(states)
+    after = made.measured(states * np.where(np.arange(24) == 3, 15.0, 1))
+    assert before["largest coordinate"][0] < 0.1
+    assert after["largest coordinate"][0] > 0.9
+    assert abs(after["variance, token, raw"][0] - before["variance, token, raw"][0]) > 2 * before["variance, token"][1]
+    for name in set(before) - {"largest coordinate", "variance, token, raw"}:
+        assert after[name][0] == pytest.approx(before[name][0], abs=before[name][1] / 2), name
+
+
+def test_variance_less_the_leading_components_does_not_count_a_direction_that_carries_the_token_alone():
+    made = Made(D=64)
+    kind, direction = made.tokens % 2, np.random.default_rng(1).normal(0, 1, 64)
+    found = made.measured(made.noise + 3 * np.outer(2 * kind - 1, direction))
+    assert found["variance, token"][0] > 0.6
+    assert abs(found["variance, token, less 3 components"][0]) < 0.05
+
+
+SHARES = np.array([[0.95, 0.05], [0.6, 0.3], [0.1, 0.7]])  # [depths, 2] of the embedding's word and of PLE's
+
+
+def mixed_swaps(seed, made, n=240):
+    """States at three depths that are the first word's to a known share, the second's to another, else a third's."""
+    rng = np.random.default_rng(seed)
+    texts = np.arange(n) % (1 + made.texts.max())
+    first, second, third, fourth = np.argsort(rng.random((n, len(made.table))))[:, :4].T
+    states = {}
+    for depth, (one, two) in enumerate(SHARES):
+        draw = rng.random(n)
+        word = np.where(draw < one, first, np.where(draw < one + two, second, fourth))
+        states[f"depth {depth}"] = {MIXED: made.table[word] + rng.normal(0, 0.05, (n, made.table.shape[1]))}
+    everywhere = {"all": np.ones(n, bool)}
+    return Swaps(texts, {MIXED: (first, second)}, third, everywhere, states, {MIXED: rng.random(n) < 0.7})
+
+
+def test_the_hand_over_recovers_known_shares_of_two_identities_and_the_depth_where_they_cross():
+    """Noise, an outlier coordinate and a drift shared by each text are in the states."""
+    made = Made(D=48)
+    outlier, drift = np.where(np.arange(48) == 5, 30.0, 1), np.random.default_rng(2).normal(0, 0.05, (80, 48))
+    train = (made.table[made.tokens] + 0.05 * made.noise + drift[made.texts]) * outlier
+    probe = CrossProbe(train, made.tokens, made.texts, np.arange(60))
+    inside, crossings = [], []
+    for seed in range(12):
+        swaps = mixed_swaps(seed, made)
+        for rows in swaps.states.values():
+            rows[MIXED] = (rows[MIXED] + drift[swaps.texts]) * outlier
+        row = read(swaps, dict.fromkeys(swaps.states, probe))["conditions"][MIXED]
+        for word, known in (("first", SHARES[:, 0]), ("second", SHARES[:, 1]), ("third", np.zeros(3))):
+            mean, error = (np.array(row[word][column]) for column in ("mean", "error"))
+            inside += list(np.abs(mean - known) <= 2 * error + 0.01)
+        assert abs(row["obeys"][0] - 0.7) < 4 * row["obeys"][1]
+        assert row["groups"]["all"]["first"] == row["first"]
+        crossings += row["crossing"]
+    assert np.mean(inside) >= 0.85
+    assert np.mean(crossings) == pytest.approx(1 + 0.3 / 0.9, abs=0.1)  # the lead goes from -0.3 to +0.6
+
+
+def test_without_a_crossing_there_is_none():
+    made = Made()
+    swaps = mixed_swaps(0, made)
+    first = {"depth 0": swaps.states["depth 0"]}
+    swaps.states = first
+    probe = CrossProbe(made.table[made.tokens], made.tokens, made.texts, np.arange(60), splits=2)
+    assert read(swaps, {"depth 0": probe})["conditions"][MIXED]["crossing"] == [None, None]
+
+
+def test_the_hand_over_mixes_the_words_where_it_says(tiny):
+    """Checked on the taps of the passes themselves."""
+    seen, names = [], ["embed", "layers.9.resid_post"]
+    docs = documents(tiny.tokenizer, read_texts(TEXTS)[:6], 40)
+    types = np.unique(np.concatenate([doc.ids for doc in docs]))
+    swaps = gather_swaps(tiny, docs, names, 12, types, seen.append)
+    assert len(seen) == 6
+    assert len(swaps.texts) == 12
+    own, other = swaps.words["undisturbed"]
+    assert (own != other).all()
+    assert ((swaps.third != own) & (swaps.third != other)).all()
+    scaled = np.asarray(tiny.weights.embed_tokens[own]) * 128**0.5, np.asarray(tiny.weights.embed_tokens[other]) * 128**0.5
+    for condition, row in (("undisturbed", 0), (MIXED, 0), ("another word", 1), (REVERSED, 1)):
+        assert np.allclose(swaps.states["embed"][condition], scaled[row], atol=1e-5), condition
+    end = swaps.states["layers.9.resid_post"]
+    at = int(np.flatnonzero(docs[0].ids == own[0])[0])
+    for place in np.flatnonzero(docs[0].ids == own[0]):
+        trace = Trace("layers.9.resid_post")
+        tiny(docs[0].ids[: place + 1], tap=trace)
+        at = at if not np.allclose(trace["layers.9.resid_post"][-1], end["undisturbed"][0], atol=1e-4) else int(place)
+    ids = docs[0].ids[: at + 1].copy()
+    whole, ple = Trace("layers.9.resid_post"), Trace("ple")
+    tiny(np.append(ids[:-1], other[0]), tap=ple)
+    tiny(ids, tap=minigemma.interventions.chain(minigemma.interventions.patch("ple", ple, at), whole))
+    assert np.allclose(whole["layers.9.resid_post"][-1], end[MIXED][0], atol=1e-3)
+    assert not np.allclose(end[MIXED], end["undisturbed"], atol=0.1)
+
+
+def test_a_model_without_ple_has_the_swap_and_no_mix():
+    config, _ = small("31B")
+    assert set(swap_conditions(config, (1, 2), ({}, {}), 0)) == {"undisturbed", "another word"}
 
 
 def test_the_lookup_share_is_1_without_the_context_and_0_without_the_lookup():
@@ -338,7 +478,7 @@ def measured(tmp_path_factory):
     config, weights = small("31B", vocab_size=2560)
     minigemma.save(directory / "without", weights, config, "bfloat16")
     shutil.copy(minigemma.TINY / "tokenizer.json", directory / "without")
-    sizes = ["--count", "16", "--length", "100", "--positions", "800", "--interventions", "2"]
+    sizes = ["--count", "16", "--length", "80", "--positions", "800", "--swaps", "32", "--interventions", "1"]
     run = subprocess.run(
         [sys.executable, "-m", "minigemma", "retention", "--weights", minigemma.TINY, directory / "without",
          *sizes, "--plots", directory / "figures", "--json"],
@@ -357,11 +497,14 @@ def test_the_command_measures_several_checkpoints_at_every_depth(measured):
             assert len(measure["after"]["mean"]) == len(measure["after"]["error"]) == depth, name
             assert len(measure["before PLE"]["mean"]) == (depth - 1) * result["ple"]
         assert result["measures"]["variance, token"]["after"]["mean"][0] == pytest.approx(1, abs=1e-4)
-        assert result["measures"]["retrieval"]["after"]["mean"][0] == 1
+        assert result["measures"]["retrieval"]["after"]["mean"][0] > 0.95
         assert set(result["writes"]) >= {"attention", "mlp"}
         ranks = result["sentence"]["rank"]["embed"]
         assert ranks == [1] * len(result["sentence"]["tokens"])
     assert with_ple["sentence"]["logit lens"]["layers.9.resid_post"] != with_ple["sentence"]["tokens"]
+    handed = with_ple["handover"]["conditions"]
+    assert handed[MIXED]["first"]["mean"][0] > 0.9 > 0.1 > handed[MIXED]["second"]["mean"][0]
+    assert set(without["handover"]["conditions"]) == {"undisturbed", "another word"}
 
 
 def test_the_command_reports_every_intervention_in_order_with_errors(measured):
@@ -372,16 +515,17 @@ def test_the_command_reports_every_intervention_in_order_with_errors(measured):
     assert [row["kind"] for row in without["interventions"]] == ["plain"]
     rows = {(row["kind"], row["at"]): row for row in with_ple["interventions"]}
     assert rows["off everywhere", None]["change"][0] > 1
-    assert all(len(row["identity"]["mean"]) == 11 and row["change"][1] is not None for row in rows.values())
+    assert all(len(row["identity"]["mean"]) == 11 for row in rows.values())
 
 
 def test_the_figures_are_written_and_the_report_names_every_measure(measured):
     results, figures = measured
-    names = {"retention", "context", "senses", "sentence", "interventions", "ablations", "quantisation"}
+    names = {"retention", "outliers", "context", "senses", "sentence", "swap", "handover", "dose"}
+    names |= {"interventions", "ablations", "quantisation"}
     assert {path.stem for path in figures.iterdir()} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures.iterdir())
     text = report.study_text(results)
-    for word in ("retrieval", "senses", "chance", "lookup pruned in layer 9", "input lens", "layer 3 before PLE"):
+    for word in ("retrieval", "senses", "chance", "lookup pruned in layer 9", "input lens", "layer 3 before PLE", MIXED):
         assert word in text
 
 
@@ -392,7 +536,7 @@ def test_a_plain_script_measures_without_a_main_guard(tmp_path):
         "import minigemma\n"
         "from minigemma.study import retention\n"
         'texts = [{"text": "Tom saw a cat by the lake. It was late.", "senses": []}] * 4\n'
-        "sizes = {'count': 4, 'length': 20, 'positions': 40, 'intervention_texts': 1}\n"
+        "sizes = {'count': 4, 'length': 20, 'positions': 40, 'swaps': 2, 'intervention_texts': 1}\n"
         "(result,) = retention.measure([minigemma.TINY], texts, minigemma.load, **sizes)\n"
         "print(result['positions'], len(result['interventions']) > 1)\n",
         encoding="utf-8",
@@ -405,9 +549,26 @@ def test_a_plain_script_measures_without_a_main_guard(tmp_path):
     assert run.stdout.split() == ["40", "True"]
 
 
+def test_the_estimate_counts_the_passes_that_follow(tiny, monkeypatch):
+    counted = []
+
+    class Counting(type(tiny)):
+        def __call__(self, ids, *args, **kwargs):
+            counted.append(len(ids))
+            return super().__call__(ids, *args, **kwargs)
+
+    model = Counting(**{field.name: getattr(tiny, field.name) for field in fields(tiny)})
+    docs = documents(tiny.tokenizer, read_texts(TEXTS)[:4], 30)
+    texts, singles = retention.passes(model, docs, 8, 1)
+    retention.hidden_states(model, docs, 60, "Tom saw it.", 8)
+    retention.interventions(model, docs[:1], 60)
+    assert sum(count for count in counted if count > 1) == pytest.approx(texts, rel=0.1)
+    assert counted.count(1) == pytest.approx(singles, abs=8)
+
+
 def test_a_model_without_a_tokenizer_is_refused_before_the_first_is_measured(checkpoint, monkeypatch):
     monkeypatch.setattr(retention, "hidden_states", None)
-    sizes = {"count": 4, "length": 20, "positions": 9, "intervention_texts": 0}
+    sizes = {"count": 4, "length": 20, "positions": 9, "swaps": 0, "intervention_texts": 0}
     with pytest.raises(Error, match=r"tokenizer\.json"):
         retention.measure([minigemma.TINY, checkpoint], read_texts(TEXTS), minigemma.load, **sizes)
 
@@ -415,7 +576,7 @@ def test_a_model_without_a_tokenizer_is_refused_before_the_first_is_measured(che
 def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoint):
     path = tmp_path / "own.txt"
     path.write_text("\n\n".join(["Tom saw a cat by the lake.", "It was late.", "Mia ran home.", "Oh no!"]), "utf-8")
-    sizes = {"count": 9, "length": 60, "positions": 50, "intervention_texts": 0}
+    sizes = {"count": 9, "length": 60, "positions": 50, "swaps": 0, "intervention_texts": 0}
     with pytest.raises(Error, match="shorter than 4 tokens"):
         documents(minigemma.load().tokenizer, [{"text": "a", "senses": []}], 60)
     (found,) = retention.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)
@@ -428,7 +589,7 @@ def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoin
 
 
 def test_a_size_too_small_to_measure_is_refused():
-    for flag in ("--count", "--positions", "--interventions"):
+    for flag in ("--count", "--positions", "--swaps"):
         run = subprocess.run(
             [sys.executable, "-m", "minigemma", "retention", flag, "-1"],
             check=False, capture_output=True, text=True, cwd=ROOT, timeout=60,
