@@ -124,6 +124,7 @@ def _rounding(run, noise, tap):
         part = name.rpartition(".")[2]
         if part in ("rot_q", "rot_k"):
             x = run.turned_in_float32(name, before[part[-1]])
+        x = run.varied(name, x, noise.rng)
         x = tap(name, noise(name, x))
         if part in ("q", "k"):
             before[part] = x

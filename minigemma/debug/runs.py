@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import AudioTower, VisionTower
+from ..config import AudioTower, VisionEmbedder, VisionTower
 from ..errors import Error
 from ..inputs import as_patches
 from ..model import forward
@@ -90,6 +90,10 @@ class Run:
         several = soft and len(np.unique(np.diff(np.sort(self.soft_tokens[0])))) > 1
         return {"cached": prefill is not None, "soft": soft, "unused": bool(self.unused), "pictures": several}
 
+    def varied(self, name, array, rng):
+        """The array as a healthy engine may have it before it rounds."""
+        return array
+
     def turned_in_float32(self, name, x):
         """RoPE on x [T, N, H] of the tap's layer, with its angles in float32, as in most engines."""
         return rope(x, *_angles(np.arange(len(x)), self.config.layers[layer_of(name)].inv_freq, x.dtype))
@@ -129,6 +133,13 @@ class PictureRun(Run):
 
     def facts(self, prefill):
         return {"picture": True, "source": self.source is not None}
+
+    def varied(self, name, array, rng):
+        """Other bicubic filters give other pixels, by a level, in one of fifty values; unless theirs were captured."""
+        if name != "vision.patches" or self.source is None or name in self.theirs:
+            return array
+        level = (1 if isinstance(self.config.vision, VisionEmbedder) else 2) / 255
+        return array + (level * rng.choice([-1, 0, 1], array.shape, p=[0.01, 0.98, 0.01])).astype(array.dtype)
 
     def turned_in_float32(self, name, x):
         _, *places = as_patches(self.image, self.weights, self.config, "input_proj")

@@ -291,13 +291,14 @@ def error_by_depth(comparison):
         side = "right" if place > len(rows) / 2 else "left"
         axes.annotate(f" first broken: {comparison.first_broken} ", (place, 1), xycoords=("data", "axes fraction"),
                       ha=side, va="bottom", color=BROKEN)  # fmt: skip
-    layers = [layer_of(name) for name in names]
-    starts = [i for i, layer in enumerate(layers) if layer is not None and layer not in layers[:i]]
+    layers = [f"{'v' * name.startswith('vision.')}{layer_of(name)}" for name in names]
+    starts = [i for i, layer in enumerate(layers) if layer[-1].isdecimal() and layer not in layers[:i]]
     step = max(1, len(starts) // 16)
     axes.set_xticks(starts[::step], [layers[i] for i in starts[::step]])
     axes.set_yscale("log")
     axes.set_ylim(bottom=floor / 3)
-    across, up = "layer (taps in the order of execution)", f"relative error (at {floor:g}: less)"
+    vision = ", v: of the vision tower" if names and names[0].startswith("vision.") else ""
+    across, up = f"layer{vision} (taps in the order of execution)", f"relative error (at {floor:g}: less)"
     return _finish(axes, across, up, grid=True, legend=BESIDE)
 
 

@@ -153,6 +153,19 @@ def test_bilinear_pixels_are_named_where_the_picture_is_known():
     assert [fault.id for fault in diagnose(dict(trace), run).faults] == ["V14"]
 
 
+@pytest.mark.parametrize("kept", ["*", "vision.soft_tokens"])
+def test_pixels_of_another_bicubic_filter_are_harmless(folder, kept):
+    model, trace, colours = load(folder), Trace(kept), minigemma.read_image(folder / "photo.png")
+    image = minigemma.fit_image(colours, 70, model.config.vision.side)
+    steps = np.random.default_rng(0).choice([-2, -1, 0, 1, 2], image.shape, p=[0.002, 0.002, 0.992, 0.002, 0.002])
+    other = image.astype(int) + steps
+    encoder(model.config)(other.clip(0, 255).astype(np.uint8), model.vision, model.config, tap=trace)
+    save_file(dict(trace), folder / "theirs")
+    found = diagnose_file(folder / "theirs", model, images=[folder / "photo.png"], budget=70)
+    assert found.clean
+    assert any("up to 2 of 255, which is harmless" in note for note in found.notes) == (kept == "*")
+
+
 # Files
 
 
@@ -229,6 +242,18 @@ def test_soft_tokens_that_no_array_shows_are_asked_for(folder):
     assert diff_file(folder / "theirs", model, images=[folder / "photo.png"], budget=70).clean
     with pytest.raises(Error, match="1 pictures, and 2 are given"):
         diff_file(folder / "theirs", model, images=[folder / "photo.png"] * 2, budget=70)
+
+
+def test_of_several_pictures_the_tower_is_judged_on_the_one_that_a_trace_keeps(folder):
+    Image.fromarray(random_picture(3, 200, 7)).save(folder / "first.png")
+    model, trace = load(folder), Trace()
+    first, last = (model.see(folder / name, 70, tap=trace) for name in ("first.png", "photo.png"))
+    tokens = np.array([2, 101, *[IMAGE] * len(first), 103, 101, *[IMAGE] * len(last), 103, 7])
+    soft = np.flatnonzero(tokens == IMAGE), np.concatenate([first, last])
+    model(tokens, tap=trace, soft_tokens=soft)
+    save_file(dict(trace), folder / "theirs", {"tokens": str(tokens.tolist()), "grid": "[7, 9]"})
+    found = diff_file(folder / "theirs", model, images=[folder / "first.png", folder / "photo.png"], budget=70)
+    assert found.clean and found.rows[0].name == "vision.patches" and found.rows[0].verdict == "OK"
 
 
 @pytest.mark.parametrize(("size", "count", "ids"), [
