@@ -47,6 +47,21 @@ def fault(list, id, member, first):
 tower = partial(fault, TOWER)
 
 
+def in_16_bits(dtype):
+    """Not a mistake: the tower and the embedder in this format, RoPE's frequencies in float32 as when loaded so."""
+
+    def install(tower, embedder):
+        embedder.to(dtype)
+        if tower is not None:
+            rotary = tower.encoder.rotary_emb
+            kept = dict(rotary.named_buffers())
+            tower.to(dtype)
+            for name, buffer in kept.items():
+                setattr(rotary, name, buffer)
+
+    return install
+
+
 # In the tower
 
 

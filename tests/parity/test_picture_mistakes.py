@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import torch
 from family import IDS, VISION, random_picture, random_vision, seeing
 
 from minigemma import Config, random_weights
@@ -25,7 +26,8 @@ from minigemma.taps import vision_names
 
 from . import picture_port as port
 from .case import disagreements
-from .pictures import Sight, dump_with_picture, taps_behind
+from .pictures import Sight, dump_with_picture, random_seeing, taps_behind
+from .port import readable
 
 # Found from the ids (COUNTS), of another part (V1 is A2; V19 is B10 and B10b), or an assertion of the engine (V23).
 ELSEWHERE = {"V23", "V28", *COUNTS}
@@ -70,6 +72,17 @@ def taken(fault):
 def test_the_port_without_a_mistake_is_healthy(member):
     sight = sight_of(member)
     assert judged(sight, sight.reference(np.float32)).verdict == "rounding"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_healthy_tower_in_16_bits_has_no_fault(seed, dtype):
+    sight = Sight(*random_seeing(seed), 1, port.in_16_bits(dtype))
+    with readable():
+        theirs = sight.reference(np.float32)
+    for only in ("*", "*resid_post", *SOFT):
+        part = {name: array for name, array in theirs.items() if fnmatchcase(name, only)}
+        assert not part or judged(sight, part).verdict == "rounding"
 
 
 @pytest.mark.parametrize("fault", port.TOWER, ids=label)
