@@ -24,6 +24,10 @@ PARTS = (
 )  # fmt: skip
 NOT_TEXT_PARTS = ("vision", "audio")
 DISK = ("PLE table", "vision", "audio", "unused")  # a token of text needs one row of the first, none of the others
+USES = (
+    "multiplied for every token", "looked up, one row per token", "experts that are not chosen",
+    "only for pictures and sound", "never read",
+)  # fmt: skip
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 ITEMSIZE = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
@@ -92,6 +96,22 @@ class Account:
         idle = sum(size_of(tensor) - read_of(tensor, self.config) for tensor in self.tensors if tensor.part not in DISK)
         row = self.config.num_hidden_layers * self.config.hidden_size_per_layer_input
         return self.total - sum(self.parts.get(part, 0) for part in DISK) - idle + row
+
+    @property
+    def uses(self):
+        """All parameters by what one token of text does with them -> {one of USES: {part: parameters}}.
+
+        Global attention is a part of its own here. The token table is looked up, and multiplied as the output head.
+        """
+        found = {use: Counter() for use in USES}
+        for tensor in self.tensors:
+            wide = tensor.part == "attention" and self.config.layers[tensor.layer].window is None
+            part, size = "global attention" if wide else tensor.part, size_of(tensor)
+            use = {"PLE table": USES[1], "vision": USES[3], "audio": USES[3], "unused": USES[4]}.get(part, USES[0])
+            read = read_of(tensor, self.config) if use == USES[0] else size
+            found[use][part] += read
+            found[USES[2]][part] += size - read
+        return {use: dict(+sizes) for use, sizes in found.items() if +sizes}
 
     @property
     def effective(self):
