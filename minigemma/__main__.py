@@ -410,13 +410,13 @@ def retention(args):
     from .study import report, retention
     from .study.texts import read_texts
 
-    for name, least in (("count", 4), ("length", 4), ("positions", 1), ("interventions", 0)):
+    for name, least in (("count", 4), ("length", 4), ("positions", 1), ("swaps", 0), ("interventions", 0)):
         if getattr(args, name) < least:
             raise Error(f"--{name} must be at least {least}, not {getattr(args, name)}")
     texts, read = read_texts(args.texts), partial(load, dtype=args.dtype)
     results = retention.measure(
         args.weights or [None], texts, read, count=args.count, length=args.length, positions=args.positions,
-        intervention_texts=args.interventions, sentence=args.sentence,
+        swaps=args.swaps, intervention_texts=args.interventions, sentence=args.sentence,
     )  # fmt: skip
     if args.plots:
         from .tools import figures
@@ -567,7 +567,8 @@ def parser():
         flag("--texts", default=texts, metavar="FILE", help="text or .jsonl; default: weights/texts.jsonl"),
         flag("--count", type=int, default=400, metavar="N", help="at most this many texts (default 400)"),
         flag("--length", type=int, default=256, metavar="N", help="tokens of each text that are read (default 256)"),
-        flag("--positions", type=int, default=8000, metavar="N", help="hidden states of all texts (default 8000)"),
+        flag("--positions", type=int, default=16000, metavar="N", help="hidden states of all texts (default 16000)"),
+        flag("--swaps", type=int, default=800, metavar="N", help="positions of the hand-over (default 800); 0: none"),
         flag("--interventions", type=int, default=16, metavar="N", help="texts for them (default 16); 0: none"),
         flag("--sentence", default="Tom put the kite in the barn.", metavar="TEXT", help="shown token by token"),
         flag("--plots", metavar="DIR", help="write the figures there, as PNG"),

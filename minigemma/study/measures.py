@@ -2,14 +2,12 @@
 
 Depth 0 is the scaled embedding; depth i + 1 is the output of layer i (`resid_post`). Where a model has PLE, the state
 just before a layer's PLE (`resid_ffn`) is measured too. Each measure is a function of hidden states [n, D] and labels
-[n]; `measures_of` lists them all. Letters: n positions, C classes, B blocks of texts; the others are those of model.py.
+[n]; `at_depth` takes them all. Letters: n positions, C classes, B blocks of texts, R splits; the others are those of
+model.py.
 
-    python -m minigemma retention --weights weights/tiny weights/tiny-no-ple --plots figures
-    python -m minigemma retention --weights DIR --texts FILE --count 60 --length 128 --positions 2000 --interventions 4
-
-Both commands work on any checkpoint; the second takes a smaller sample, for a model of E2B's size. Everything runs in
-one process. For small models on a busy machine set OPENBLAS_NUM_THREADS=1: with more threads, the BLAS splits products
-that are too small, and its threads wait for each other.
+In released Gemma weights one or two of the D coordinates can hold most of the variance. So all measures but the one
+marked "raw" first standardise each coordinate: to multiply a coordinate of every state by a constant changes none of
+them. The share of the largest coordinate is measured too: where it is large, the raw number is about that coordinate.
 
 Errors are standard errors over texts, because positions of one text are not independent. For a mean they come from
 the linearised ratio (`over_texts`), for a fraction of variance from a jackknife over blocks of texts. They do not
@@ -17,16 +15,18 @@ include the difference between two training runs of the same model. <bos> (an at
 text are left out.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 RETRIEVAL = 2 * 10**11  # multiply-adds of one retrieval: the larger the token table, the fewer positions
 BLOCK = 1024  # rows of the token table read at a time: 6 MB for E2B, still in the cache when they are multiplied
-CLASSES = 50  # token types in a probe
-RIDGE = 0.1  # added to the correlation matrix's diagonal of ones
+FREQUENT = 50  # token types that count as frequent, the others of a probe are rare
+TEXTS_EACH = 8  # texts that a token type must occur in to be asked for by a probe
+RIDGES = (0.001, 0.01, 0.1, 1.0)  # added to the covariance within classes, of coordinates whose variance is 1
+SPLITS = 3  # random halves of the texts
+PROBED = ("token, frequent", "token, rare", "next, frequent", "next, rare")
+LEADING = 3  # principal components that one of the measures of variance leaves out
 BLOCKS = 20  # blocks of texts, for the jackknife
 
 
@@ -45,90 +45,167 @@ def over_texts(values, texts, weights=None):
     return float(average), float(np.sqrt(spread) / b.sum()) if len(a) > 1 else None
 
 
-def table_mean(token_table):
-    """The mean row of the token table, [D]."""
-    starts = range(0, token_table.shape[0], BLOCK)
-    total = sum(np.asarray(token_table[start : start + BLOCK]).sum(0, dtype=np.float64) for start in starts)
-    return (total / token_table.shape[0]).astype(np.float32)
+def moments(states):
+    """Mean and spread of each coordinate of states [n, D] -> ([D], [D]), the spread never 0."""
+    spread = states.std(0, dtype=np.float64)
+    return states.mean(0, dtype=np.float64), np.maximum(spread, 1e-6 * max(spread.max(), 1e-30))
 
 
-def retrieval_ranks(states, labels, token_table, centre, middle):
+def table_moments(token_table):
+    """`moments` of a token table [V, D] that may lie on disk."""
+    total, squares = 0, 0
+    for start in range(0, token_table.shape[0], BLOCK):
+        rows = np.asarray(token_table[start : start + BLOCK]).astype(np.float64)
+        total, squares = total + rows.sum(0), squares + (rows**2).sum(0)
+    mean = total / token_table.shape[0]
+    return mean, np.sqrt(np.maximum(squares / token_table.shape[0] - mean**2, 1e-30))
+
+
+def standardised(states, scale):
+    """States [n, D] less their mean, each coordinate divided by its spread; scale: of `moments`."""
+    return ((states - scale[0]) / scale[1]).astype(np.float32)
+
+
+def largest_share(states):
+    """The share of the variance that the coordinate with the largest variance has."""
+    variances = states.var(0, dtype=np.float64)
+    return float(variances.max() / variances.sum())
+
+
+def retrieval_ranks(states, labels, token_table, scale):
     """Rank of the rows `labels` [n, m] among all rows of the token table by cosine with the state -> [n, m], from 1.
 
-    Both are centred: states [n, D] by their mean `centre` ([D], or one mean per state, [n, D]), the table by its mean
-    `middle` [D]. By chance every rank is equally probable.
+    Both are standardised: states [n, D] already, the table by its moments `scale`. By chance every rank is equally
+    probable.
     """
-    states = _unit(states - centre)  # [n, D]
-    rows = [_unit(np.asarray(token_table[column]) - middle) for column in labels.T]  # m of [n, D]
+    states = _unit(states)  # [n, D]
+    rows = [_unit(standardised(np.asarray(token_table[column]), scale)) for column in labels.T]  # m of [n, D]
     own = np.stack([np.vecdot(states, row) for row in rows], axis=-1)  # [n, m]
     ranks = np.ones(labels.shape, int)  # [n, m]
-    for _, cosines in _cosines(states, token_table, middle):
+    for _, cosines in _cosines(states, token_table, scale):
         for column in range(labels.shape[1]):
             ranks[:, column] += (cosines > own[:, column, None] + 1e-6).sum(-1)  # 1e-6: the own row, rounded otherwise
     return ranks
 
 
-def nearest_tokens(states, token_table, centre, middle):
-    """The input lens: the row of the token table nearest to each state by cosine, both centred as above -> [n]."""
-    states = _unit(states - centre)  # [n, D]
+def nearest_tokens(states, token_table, scale):
+    """The input lens: the row of the token table nearest to each state by cosine, standardised as above -> [n]."""
+    states = _unit(states)  # [n, D]
     best, nearest = np.full(len(states), -np.inf), np.zeros(len(states), int)
-    for start, cosines in _cosines(states, token_table, middle):
+    for start, cosines in _cosines(states, token_table, scale):
         here = cosines.argmax(-1)
         value = cosines[np.arange(len(states)), here]
         nearest, best = np.where(value > best, start + here, nearest), np.maximum(value, best)
     return nearest
 
 
-def _cosines(states, token_table, middle):
-    """Cosines of states [n, D] of length 1 with the centred token table, block by block: (first row, [n, rows])."""
+def _cosines(states, token_table, scale):
+    """Cosines of states [n, D] of length 1 with the standardised table, block by block: (first row, [n, rows])."""
     for start in range(0, token_table.shape[0], BLOCK):
-        rows = np.asarray(token_table[start : start + BLOCK]) - middle  # [rows, D]
-        yield start, states @ rows.T / np.maximum(np.sqrt(np.vecdot(rows, rows)), 1e-12)
+        yield start, states @ _unit(standardised(np.asarray(token_table[start : start + BLOCK]), scale)).T
 
 
-def probe_classes(labels, train, test):
-    """The CLASSES most frequent token types and as many rare ones -> {"frequent": ids, "rare": ids}.
+def probe_types(labels, texts):
+    """The token types that a probe asks for, [C], the most frequent first: those that occur in TEXTS_EACH texts."""
+    kinds, seen = np.unique(labels, return_counts=True)
+    among = np.unique(np.stack([labels, texts]), axis=1)[0]  # each type once for each text
+    kinds, seen = (array[np.unique(among, return_counts=True)[1] >= TEXTS_EACH] for array in (kinds, seen))
+    return kinds[np.argsort(-seen, kind="stable")]
 
-    Both occur at least 5 times in training and twice in testing. Rare: the least frequent of those, without the
-    frequent ones.
+
+def halves(texts, split):
+    """Which half of the texts each position belongs to, in one of the random splits -> [n] of 0 and 1."""
+    return (np.random.default_rng(split).permutation(1 + texts.max()) % 2)[texts]
+
+
+class CrossProbe:
+    """Linear probes that name the token type of a state, each for texts that it was not trained on.
+
+    In each split of the texts one probe is trained on either half and reads the other half. states [n, D], labels [n]
+    and texts [n] are the training data; only labels in `types` are asked for.
     """
-    kinds, seen = np.unique(labels[train], return_counts=True)
-    asked = np.array([(labels[test] == kind).sum() for kind in kinds])
-    kinds, seen = kinds[(seen >= 5) & (asked >= 2)], seen[(seen >= 5) & (asked >= 2)]
-    order = kinds[np.argsort(-seen, kind="stable")]
-    return {"frequent": order[:CLASSES], "rare": order[CLASSES:][-CLASSES:]}
+
+    def __init__(self, states, labels, texts, types, splits=SPLITS):
+        asked = np.isin(labels, types)
+        states, labels, texts = states[asked], labels[asked], texts[asked]
+        self.probes = []
+        for split in range(splits if len(types) > 1 else 0):
+            half = halves(texts, split)
+            self.probes.append([fit_probe(states[half != h], labels[half != h], texts[half != h]) for h in (0, 1)])
+
+    @property
+    def ridges(self):
+        """The regularisation that held-out texts chose for each probe."""
+        return [probe.ridge for pair in self.probes for probe in pair]
+
+    def __call__(self, states, texts):
+        """The types that the probes name, [R, n]; `texts` must be those of the training data. -1: there is no probe."""
+        named = [np.full(len(texts), -1)] * (not self.probes)
+        for split, pair in enumerate(self.probes):
+            zero, one = (probe(states) for probe in pair)
+            named.append(np.where(halves(texts, split) == 0, zero, one))
+        return np.stack(named)
 
 
-def probe(states, labels, texts, train, test, classes):
-    """Balanced accuracy with which a linear probe reads the label from the state -> (accuracy, error).
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear probe: the class of the largest score wins."""
 
-    It is trained on the rows `train` and tested on the rows `test` (bool [n], from different texts) whose label is in
-    `classes`. Every class has the same weight in training and in testing, so chance is 1 / C. None for fewer than two
-    classes.
-    """
-    if len(classes) < 2:
-        return None
-    train, test = (np.flatnonzero(rows & np.isin(labels, classes)) for rows in (train, test))
-    right = fit_probe(states[train], labels[train])(states[test]) == labels[test]
-    known = np.unique(labels[test], return_inverse=True)[1]
-    return over_texts(right, texts[test], 1 / np.bincount(known)[known])
+    classes: np.ndarray  # [C]
+    centre: np.ndarray  # [D]
+    scale: np.ndarray  # [D]
+    coefficients: np.ndarray  # [D, C]
+    bias: np.ndarray  # [C]
+    ridge: float
+
+    def __call__(self, states):
+        """States [m, D] -> labels [m]."""
+        scores = (states - self.centre) / self.scale @ self.coefficients + self.bias  # [m, C]
+        return self.classes[scores.argmax(-1)]
 
 
-def fit_probe(states, labels):
-    """Ridge regression in closed form from states [n, D] to one-hot labels -> a function, states [m, D] -> labels [m].
+def fit_probe(states, labels, texts):
+    """Linear discriminant analysis of states [n, D] by label -> Probe. Every fourth text chooses the regularisation.
 
     Every label has the same weight, however many rows it has.
     """
+    held = np.isin(texts, np.unique(texts)[1::4])  # [n]
+    tried = list(_probes(states[~held], labels[~held], RIDGES))
+    right = [np.bincount(labels[held], probe(states[held]) == labels[held]) for probe in tried]  # [ids] each
+    alike = [(found / np.maximum(np.bincount(labels[held]), 1)).sum() for found in right]
+    return next(_probes(states, labels, (tried[int(np.argmax(alike))].ridge,)))
+
+
+def _probes(states, labels, ridges):
+    """A Probe for each regularisation. They score a class by the distance to its mean, whitened within classes."""
     classes, y = np.unique(labels, return_inverse=True)  # [C], [n]
-    weights = 1 / np.bincount(y)[y] / len(classes)  # [n], sum 1
-    x = states.astype(np.float64)  # [n, D]
-    centre = weights @ x  # [D]
-    scale = np.sqrt(weights @ (x - centre) ** 2) + 1e-12  # [D]
+    x, counts = states.astype(np.float64), np.bincount(y)  # [n, D], [C]
+    centre, scale = moments(x)
     x = (x - centre) / scale  # [n, D]
-    hot = np.eye(len(classes))[y] - 1 / len(classes)  # [n, C]
-    gram = (x * weights[:, None]).T @ x + RIDGE * np.eye(x.shape[1])  # [D, D]
-    coefficients = np.linalg.solve(gram, (x * weights[:, None]).T @ hot)  # [D, C]
-    return lambda states: classes[((states - centre) / scale @ coefficients).argmax(-1)]
+    hot = np.eye(len(classes))[y]  # [n, C]
+    means = (hot.T @ x) / counts[:, None]  # [C, D]
+    within = (x - means[y]) / np.sqrt(counts[y] * len(classes))[:, None]  # [n, D]
+    sizes, axes = principal(within)  # [k], [D, k]
+    for ridge in ridges:
+        shrink = (1 / (sizes + ridge) - 1 / ridge)[:, None]  # [k, 1]
+        coefficients = means.T / ridge + axes @ (shrink * (axes.T @ means.T))  # [D, C]
+        bias = -np.vecdot(means, coefficients.T) / 2  # [C]
+        yield Probe(classes, centre, scale, coefficients, bias, ridge)
+
+
+def principal(x):
+    """The principal axes of x [n, D], the largest first -> (sums of squares along them [k], axes [D, k])."""
+    wide = len(x) < x.shape[1]
+    sizes, axes = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    kept = sizes > 1e-10 * sizes.max(initial=0)
+    sizes, axes = sizes[kept][::-1], axes[:, kept][:, ::-1]
+    return sizes, (x.T @ axes / np.sqrt(sizes) if wide else axes)
+
+
+def without_leading(states, count=LEADING):
+    """Centred states [n, D] without their first `count` principal components."""
+    axes = principal(states.astype(np.float64))[1][:, :count]  # [D, count]
+    return (states - states @ axes @ axes.T).astype(np.float32)
 
 
 def shared_variance(states, labels, texts):
@@ -214,39 +291,50 @@ def by_column(pairs):
 
 
 # ----------------------------------------------------------------------------------------------------- all of them
-@dataclass(frozen=True)
-class Measure:
-    """One number that is measured at every depth."""
-
-    name: str
-    reads: str  # "drawn": the states of the drawn positions, "all": of all positions, "ranks": of `retrieval_ranks`
-    of: Callable  # that array -> (value, standard error), or None where there is nothing to measure
-    chance: float  # what guessing gives
-    neighbours: bool = False  # also read from the embeddings of the two neighbours
-
-
-def measures_of(sample, asked, vocabulary):
-    """The measures of a Sample's states -> [Measure].
-
-    asked: the positions [m] whose ranks are read; column 0 of the ranks is the own token's, column 1 the next token's.
-    vocabulary: number of rows of the token table.
-    """
-    drawn, where = sample.drawn, sample.texts[asked]
-    texts = sample.texts[drawn]
-    train, test = texts % 2 == 0, texts % 2 == 1
-    senses = {"words": sample.words, "senses": sample.senses, "texts": sample.texts}
+def chances(types, vocabulary):
+    """What guessing gives, for each measure at which one can guess -> {name: value}."""
     log_rank = float(np.log10(np.arange(1, vocabulary + 1)).mean())
-    found = [
-        Measure("retrieval", "ranks", lambda ranks: over_texts(ranks[:, 0] == 1, where), 1 / vocabulary),
-        Measure("retrieval, log10 of rank", "ranks", lambda ranks: over_texts(np.log10(ranks[:, 0]), where), log_rank),
-        Measure("retrieval, next token", "ranks", lambda ranks: over_texts(ranks[:, 1] == 1, where), 1 / vocabulary),
-        Measure("senses", "all", partial(sense_separation, **senses), 0.5),
-    ]
-    for label, array in (("token", sample.tokens), ("previous", sample.previous), ("next", sample.following)):
-        known = {"labels": array[drawn], "texts": texts}
-        found.append(Measure(f"variance, {label}", "drawn", partial(shared_variance, **known), 0.0))
-        for group, classes in probe_classes(array[drawn], train, test).items():
-            read = partial(probe, **known, train=train, test=test, classes=classes)
-            chance = 1 / max(1, len(classes))
-            found.append(Measure(f"probe, {label}, {group}", "drawn", read, chance, neighbours=label == "token"))
-    return found
+    found = {"retrieval": 1 / vocabulary, "retrieval, log10 of rank": log_rank, "senses": 0.5}
+    return found | {f"probe, {label}": 1 / max(1, len(types)) for label in PROBED}
+
+
+def at_depth(states, sample, asked, types, token_table, scale):
+    """Every measure of the states [n, D] of a Sample at one depth -> ({name: (value, error) or None}, a CrossProbe).
+
+    asked: the positions [m] whose ranks are read. types: of `probe_types`. scale: the token table's moments. The probe
+    is the one for the token at the position.
+    """
+    drawn, texts = sample.drawn, sample.texts[sample.drawn]
+    raw, own, following = states[drawn], sample.tokens[drawn], sample.following[drawn]
+    centred = moments(raw)
+    plain, found = standardised(raw, centred), {}
+    asked_states, where = standardised(states[asked], centred), sample.texts[asked]
+    ranks = retrieval_ranks(asked_states, sample.tokens[asked, None], token_table, scale)[:, 0]
+    found["retrieval"] = over_texts(ranks == 1, where)
+    found["retrieval, log10 of rank"] = over_texts(np.log10(ranks), where)
+    probes = {}
+    for label, labels in (("token", own), ("next", following)):
+        probes[label] = CrossProbe(raw, labels, texts, types)
+        right = (probes[label](raw, texts) == labels).mean(0)  # [drawn], over splits
+        for group, kinds in (("frequent", types[:FREQUENT]), ("rare", types[FREQUENT:])):
+            found[f"probe, {label}, {group}"] = balanced(right, labels, texts, kinds)
+    found["variance, token"] = shared_variance(plain, own, texts)
+    found["variance, token, less 3 components"] = shared_variance(without_leading(plain), own, texts)
+    found["variance, token, raw"] = shared_variance(raw, own, texts)
+    found["variance, previous"] = shared_variance(plain, sample.previous[drawn], texts)
+    found["variance, next"] = shared_variance(plain, following, texts)
+    found["largest coordinate"] = (largest_share(raw), None)
+    found["senses"] = sense_separation(standardised(states, centred), sample.words, sample.senses, sample.texts)
+    return found, probes["token"]
+
+
+def balanced(right, labels, texts, kinds):
+    """The mean of `right` [n] over the positions whose label is one of `kinds`, each kind alike -> (mean, error).
+
+    None for fewer than two kinds.
+    """
+    asked = np.isin(labels, kinds)
+    if len(kinds) < 2 or not asked.any():
+        return None
+    known = np.unique(labels[asked], return_inverse=True)[1]
+    return over_texts(right[asked], texts[asked], 1 / np.bincount(known)[known])

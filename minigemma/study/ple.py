@@ -7,7 +7,7 @@ import numpy as np
 from ..files import progress
 from ..interventions import chain, mean, patch, zero
 from ..taps import Edit, Trace
-from .measures import by_column, over_texts, shared_variance
+from .measures import by_column, moments, over_texts, shared_variance, standardised
 from .states import gather, state_names
 
 BITS = (8, 4, 3, 2)
@@ -88,7 +88,8 @@ def interventions(model, docs, positions):
 
     def row(kind, at, sample):
         tokens, where = sample.tokens[sample.drawn], sample.texts[sample.drawn]
-        shares = [shared_variance(sample.states[name][sample.drawn], tokens, where) for name in names]
+        states = [sample.states[name][sample.drawn] for name in names]  # [n, D] each
+        shares = [shared_variance(standardised(x, moments(x)), tokens, where) for x in states]
         return {
             "kind": kind,
             "at": at,

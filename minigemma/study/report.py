@@ -1,7 +1,7 @@
 """The results of `retention.measure` as text."""
 
 from ..files import table
-from .measures import CLASSES
+from .measures import FREQUENT, SPLITS, TEXTS_EACH
 
 
 # ------------------------------------------------------------------------------------------------------------- report
@@ -12,17 +12,17 @@ def study_text(results):
 
 def _one_report(result):
     writes = result["writes"]
-    kept = f"{result['texts']} texts, {result['positions']:,} positions, {result['sense labels']} labelled words"
+    kept = f"{result['texts']} texts, {result['positions']:,} positions, retrieval {result['retrieval positions']:,}, "
+    kept += f"{result['types']} token types, {result['sense labels']} labelled words"
     paragraphs = [
-        f"{result['weights']}: {kept}; loss {_pm(*result['loss'], 4)} nats a token",
+        f"{result['weights']}: {kept}; loss {_pm(*result['loss'], 4)} nats per token",
         _by_depth(result, "token", ["retrieval", "retrieval, log10 of rank", "probe, token, frequent",
-                                    "probe, token, rare", "variance, token"]),
-        _by_depth(result, "neighbours", ["variance, previous", "probe, previous, frequent", "variance, next",
-                                         "probe, next, frequent", "retrieval, next token", "senses"]),
-        "retrieval: the token's own row of the token table is the nearest by centred cosine. probe: balanced accuracy\n"
-        f"of ridge regression on up to {CLASSES} token types; from its two neighbours: from their embeddings alone.\n"
-        "variance: the fraction that the label explains. Errors are standard errors over texts; they do not include\n"
-        "the difference between two training runs.",
+                                    "probe, token, rare", "variance, token", "variance, token, less 3 components",
+                                    "variance, token, raw", "largest coordinate"]),
+        _by_depth(result, "neighbours", ["variance, previous", "variance, next", "probe, next, frequent",
+                                         "probe, next, rare", "senses"]),
+        _explained(result["types"]),
+        _handover(result["handover"], len(result["layers"])),
         table(["layer", *writes], [
             (f"{i}", *(_pm(column["mean"][i], column["error"][i]) for column in writes.values()))
             for i in range(len(result["layers"]))
@@ -38,15 +38,43 @@ def _one_report(result):
             for row in result["interventions"]
         ]  # fmt: skip
         paragraphs.append(table(["intervention", "loss", "change", "variance, token, at the end"], rows))
-    return "\n\n".join([*paragraphs, _sentence(result["sentence"])])
+    return "\n\n".join([*filter(None, paragraphs), _sentence(result["sentence"])])
+
+
+def _explained(types):
+    return f"""\
+Each coordinate of the states is standardised first, except for "raw" and "largest coordinate", which is the share of
+the variance that one coordinate has. Where it is large, "raw" is about that coordinate alone.
+retrieval: the token's own row of the token table is the nearest by cosine. probe: balanced accuracy of a linear
+discriminant of all {types} types that occur in at least {TEXTS_EACH} texts; frequent: the first {FREQUENT} of them.
+It is trained on one half of the texts and tested on the other, in {SPLITS} random splits. probe, next:
+what a state tells of the token behind it, so what the context alone tells of a token. variance: the fraction that the
+label explains. Errors are standard errors over texts; they do not include the difference between two training runs."""
+
+
+def _handover(found, depth):
+    """Which word the probe names at every depth, under each condition."""
+    if not found:
+        return ""
+    rows = []
+    for condition, row in found["conditions"].items():
+        for word in ("first", "second"):
+            crossing = ", ".join("none" if at is None else f"{at:.1f}" for at in row["crossing"])
+            last = (crossing, _pm(*row["obeys"], 2)) if word == "second" else ("", "")
+            rows.append((condition if word == "first" else "", word, *(f"{x:.2f}" for x in row[word]["mean"]), *last))
+    head = ["hand-over", "word", *map(str, range(depth + 1)), "crossing", "obeys"]
+    return f"""{table(head, rows)}
+
+{found["positions"]} positions, after so many layers passed. first: the embedding's word, second: PLE's. For
+"undisturbed" second is a word that is nowhere, for "another word" the word that stood there. crossing: the depth from
+which the second is named more often, in each split. obeys: how often the next-token distribution is nearer to the
+second word's."""
 
 
 def _by_depth(result, title, names):
     """A table of measures, one row per depth; for models with PLE also one just before each layer's PLE."""
-    rows = [("chance", *(f"{result['measures'][name]['chance']:.4f}" for name in names))]
-    beside = [result["measures"][name]["from neighbours"] for name in names]
-    if any(beside):
-        rows.append(("from its two neighbours", *(_pm(*pair) if pair else "" for pair in beside)))
+    chances = [result["measures"][name]["chance"] for name in names]
+    rows = [("chance", *("" if chance is None else f"{chance:.4f}" for chance in chances))]
     depths = [("embedding", "after", 0)]
     for i in range(len(result["layers"])):
         depths += [(f"layer {i} before PLE", "before PLE", i)] if result["ple"] else []

@@ -6,6 +6,7 @@ LINES, which are none of the palette's. Sizes are in inches. A figure is at most
 """
 
 import re
+import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -52,6 +53,7 @@ WORDS = {  # a label with this word is about that part
 LINES = (("#111111", "-"), ("#B3123F", "--"), ("#6B7A00", "-."), ("#14306B", ":"))
 MORE_LINES = (("#555555", "-"), ("#B3123F", ":"))
 BROKEN = "#B3123F"
+WORD_ORDER = ("first", "second")  # of the hand-over: the embedding's word, PLE's word
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 KIND_COLOURS = {"sliding_attention": PALETTE["attention"], "full_attention": PALETTE["global attention"]}
 STYLE = {
@@ -121,37 +123,114 @@ def token_boxes(ids, labels, groups, across=100):
     return _finish(axes, legend=ABOVE | {"ncols": 3, "fontsize": 10})
 
 
-def iceberg(models):
-    """Parameters of each model in billions: above the line those that every token multiplies, below the others.
+def squares(uses, each=10**7, rows=16):
+    """Every parameter to scale: squares of `each` parameters, in blocks by what one token of text does with them.
 
-    models: name -> {"stored": parameters, "computed": parameters}, as account.compute.overview()["models"].
+    uses: of an Account. A block fills its columns from the left; a square that two parts share is cut.
     """
-    axes = _axes(8, 4.5)
-    names = list(models)
-    computed = [models[name]["computed"] / 1e9 for name in names]
-    rest = [models[name]["stored"] / 1e9 - value for name, value in zip(names, computed, strict=True)]
-    axes.bar(names, computed, color=LINES[3][0], label="multiplied for every token")
-    axes.bar(names, [-value for value in rest], color="#BBBBBB", label="only stored: PLE rows, other experts")
+    axes = _axes(WIDEST, 5)
+    axes.axis("off")
+    axes.set_aspect("equal")
+    left, totals = 0, {}
+    for use, parts in uses.items():
+        done = 0.0  # squares
+        for part in filter(parts.get, PART_COLOURS):
+            totals[part] = totals.get(part, 0) + parts[part]
+            end = done + parts[part] / each
+            while end - done > 1e-9:
+                place, used = divmod(done + 1e-9, 1)
+                width = min(end - done, 1 - used)
+                corner = (left + place // rows + 0.92 * used, -(place % rows))
+                axes.add_patch(plt.Rectangle(corner, 0.92 * width, 0.92, **_fill(part) | {"linewidth": 0.4}))
+                done += width
+        columns = max(1, -(-done // rows))
+        text = f"{textwrap.fill(use, 13)}\n{_billions(done * each)}"
+        axes.text(left + columns / 2 - 0.04, 1.2, text, ha="center", va="bottom", fontsize=10)
+        left += max(columns + 0.1 * rows, 0.42 * rows)
+    handles = [plt.Rectangle((0, 0), 1, 1, label=f"{part}: {_billions(size)}", **_fill(part))
+               for part, size in totals.items()]  # fmt: skip
+    axes.set_xlim(-0.05 * rows, left)
+    axes.set_ylim(-rows, 5)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 3, "fontsize": 10}
+    return _finish(axes, legend=below | {"handles": handles})
+
+
+def iceberg(accounts):
+    """All parameters of each model in percent: above the water those that every token multiplies, below it the others.
+
+    accounts: name -> uses, of an Account.
+    """
+    axes = _axes(WIDEST, 5)
+    axes.axhspan(-100, 0, color="#EAF2F8", zorder=0)
+    for model, uses in accounts.items():
+        total = sum(sum(parts.values()) for parts in uses.values())
+        above, *others = uses.values()
+        top = _stack(axes, model, above, 100 / total, 0)
+        axes.text(model, top + 1, f"{top:.0f} %\nof {_billions(total)}", ha="center", va="bottom")
+        low = 0
+        for parts in others:
+            low = _stack(axes, model, parts, -100 / total, low)
+    for part in PART_COLOURS:
+        if any(part in parts for uses in accounts.values() for parts in uses.values()):
+            axes.bar(0, 0, label=part, **_fill(part))
     axes.axhline(0, color="#000000", linewidth=1)
-    for x, (above, below) in enumerate(zip(computed, rest, strict=True)):
-        beside = {"textcoords": "offset points", "ha": "center"}
-        axes.annotate(f"{above:.2f}", (x, above), (0, 3), va="bottom", **beside)
-        if below >= 0.01:
-            axes.annotate(f"{below:.2f}", (x, -below), (0, -4), va="top", **beside)
-    axes.margins(y=0.1)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    return _finish(axes, up="parameters of the text model, billions", legend={"loc": "lower left"})
+    axes.set_ylim(-100, 122)
+    axes.set_yticks(range(-100, 101, 50), [abs(tick) for tick in range(-100, 101, 50)])
+    axes.set_xlim(-0.6, len(accounts) - 0.4)
+    return _finish(axes, up="parameters, % of the model's", legend=BESIDE)
+
+
+def _stack(axes, place, parts, scale, start):
+    """Stack parts on a bar, upwards or downwards -> where the bar ends."""
+    for part in PART_COLOURS:
+        if part in parts:
+            axes.bar(place, parts[part] * scale, bottom=start, width=0.7, **_fill(part))
+            start += parts[part] * scale
+    return start
+
+
+def waterfall(panels):
+    """From what is stored to what is "effective"; panels: title -> (total, {part: parameters}, published billions).
+
+    The parts are taken off one after the other. The band holds every number that rounds to the published one.
+    """
+    figure, grid = _grid(WIDEST, 4.4, 1, len(panels))
+    for axes, (title, (total, parts, published)) in zip(grid[0], panels.items(), strict=True):
+        low, high = (float(published) + half for half in (-0.05, 0.05))
+        axes.axhspan(low, high, color="#BBBBBB", zorder=0)
+        axes.text(1.4, low - 0.01 * total / 1e9, f"rounds to {published}", ha="center", va="top")
+        ends, level = [("stored", total, 0, {"facecolor": LINES[0][0]})], total
+        for part, size in parts.items():
+            level -= size
+            ends.append((f"− {part}", size, level, _fill(part)))
+        ends.append(("rest", level, 0, {"facecolor": LINES[0][0]}))
+        for place, (_, size, bottom, look) in enumerate(ends):
+            axes.bar(place, size / 1e9, bottom=bottom / 1e9, width=0.8, **look)
+            axes.text(place, (bottom + size) / 1e9, f"{size / 1e9:.2f}", ha="center", va="bottom")
+        axes.set_xticks(range(len(ends)), [name.replace(" table", "\ntable") for name, *_ in ends], fontsize=10)
+        axes.set_title(title)
+        _finish(axes, "", "parameters, billions" if axes is grid[0, 0] else "")
+    return figure
 
 
 def kv_cache_lines(lengths, sizes):
-    """KV cache in GB over context in tokens; sizes: label -> bytes at the first of `lengths` (at most six labels)."""
-    axes = _axes(7, 4.5)
-    for place, (label, values) in enumerate(sizes.items()):
-        axes.plot(lengths[: len(values)], [value / 1e9 for value in values], label=label, **_look(label, place))
+    """KV cache in GB over context in tokens; sizes: label -> bytes at the first of `lengths` (at most six labels).
+
+    Each line ends at its last size, which is written there.
+    """
+    axes, height = _axes(7, 4.5), 0
+    for label, values in sorted(sizes.items(), key=lambda size: size[1][-1]):
+        look, last = _look(label, list(sizes).index(label)), values[-1] / 1e9
+        axes.plot(lengths[: len(values)], [value / 1e9 for value in values], label=label, **look)
+        height = max(last, 1.35 * height)  # labels do not meet
+        axes.text(1.1 * lengths[len(values) - 1], height, f"{label}: {last:.3g} GB", va="center", color=look["color"])
     _log_tokens(axes)
     axes.set_yscale("log")
+    axes.set_xticks(lengths[::2])
+    axes.set_xticks(lengths[::2])
+    axes.set_xlim(right=lengths[-1] * 10)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    return _finish(axes, "context, tokens", "KV cache, GB", grid=True, legend={"loc": "best"})
+    return _finish(axes, "context, tokens", "KV cache, GB", grid=True)
 
 
 def layer_bars(layers):
@@ -407,23 +486,36 @@ def byte_bars(sizes):
     return _finish(axes, "size, logarithmic")
 
 
-def retention_figures(results):
-    """All figures of the results of retention.measure, for one to three models -> {name: Figure}."""
+def retention_figures(results, seeds=()):
+    """All figures of the results of retention.measure, for one to three models -> {name: Figure}.
+
+    seeds: results of further training runs of the same models, drawn as thin lines.
+    """
     figures = {
         "retention": depth_lines(results, {
-            "retrieval": "its own embedding is\nthe nearest one",
-            "probe, token, frequent": "a linear probe\nnames the token",
+            "retrieval": "its own embedding\nis the nearest",
+            "probe, token, rare": "a linear probe names\na rare token",
             "variance, token": "variance that the\ntoken explains",
-        }),
+        }, seeds),
+        "outliers": depth_lines(results, {
+            "variance, token": "variance explained,\neach coordinate alike",
+            "variance, token, less 3 components": "less the 3 largest\nprincipal components",
+            "variance, token, raw": "raw: the largest\ncoordinates count most",
+        }, seeds),
         "context": depth_lines(results, {
             "variance, previous": "variance explained by\nthe previous token",
             "variance, token": "variance explained by\nthe token itself",
             "variance, next": "variance explained by\nthe next token",
-        }),
-        "senses": depth_lines(results, {"senses": "the nearest centroid\nnames the sense"}),
+        }, seeds),
+        "senses": depth_lines(results, {"senses": "the nearest centroid\nnames the sense"}, seeds),
         "sentence": _sentence_map(results),
     }  # fmt: skip
+    if all(result["handover"] for result in results):
+        figures["swap"] = swap_lines(results, seeds)
     for result in results:
+        if len(result["handover"].get("conditions", ())) > 2:
+            figures["handover"] = handover_areas(result, seeds)
+            figures["dose"] = dose_lines(result)
         if len(result["interventions"]) > 1:
             figures["interventions"] = intervention_bars(result["interventions"])
             figures["ablations"] = ablation_bars(result["interventions"])
@@ -432,40 +524,116 @@ def retention_figures(results):
     return figures
 
 
-def depth_lines(results, measures):
+def handover_areas(result, seeds=()):
+    """Whose word the state is: one position has the embedding of one word and the PLE of another.
+
+    Violet, from below: the probe names the embedding's word; amber, from above: PLE's; white: any other word. Thin
+    lines are the seeds, results of further training runs.
+    """
+    figure, grid = _grid(WIDEST, 4.2, 1, 2)
+    stands = "the embedding is of the word that stands there,\nPLE is of another"
+    panels = (stands, "embedding stays, PLE of another"), (
+        "PLE is of the word that stands there,\nthe embedding is of another", "embedding of another, PLE stays",
+    )  # fmt: skip
+    for axes, (title, condition) in zip(grid[0], panels, strict=True):
+        first, second = (np.array(result["handover"]["conditions"][condition][word]["mean"]) for word in WORD_ORDER)
+        depths = np.arange(len(first))
+        axes.fill_between(depths, 0, first, color=PALETTE["embedding"])
+        axes.fill_between(depths, 1 - second, 1, facecolor=PALETTE["PLE"], edgecolor=PLE_EDGE)
+        for seed in seeds:
+            if condition in seed["handover"]["conditions"]:
+                one, two = (np.array(seed["handover"]["conditions"][condition][word]["mean"]) for word in WORD_ORDER)
+                axes.plot(depths, one, color="#111111", linewidth=0.8)
+                axes.plot(depths, 1 - two, color=PLE_EDGE, linewidth=0.8)
+        axes.text(0.28 * depths[-1], 0.5, "embedding's\nword", color="white", ha="center", va="center", fontsize=14)
+        axes.text(depths[-1] - 0.15, 0.93, "PLE's word", ha="right", va="top", fontsize=14)
+        axes.set_title(title, fontsize=10)
+        axes.margins(0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _finish(axes, "layers passed", "how often the probe names it" if axes is grid[0, 0] else "")
+    return figure
+
+
+def dose_lines(result):
+    """How often the state is PLE's word, by how much PLE writes, and by which part of PLE is another word's."""
+    conditions = result["handover"]["conditions"]
+    mixed = "embedding stays, PLE of another"
+    left, right = _grid(WIDEST, 3.8, 1, 2)[1][0]
+    doses = {"0": f"{mixed}, written 0 times", "0.5": f"{mixed}, written 0.5 times", "1": mixed,
+             "2": f"{mixed}, written 2 times"}  # fmt: skip
+    parts = {"lookup and projection": mixed, "lookup": "lookup of another", "projection": "projection of another",
+             "both, gate shuffled": f"{mixed}, gate shuffled"}  # fmt: skip
+    for axes, chosen, title in ((left, doses, "PLE's write, times"), (right, parts, "of another word")):
+        for place, (label, condition) in enumerate(chosen.items()):
+            values, errors = _numbers(conditions[condition]["second"])
+            axes.errorbar(range(len(values)), values, errors, elinewidth=1, label=label, **_look("", place))
+        axes.set_title(title)
+        axes.set_ylim(0, 1)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _finish(axes, "layers passed", "PLE's word is named" if axes is left else "", True, {"loc": "upper left"})
+    return left.figure
+
+
+def swap_lines(results, seeds=()):
+    """Another word stands at the position, after the same past: how often the probe names it, by depth.
+
+    Dashed grey is what the context alone tells: the probe for the token that comes next, in the first model's state.
+    """
+    axes = _axes(8, 4)
+    for result in seeds:
+        values, _ = _numbers(result["handover"]["conditions"]["another word"]["first"])
+        axes.plot(values, **_model(result, _place(result, results)) | {"linewidth": 0.8, "path_effects": None})
+    for place, result in enumerate(results):
+        values, errors = _numbers(result["handover"]["conditions"]["another word"]["first"])
+        label = f"{_name(result)}: the new word"
+        axes.errorbar(range(len(values)), values, errors, elinewidth=1, label=label, **_model(result, place))
+    old = _numbers(results[0]["handover"]["conditions"]["another word"]["second"])[0]
+    axes.plot(old, color="#111111", linestyle=":", label="the word that stood there")
+    context = _numbers(results[0]["measures"]["probe, next, frequent"]["after"])[0]
+    axes.plot(context, color="#777777", linestyle="--", label="what the past alone tells")
+    axes.set_ylim(0, 1.03)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return _finish(axes, "layers passed", "the probe names it", True, BESIDE)
+
+
+def depth_lines(results, measures, seeds=()):
     """Measures over depth: one panel per measure, one line per model. A circle is the state just before a layer's PLE.
 
     results: of retention.measure; measures: name in results[...]["measures"] -> title of the panel. Bars are one
-    standard error over texts. Chance is dotted; the value from the token's two neighbours is dashed.
+    standard error over texts, thin lines are `seeds`, results of further training runs. Chance is dotted.
     """
-    figure, grid = _grid(2.4 + 2.6 * len(measures), 3.9, 1, len(measures))
+    figure, grid = _grid(min(WIDEST, 2.4 + 2.6 * len(measures)), 3.9, 1, len(measures))
     for axes, (name, title) in zip(grid[0], measures.items(), strict=True):
+        for seed in seeds:
+            look = _model(seed, _place(seed, results)) | {"linewidth": 0.8, "path_effects": None}
+            axes.plot(_numbers(seed["measures"][name]["after"])[0], **look)
         for place, result in enumerate(results):
             look = _model(result, place)
-            colour = look["color"] if not result["ple"] else PLE_EDGE
             measure = result["measures"][name]
             after, before = (_numbers(measure[when]) for when in ("after", "before PLE"))
             depths = np.arange(len(after[0]))
             axes.errorbar(depths, *after, label=_name(result), zorder=3, **look)
             for depth, low, high in zip(depths[1:], before[0], after[0][1:], strict=False):
-                axes.plot(depth, low, "o", color=colour, fillstyle="none", markersize=5)
-                axes.plot([depth, depth], [low, high], color=colour, linewidth=1)
-            axes.axhline(measure["chance"], color="#666666", linestyle=":", linewidth=1)
-            if measure["from neighbours"] and result is results[0]:  # those of the twins are nearly the same
-                axes.axhline(measure["from neighbours"][0], color="#666666", linestyle=(0, (6, 3)), linewidth=1)
-        axes.set_title(title, fontsize=11)
+                axes.plot(depth, low, "o", color=PLE_EDGE, fillstyle="none", markersize=5)
+                axes.plot([depth, depth], [low, high], color=PLE_EDGE, linewidth=1)
+            if measure["chance"] is not None:
+                axes.axhline(measure["chance"], color="#666666", linestyle=":", linewidth=1)
+        axes.set_title(title, fontsize=10)
         axes.set_ylim(0, 1.03)
         axes.xaxis.get_major_locator().set_params(integer=True)
         _finish(axes, "layers passed", "share" if axes is grid[0, 0] else "", grid=True)
     handles = grid[0, 0].get_legend_handles_labels()[0]
     if any(result["ple"] for result in results):
         circle = {"marker": "o", "linestyle": "", "fillstyle": "none"}
-        handles.append(Line2D([], [], color="#000000", label="just before the layer's PLE", **circle))
+        handles.append(Line2D([], [], color=PLE_EDGE, label="just before the layer's PLE", **circle))
     handles.append(Line2D([], [], color="#666666", linestyle=":", label="chance"))
-    if any(result["measures"][name]["from neighbours"] for result in results for name in measures):
-        handles.append(Line2D([], [], color="#666666", linestyle=(0, (6, 3)), label="from its two neighbours"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(measures) == 1 else 6, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(measures) == 1 else 5, frameon=False)
     return figure
+
+
+def _place(seed, results):
+    """Which of the results a seed is a further run of: the one with as many parameters."""
+    return next((i for i, result in enumerate(results) if result["parameters"] == seed["parameters"]), 0)
 
 
 def _sentence_map(results):
@@ -608,6 +776,10 @@ def _log_tokens(axes):
     """A logarithmic horizontal axis of tokens, with 4k for 4,096."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}")
+
+
+def _billions(parameters):
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 5e6 else f"{parameters / 1e6:.1f} million"
 
 
 def _arrow(colour):

@@ -1,8 +1,12 @@
 """The figures for a lecture: each with one sentence as its title and a text for those who cannot see it."""
 
-from ..account import compute, memory, parameters
-from ..files import make_directory, replacing
-from ..released import RELEASED
+import math
+
+from .. import TINY
+from ..account import memory, parameters
+from ..account.parameters import USES
+from ..files import make_directory, read_json, replacing
+from ..released import EFFECTIVE, RELEASED
 from . import figures
 
 PIXELS = 1600  # across
@@ -18,6 +22,17 @@ def lecture_figures():
         for name, account in accounts.items()
     }
     drawn = {
+        f"{name.lower()}-squares": (
+            figures.squares(account.uses, each),
+            f"A token multiplies {_billions(account.uses[USES[0]])} of {name}'s {_billions(account.parts)} billion "
+            f"parameters; a square is {each // 10**6} million",
+            "Squares to scale, in blocks by what one token of text does with the parameters: "
+            + "; ".join(f"{use} {sum(parts.values()):,}" for use, parts in account.uses.items())
+            + ".",
+        )
+        for name, account in accounts.items()
+        for each in [10**7 * math.ceil(account.total / 6e9)]
+    } | {
         "e2b-architecture": (
             figures.architecture(e2b.config),
             "E2B reads a second table: each layer gets its own vector of the token",
@@ -35,9 +50,16 @@ def lecture_figures():
             "Bars of the stored parameters of the five released models by part, in billions.",
         ),
         "iceberg": (
-            figures.iceberg(compute.overview()["models"]),
-            "E2B multiplies less than half of what it stores",
-            "For each released model, the parameters that each token multiplies above a line, the others below it.",
+            figures.iceberg({name: account.uses for name, account in accounts.items()}),
+            "E2B and E4B multiply about half of what they store for a token, 26B-A4B a seventh",
+            "For each released model, in percent of its parameters: above the water what each token multiplies, "
+            "below it the PLE table, the experts that are not chosen, vision, audio, and what is never read.",
+        ),
+        "effective": (
+            figures.waterfall({name: _effective(accounts[name]) for name in ("E2B", "E4B")}),
+            "The subtraction that gives E2B's 2.3 billion does not give E4B's 4.5",
+            "Two waterfalls: stored parameters less the PLE table, audio and vision. E2B's rest lies in the band that "
+            "rounds to 2.3 billion; E4B's rest lies above the band that rounds to 4.5.",
         ),
         "kv-cache": (
             figures.kv_cache_lines(lengths, caches),
@@ -45,6 +67,32 @@ def lecture_figures():
             "The size of the KV cache of each released model from 256 tokens to the model's longest context.",
         ),
     }
+    results, seeds = (read_json(TINY.parent / name, list) for name in ("retention.json", "retention-seeds.json"))
+    studied = figures.retention_figures(results, seeds)
+    titles = {
+        "handover": (
+            "Which word is a state of the tiny weights: early layers hold the embedding's, late layers PLE's",
+            "One position has the embedding of one word and the per-layer embeddings of another. Two panels, over the "
+            "layers passed: in violet how often a probe names the embedding's word, in amber how often PLE's. Violet "
+            "gives way to amber between five and eight layers. Thin lines are three other seeds.",
+        ),
+        "dose": (
+            "The more PLE writes, the earlier the state is PLE's word; no part of PLE does it alone",
+            "Lines over the layers passed: how often the probe names PLE's word, for PLE's write times 0, 0.5, 1 and "
+            "2, and for lookup and projection of another word together and alone.",
+        ),
+        "swap": (
+            "Another word behind the same past is still read after the last layer, with PLE and without",
+            "Lines over the layers passed for the model with PLE and two twins without: how often the probe names the "
+            "new word; the word that stood there is hardly ever named.",
+        ),
+        "retention": (
+            "In the middle, the model with PLE keeps less of its embedding than its twins",
+            "Three panels over the layers passed, for the model with PLE and two twins: own embedding nearest, a probe "
+            "names a rare token, variance that the token explains.",
+        ),
+    }
+    drawn |= {name: (studied[name], *said) for name, said in titles.items()}
     return {name: (figures.titled(figure, title), f"{title}. {alt}") for name, (figure, title, alt) in drawn.items()}
 
 
@@ -60,3 +108,16 @@ def write_figures(directory):
     with replacing(directory / "index.md") as temporary:
         temporary.write_text("\n".join(index), encoding="utf-8")
     return [*written, "index.md"]
+
+
+def _billions(parts):
+    return f"{sum(parts.values()) / 1e9:.2f}"
+
+
+def _effective(account):
+    """What `figures.waterfall` draws of a model: total, the parts to take off, the published billions."""
+    return (
+        account.total,
+        {part: account.parts[part] for part in ("PLE table", "audio", "vision")},
+        EFFECTIVE[account.name],
+    )

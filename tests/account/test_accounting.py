@@ -618,6 +618,18 @@ def test_the_text_and_the_json_of_a_command_hold_the_same_numbers(arguments, cap
         assert number in text
 
 
+@pytest.mark.parametrize("name", MEMBERS)
+def test_the_uses_of_parameters_add_up_to_all_and_to_what_a_token_reads(name):
+    account = count(name)
+    uses = account.uses
+    assert sum(sum(parts.values()) for parts in uses.values()) == account.total
+    row = account.config.num_hidden_layers * account.config.hidden_size_per_layer_input
+    assert sum(uses["multiplied for every token"].values()) + row == account.active
+    for part, size in account.parts.items():
+        both = ("attention", "global attention") if part == "attention" else (part,)
+        assert sum(parts.get(each, 0) for parts in uses.values() for each in both) == size, part
+
+
 def test_printing_an_account_shows_its_table():
     assert "5,123,178,979" in str(count("E2B"))
 
@@ -632,13 +644,19 @@ def test_figures_show_the_data_with_labelled_axes():
     lengths = [128, 1024, 8192]
     sizes = {"shared": [sum(kv_cache(accounts["E2B"].config, length)) for length in lengths]}
     bars = figures.part_bars({name: account.parts for name, account in accounts.items()})
-    berg = figures.iceberg(compute.overview()["models"])
+    berg = figures.iceberg({name: account.uses for name, account in accounts.items()})
     lines = figures.kv_cache_lines(lengths, sizes)
     layers = figures.layer_bars(accounts["E2B"].layers)
     widths = sum(patch.get_width() for patch in bars.axes[0].patches)
     assert widths == pytest.approx(sum(account.total for account in accounts.values()) / 1e9)
-    heights = [sum(abs(patch.get_height()) for patch in list(berg.axes[0].patches)[i::5]) for i in range(5)]
-    assert heights == pytest.approx([account.text / 1e9 for account in accounts.values()])
+    heights = [
+        sum(abs(patch.get_height()) for patch in berg.axes[0].patches if 0 < patch.get_x() + 0.5 - i < 0.5)
+        for i in range(5)
+    ]
+    assert heights == pytest.approx([100] * 5)  # percent
+    for name, account in accounts.items():
+        patches = figures.squares(account.uses, each=10**8).axes[0].patches
+        assert sum(patch.get_width() for patch in patches) / 0.92 * 1e8 == pytest.approx(account.total, rel=1e-6), name
     assert lines.axes[0].lines[0].get_ydata() == pytest.approx(np.array(sizes["shared"]) / 1e9)
     tops = [layer["total"] / 1e6 for layer in accounts["E2B"].layers]
     drawn = Counter()
@@ -648,7 +666,7 @@ def test_figures_show_the_data_with_labelled_axes():
     assert [drawn[i] for i in range(35)] == pytest.approx(tops)
     for figure in (bars, berg, lines, layers):
         units = figure.axes[0].get_xlabel() + figure.axes[0].get_ylabel()
-        assert any(unit in units for unit in ("billions", "millions", "GB"))
+        assert any(unit in units for unit in ("billions", "millions", "GB", "%"))
 
 
 def test_every_member_of_the_family_is_tested_here():

@@ -1,0 +1,267 @@
+"""Each number in the README about parameters and PLE, and in the texts of notebooks 07 and 08, is what a command gives.
+
+The sentences are made here from the results; the README must have them word for word. What `retention` takes minutes
+for is stored in weights/retention.json and weights/retention-seeds.json; a test computes a part of it again.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigemma import count
+from minigemma.account import compute, memory
+from minigemma.interventions import token_losses, zero
+from minigemma.study.handover import MIXED, REVERSED
+from minigemma.study.texts import documents, read_texts
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = json.loads((ROOT / "weights" / "retention.json").read_text(encoding="utf-8"))
+SEEDS = json.loads((ROOT / "weights" / "retention-seeds.json").read_text(encoding="utf-8"))
+TINY, NO_PLE, WIDE = RESULTS
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?B?(?!\w)")
+
+
+def percent(mean, error=None):
+    return f"{100 * mean:.0f}" + ("" if error is None else f" ± {100 * error:.0f}")
+
+
+def named(result, condition, word, depth):
+    """How often the probe names the word after so many layers, in percent with its error."""
+    column = result["handover"]["conditions"][condition][word]
+    return percent(column["mean"][depth], column["error"][depth])
+
+
+def most(results, condition, word):
+    """The largest share at any depth, in percent."""
+    return max(100 * max(result["handover"]["conditions"][condition][word]["mean"]) for result in results)
+
+
+def crossings(results, condition):
+    return [at for result in results for at in result["handover"]["conditions"][condition]["crossing"]]
+
+
+def change(kind, at=None):
+    """What an intervention adds to the loss, and its error."""
+    return next(row["change"] for row in TINY["interventions"] if (row["kind"], row["at"]) == (kind, at))
+
+
+def middle(result):
+    return percent(result["measures"]["retrieval"]["after"]["mean"][6])
+
+
+def end(result, measure):
+    column = result["measures"][measure]["after"]
+    return f"{column['mean'][-1]:.2f}"
+
+
+def readme_sentences():
+    """What the README says of the tiny weights."""
+    obeys = {condition: percent(*row["obeys"]) for condition, row in TINY["handover"]["conditions"].items()}
+    mixed, again = crossings([TINY], MIXED), crossings([seed for seed in SEEDS if seed["ple"]], MIXED)
+    twice, never = f"{MIXED}, written 2 times", f"{MIXED}, written 0 times"
+    single = [change("off in layer", i)[0] for i in range(10)]
+    lookup = [change("lookup pruned in layer", i)[0] for i in range(10)]
+    four, two = (change("lookup quantised per row, bits:", bits) for bits in (4, 2))
+    losses = [f"{result['loss'][0]:.3f}" for result in RESULTS]
+    swapped = [named(result, "another word", "first", -1) for result in RESULTS]
+    explained = [end(result, "variance, token") for result in RESULTS]
+    largest = percent(TINY["measures"]["largest coordinate"]["after"]["mean"][-1])
+    return f"""
+From {np.mean(mixed):.1f} layers on it names PLE's word more often
+
+The three splits of the stories agree within {np.ptp(mixed):.2f} layers; three other seeds, trained on a short schedule,
+give {min(again):.1f} to {max(again):.1f}
+
+After eight layers it names PLE's word in {named(TINY, MIXED, "second", 8)} % of cases and the embedding's in
+{named(TINY, MIXED, "first", 8)} %
+
+with the PLE of the word that stands there and the embedding of another, in {named(TINY, REVERSED, "second", 8)} and
+{named(TINY, REVERSED, "first", 8)} %
+
+A third word, which is nowhere, is named in at most {most([TINY], MIXED, "third"):.1f} %
+
+nearer to that of PLE's word in {obeys[MIXED]} and {obeys[REVERSED]} % of cases
+
+If PLE writes twice as much, its word takes over after {np.mean(crossings([TINY], twice)):.1f} layers; if it writes
+nothing, its word is named in at most {most([TINY], never, "second"):.1f} %
+
+the new word is named after the last layer in {swapped[0]} % of cases with PLE, in {swapped[1]} and {swapped[2]} % by
+the twins; the old word in at most {most(RESULTS, "another word", "second"):.1f} %
+
+after six layers its states are nearest to their own embedding in {middle(TINY)} % of cases, those of the twins in
+{middle(NO_PLE)} and {middle(WIDE)} %
+
+({explained[0]}, {explained[1]} and {explained[2]}
+
+the largest of its 128 coordinates has {largest} % of the variance
+
+{losses[0]} nats per token with PLE, {losses[1]} without, {losses[2]} without and wider (± {TINY["loss"][1]:.3f}; the
+first 256 tokens of {TINY["texts"]} held-out stories)
+
+with PLE off everywhere the loss rises by {change("off everywhere")[0]:.1f} nats, with PLE off in any single layer by at
+most {max(single):.2f}
+
+PLE lookups of 4 bits (one scale per row) raise the loss by {four[0]:.4f} ± {four[1]:.4f} nats, of 2 bits by
+{two[0]:.3f} ± {two[1]:.3f}
+
+Leaving out the lookup of any one of the first five layers raises it by at most {max(lookup[:5]):.4f}, of any one of the
+last five by {min(lookup[5:]):.3f} to {max(lookup[5:]):.3f}
+
+Each number is from {TINY["handover"]["positions"]} positions and {TINY["types"]} token types, so chance is
+{100 / TINY["types"]:.1f} %""".split("\n\n")
+
+
+def caption_sentences():
+    """What the README says of E2B's parameters under its first figure."""
+    e2b = count("E2B")
+    uses = {use: sum(parts.values()) / 1e9 for use, parts in e2b.uses.items()}
+    multiplied, looked_up, towers, unread = uses.values()
+    row = e2b.config.num_hidden_layers * e2b.config.hidden_size_per_layer_input
+    return [
+        f"All {e2b.total:,} parameters of E2B",
+        f"A token of text multiplies {multiplied:.2f} billion of them",
+        f"reads one row of {row:,} numbers of a table of {looked_up:.2f} billion",
+        f"{towers:.2f} billion are for pictures and sound only, {unread:.2f} billion are read by no layer",
+    ]
+
+
+def seeds_table():
+    """What weights/README says of the short runs: each seed's value, and mean and standard deviation over the seeds."""
+    measured = {
+        "own embedding is the nearest, after six layers": ("retrieval", 6),
+        "the same after eight layers": ("retrieval", 8),
+        "a probe names a frequent token, at the end": ("probe, token, frequent", -1),
+        "a probe names a rare token, at the end": ("probe, token, rare", -1),
+        "variance that the token explains, at the end": ("variance, token", -1),
+        "the same without 3 components": ("variance, token, less 3 components", -1),
+    }
+    kinds = [[seed for seed in SEEDS if seed["parameters"] == result["parameters"]] for result in RESULTS]
+    for label, (name, depth) in measured.items():
+        cells = [[seed["measures"][name]["after"]["mean"][depth] for seed in kind] for kind in kinds]
+        yield f"| {label} | " + " | ".join(map(_spread, cells)) + " |"
+    swapped = [[seed["handover"]["conditions"]["another word"]["first"]["mean"][-1] for seed in kind] for kind in kinds]
+    yield "| another word is named, at the end | " + " | ".join(map(_spread, swapped)) + " |"
+    crossing = [np.mean(crossings([seed], MIXED)) for seed in kinds[0]]
+    yield f"| PLE's word is named more often, from this depth on | {_spread(crossing, 1)} | | |"
+
+
+def _spread(values, digits=3):
+    each = ", ".join(f"{value:.{digits}f}" for value in values)
+    return each + (f": {np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def plain(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("sentence", [*readme_sentences(), *caption_sentences()])
+def test_the_readme_says_what_the_commands_give(sentence):
+    assert plain(sentence) in plain(README)
+
+
+@pytest.mark.parametrize("row", list(seeds_table()))
+def test_the_table_of_the_short_runs_is_what_the_command_gives(row):
+    assert row in (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+
+
+def section(start, stop):
+    return plain(README.split(start)[1].split(stop)[0])
+
+
+def test_no_other_number_is_in_those_parts_of_the_readme():
+    for text, sentences in (
+        (section("(notebooks/figures/e2b-squares.png)", "Check in"), caption_sentences()),
+        (section("## What per-layer embeddings do", "```sh"), readme_sentences()),
+    ):
+        rest = re.sub(r"\]\([^)]*\)|\[.otebook \d+\]", "", text)
+        for sentence in sentences:
+            rest = rest.replace(plain(sentence), "")
+        assert not NUMBER.findall(rest), rest
+
+
+def test_the_stored_results_are_those_of_the_stored_weights(tiny):
+    """The texts of the interventions once more: the plain loss, and what PLE off everywhere costs."""
+    docs = documents(tiny.tokenizer, read_texts(ROOT / "weights" / "texts.jsonl")[:16], 256)
+    plain_loss, off = (
+        np.array([token_losses(tiny(doc.ids, **tap)[0], doc.ids).sum() for doc in docs]).sum()
+        for tap in ({}, {"tap": zero("layers.*.ple_out")})
+    )
+    counted = sum(len(doc.ids) - 1 for doc in docs)
+    stored = next(row["loss"][0] for row in TINY["interventions"] if row["kind"] == "plain")
+    assert plain_loss / counted == pytest.approx(stored, abs=1e-3)
+    assert (off - plain_loss) / counted == pytest.approx(change("off everywhere")[0], abs=1e-2)
+
+
+LEFT_OUT = (  # code, formulas, links, and the numbers of exercises, questions, notebooks, models and papers
+    r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|`[^`\n]*`|\]\([^)]*\)",
+    r"^(?:# )?\d+\. |\*\*Exercise \d+|\((?:notebook )?0\d\)",
+    r"[Nn]otebook \d+|about \d+ minutes|arXiv \d+\.\d+|(?:12|26|31)B\b",
+)  # fmt: skip
+
+
+def notebook_text(number):
+    """The sentences of a notebook."""
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for pattern in LEFT_OUT:
+        text = re.sub(pattern, " ", text, flags=re.MULTILINE | re.DOTALL)
+    return text
+
+
+def billions(*counts):
+    return {f"{size / 1e9:.{digits}f}{unit}" for size in counts for digits in (1, 2) for unit in ("B", "")}
+
+
+def known_numbers():
+    """Every number that the texts of notebooks 07 and 08 may have, with its source -> {notebook: numbers}."""
+    e2b, tiny = count("E2B"), count(ROOT / "weights" / "tiny")
+    config, own = e2b.config, tiny.config
+    parts, shares = e2b.parts, compute.compute_account(e2b, 8192)["ple"]
+    ple, resident = parts["PLE table"], memory.weights_in_memory(e2b)["4-bit"]["resident"]
+    off = e2b.total - ple
+    effective = [e2b.total, off, off - parts["token table"], e2b.text - ple, e2b.active, ple]
+    effective += [account.text - account.parts["PLE table"] for account in [count("E4B")]] + [count("E4B").active]
+    multiplied, looked_up, *_ = (sum(found.values()) for found in e2b.uses.values())
+    unused = [tensor for tensor in tiny.tensors if tensor.part == "unused"]
+    norms = sum(np.prod(tensor.shape, dtype=int) for tensor in e2b.tensors
+                if "per_layer" in tensor.name and "norm" in tensor.name)  # fmt: skip
+    row = 2 * config.num_hidden_layers * config.hidden_size_per_layer_input
+    cache = sum(memory.kv_cache(config, config.max_position_embeddings))
+    windows = {layer.window for name in ("E2B", "31B") for layer in count(name).config.layers if layer.window}
+    accounts = billions(*effective, multiplied, looked_up) | {
+        f"{e2b.total:,}", f"{len(unused)}", f"{tiny.parts['unused']:,}", f"{norms:,}", f"{row:,}", f"{row / 4096:.1f}",
+        f"{config.max_position_embeddings:,}", f"{cache / 1e9:.2f}", *(f"{window:,}" for window in windows),
+        f"{resident / 1e9:.2f}", f"{2 * ple / 1e9:.1f}", f"{e2b.nbytes / 1e9:.0f}",
+        *(f"{100 * share['ple'] / share['of']:.{digits}f}" for share in shares.values() for digits in (0, 1)),
+        "2.3B", "4.5B", "4.5",  # published, in released.EFFECTIVE
+    }  # fmt: skip
+    raw, alike = (
+        np.array(TINY["measures"][name]["after"]["mean"]) for name in ("variance, token, raw", "variance, token")
+    )
+    assert raw[-1] > raw[-2]
+    assert alike[-1] < alike[-2]
+    off_everywhere = next(row["change"][0] for row in TINY["interventions"] if row["kind"] == "off everywhere")
+    study = {
+        f"{raw[-1] - raw[-2]:.2f}", f"{config.vocab_size:,}", f"{own.vocab_size:,}",
+        f"{own.hidden_size_per_layer_input}",
+        f"{config.num_hidden_layers}", f"{config.hidden_size_per_layer_input}", f"{config.hidden_size:,}",
+        f"{off_everywhere:.0f}",
+        "0", "0.5", "2",  # the doses
+        "4",  # bits
+        "0.03", "87", "0.85", "0.13", "13", "14", "1.37", "33", "2019", "2023", "25",  # what others published
+    }  # fmt: skip
+    sizes = {"2", "4", "16", "4,096", "60", "8,192", "0", "2B"}  # bytes, bits, pages, lengths; what a page says
+    return {"07": study, "08": accounts | sizes}
+
+
+@pytest.mark.parametrize("notebook", ["07", "08"])
+def test_every_number_in_the_text_of_a_notebook_is_one_that_the_commands_give(notebook):
+    known = known_numbers()[notebook]
+    for line in notebook_text(notebook).split("\n"):
+        for number in NUMBER.findall(line):
+            assert number in known, f"{number}: {line}"
