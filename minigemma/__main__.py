@@ -296,6 +296,17 @@ def synth(args):
     print(f"{args.directory}: gemma-4-{args.name} with random values, {size / 1e9:.2f} GB")
 
 
+def quantize(args):
+    """Write a checkpoint's matrices in 4 or 8 bits, as the compressed-tensors library does; its tables stay.
+
+    Round to nearest, groups of 32 columns. transformers loads the result too.
+    """
+    from .tools.quantize import write
+
+    names = write(args.directory, args.out, args.bits, args.layers, args.keep)
+    print(f"{args.out}: {len(names)} matrices in {args.bits} bits")
+
+
 # Commands with --json return (data for JSON, text for people, exit status); `main` prints one of the two.
 
 
@@ -536,6 +547,14 @@ def parser():
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
     command(tokens, image, audio, video, as_json)
     command(synth, name, flag("directory", metavar="DIR", help="where to write"))
+    command(
+        quantize,
+        flag("directory", metavar="DIR", help="a checkpoint directory"),
+        flag("out", metavar="OUT", help="where to write"),
+        flag("--bits", type=int, default=4, choices=(4, 8), help="default: 4"),
+        flag("--layers", default="*", metavar="PATTERN", help="only these layers, such as [0-4] or 7"),
+        flag("--keep", action="append", default=[], metavar="PATTERN", help="names that stay, such as *.down_proj.*"),
+    )
     command(bench, where, dtype, repeats, as_json)
     command(verify, where, dtype, as_json)
     theirs = flag("theirs", metavar="THEIRS", help="a safetensors file of their intermediates")

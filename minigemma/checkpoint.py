@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .compressed import INTEGERS, fold
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
-from .packed import Clipped, HalfMatrix, narrow, widen
+from .packed import Clipped, HalfMatrix, PackedMatrix, narrow, widen
 from .tensors import (
     AUDIO,
     BOUNDS,
@@ -77,11 +78,11 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     offset: int  # bytes from the start of the file
 
-    def map(self):
+    def map(self, dtypes=FILE_DTYPES):
         """A read-only view of the file, bfloat16 as its bits in uint16. Raises Error for a dtype that is not read."""
-        if self.dtype not in FILE_DTYPES:
-            raise Error(f"{self.path}: holds {self.dtype} tensors; minigemma reads {', '.join(FILE_DTYPES)}")
-        return np.memmap(self.path, FILE_DTYPES[self.dtype], "r", self.offset, self.shape)
+        if self.dtype not in dtypes:
+            raise Error(f"{self.path}: holds {self.dtype} tensors; minigemma reads {', '.join(dtypes)}")
+        return np.memmap(self.path, dtypes[self.dtype], "r", self.offset, self.shape)
 
 
 def read_weights(directory, config, dtype="bfloat16"):
@@ -153,7 +154,10 @@ def find_text_tensors(directory):
 
 
 def _find(directory, short):
-    """The tensors of all shards for which short(name) is a name -> Stored by that name. Raises Error if it has two."""
+    """The tensors of all shards for which short(name) is a name -> Stored by that name, or Packed for a packed matrix.
+
+    Raises Error if two have one name.
+    """
     found = {}
     for path in shards(Path(directory)):
         for whole, stored in read_header(path).items():
@@ -162,7 +166,7 @@ def _find(directory, short):
                 raise Error(f"{path}: holds {name} twice, under two prefixes or in two shards; remove one")
             if name is not None:
                 found[name] = stored
-    return found
+    return fold(found)
 
 
 def read_header(path):
@@ -224,21 +228,27 @@ def _check(directory, found, table, unused=()):
 def _convert(tensor, stored, dtype):
     """A tensor of the file, in the form in which the pass multiplies it."""
     bits = stored.map()
+    packed = isinstance(bits, PackedMatrix)
     if dtype == "float64":
-        return widen(bits).astype(np.float64)
+        return (np.asarray(bits) if packed else widen(bits)).astype(np.float64)
     if tensor.part == "PLE table":
-        _expect_single_rows(bits)
+        for array in bits.parts if packed else [bits]:
+            _expect_single_rows(array)
     mapped = tensor.part == "PLE table" or dtype == "bfloat16"
     if not mapped or len(tensor.shape) < 2 or bits.nbytes <= SMALL:
-        return widen(bits)
+        return np.asarray(bits) if packed else widen(bits)
+    if packed:
+        return bits
     return bits.view(np.ndarray) if bits.dtype == np.float32 else HalfMatrix(bits.view(np.ndarray))
 
 
 def _expect_single_rows(mapped):
     """Tell the system that few rows of this table will be read, far apart: no read-ahead, no pages of 2 MB."""
+    while isinstance(mapped, np.ndarray):  # a view of a view of a file
+        mapped = mapped.base
     for advice in ("MADV_RANDOM", "MADV_NOHUGEPAGE"):
         if hasattr(mmap, advice):  # some systems lack it
-            mapped._mmap.madvise(getattr(mmap, advice))
+            mapped.madvise(getattr(mmap, advice))
 
 
 def save(directory, weights, config, dtype="bfloat16", vision=None, audio=None):
@@ -285,20 +295,26 @@ def _value_of(tensor, weights):
 def write_safetensors(path, dtype, table, arrays, notes=None):
     """Write a safetensors file: one array after the other, under the names and shapes of `table`.
 
-    dtype: a key of FILE_DTYPES. notes: text by name, for the header's metadata. We do not use the library here, because
-    it cannot write bfloat16 from NumPy and needs the whole file in memory. The format is the header's length, the
-    header in JSON, and the data.
+    dtype: a key of FILE_DTYPES; a row of the table may name another one, or one of compressed.INTEGERS, as its third
+    value. A large tensor may be several of the arrays. notes: text by name, for the header's metadata. We do not use
+    the library here, because it cannot write bfloat16 from NumPy and needs the whole file in memory. The format is the
+    header's length, the header in JSON, and the data.
     """
-    header, end, item = {"__metadata__": {"format": "pt"} | (notes or {})}, 0, FILE_DTYPES[dtype]
-    for name, shape in table:
+    header, end, rows = {"__metadata__": {"format": "pt"} | (notes or {})}, 0, []
+    for name, shape, *own in table:
+        (kind,) = own or [dtype]
+        item = (FILE_DTYPES | INTEGERS)[kind]
         start, end = end, end + math.prod(shape) * item.itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+        rows.append((end, item))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        written = 0
         for array in arrays:
-            file.write(np.ascontiguousarray(array, item).data)
+            item = next((item for end, item in rows if written < end), item)
+            written += file.write(np.ascontiguousarray(array, item).data)
 
 
 def random_weights(config, seed=0, dtype=np.float32):

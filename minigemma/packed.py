@@ -1,7 +1,8 @@
-"""A matrix that stays in 16 bits where it lies (a memory-mapped file) and multiplies from there.
+"""Matrices that stay in 16, 8 or 4 bits where they lie (a memory-mapped file) and multiply from there.
 
 A released checkpoint is bfloat16: the upper half of a float32. NumPy has no such type, and converting a whole model
 takes twice its size in memory; but a row can be converted when it is read, and a block of rows when it is multiplied.
+The same holds for files of fewer bits (layouts.py), which would take four to eight times their size.
 """
 
 import threading
@@ -11,6 +12,7 @@ import numpy as np
 
 from .threads import SMALL, blocks, share_out
 
+NEAR = 3 * 2**16  # numbers that are unpacked at once for few rows of x: 0.8 MB in float32, for a core's own cache
 BY_ROW = 3  # rows of x up to which one matrix-vector product a row is the fastest
 WORK = 3 * 2**18  # least numbers of a block: 150 us, where sharing costs 10 to 30
 READ = 16  # products of numbers in the time in which one is read or widened
@@ -53,10 +55,78 @@ class HalfMatrix:
         return wide if dtype is None else wide.astype(dtype, copy=False)
 
 
+class PackedMatrix:
+    """[..., out, in] in one of the layouts of layouts.py, held as it is in the file.
+
+    parts: arrays with a row for each row of the matrix, as layout.unpack takes them. Indexing gives float32 rows,
+    except that indexing a stack of matrices by one number gives the PackedMatrix of that number.
+    """
+
+    def __init__(self, layout, parts, shape):
+        self.layout, self.parts, self.shape = layout, parts, tuple(shape)
+
+    @property
+    def nbytes(self):
+        return sum(part.nbytes for part in self.parts)
+
+    def __repr__(self):
+        return f"PackedMatrix({self.layout.name} {list(self.shape)})"
+
+    def __getitem__(self, index):
+        parts = tuple(part[index] for part in self.parts)
+        if len(self.shape) == 3 and isinstance(index, int | np.integer):
+            return PackedMatrix(self.layout, parts, self.shape[1:])
+        rows = self.parts[0][index].shape[:-1]
+        flat = [part.reshape(-1, part.shape[-1]) for part in parts]
+        return self._rows(flat).reshape(*rows, self.shape[-1])
+
+    def __array__(self, dtype=None, copy=None):
+        """np.asarray(matrix): the whole of it as float32. Raises ValueError for copy=False: this is always a copy."""
+        if copy is False:
+            raise ValueError("a PackedMatrix becomes an array only by a copy; leave out copy=False")
+        wide = np.empty(self.shape, np.float32)
+        flat, parts = wide.reshape(-1, self.shape[-1]), [part.reshape(-1, part.shape[-1]) for part in self.parts]
+        share_out(lambda rows: self._rows([part[rows] for part in parts], flat[rows]), blocks(*flat.shape))
+        return wide if dtype is None else wide.astype(dtype, copy=False)
+
+    def _rows(self, parts, out=None):
+        """Rows of the parts -> [R, in] of float32, in `out` if given."""
+        q, scale, minimum = self.layout.unpack(*parts)  # [R, in], [R, G], [R, G]
+        out = np.empty(q.shape, np.float32) if out is None else out
+        out[...] = q
+        groups = out.reshape(*scale.shape, -1)  # [R, G, g]
+        groups *= scale[..., None]
+        if minimum is not None:
+            groups -= minimum[..., None]
+        return out
+
+    def multiply(self, x, rows, out):
+        """x [T, in] times these rows transposed, into out [T, R].
+
+        For few x the scales are applied to the sums of the groups: there are fewer sums than weights.
+        """
+        parts, width = [part[rows] for part in self.parts], self.shape[-1]
+        R, T = len(parts[0]), len(x)
+        if T > BY_ROW:
+            wide = _memory(R * width).view(np.float32).reshape(R, width)  # [R, in]
+            _multiply(x, self._rows(parts, wide), out)
+            return
+        for near in blocks(R, width, R, NEAR):
+            q, scale, minimum = self.layout.unpack(*(part[near] for part in parts))  # [R, in], [R, G], [R, G]
+            wide = _memory(q.size).view(np.float32).reshape(*scale.shape, -1)  # [R, G, g]
+            wide[...] = q.reshape(wide.shape)
+            groups = x.reshape(T, *wide.shape[1:]).transpose(1, 2, 0)  # [G, g, T]
+            sums = wide.transpose(1, 0, 2) @ groups  # [G, R, T]
+            for t in range(T):
+                out[t, near] = np.vecdot(sums[..., t].T, scale)
+                if minimum is not None:
+                    out[t, near] -= minimum @ groups[..., t].sum(1)
+
+
 class Clipped(NamedTuple):
     """A matrix of a tower, [out, in], with the bounds of its inputs and outputs; see ops.clipped."""
 
-    weight: object  # an array or a HalfMatrix
+    weight: object  # an array, a HalfMatrix or a PackedMatrix
     bounds: tuple[float, ...] | None = None  # input_min, input_max, output_min, output_max; None: not clipped
 
     @property
@@ -92,18 +162,22 @@ def narrow(array):
 
 
 def product(x, matrix):
-    """x [T, in] times matrix [out, in] transposed -> [T, out]. matrix: an array, or a HalfMatrix.
+    """x [T, in] times matrix [out, in] transposed -> [T, out]. matrix: an array, a HalfMatrix or a PackedMatrix.
 
     A large product is cut into blocks of the matrix's rows. Each thread widens its own blocks, and multiplies a block
     while it is in the cache.
     """
-    half, (rows, width) = isinstance(matrix, HalfMatrix), matrix.shape
-    if not half and rows * width * (READ + len(x)) < 2 * WORK * READ:
+    rows, width = matrix.shape
+    dense = isinstance(matrix, np.ndarray)
+    if dense and rows * width * (READ + len(x)) < 2 * WORK * READ:
         return _multiply(x, matrix)
-    out = np.empty((len(x), rows), np.float32 if half else np.result_type(x, matrix))  # [T, out]
+    out = np.empty((len(x), rows), np.result_type(x, matrix) if dense else np.float32)  # [T, out]
 
     def work(part):
-        _multiply(x, _widened(matrix.bits[part]) if half else matrix[part], out[:, part])
+        if isinstance(matrix, PackedMatrix):
+            matrix.multiply(x, part, out[:, part])
+        else:
+            _multiply(x, matrix[part] if dense else _widened(matrix.bits[part]), out[:, part])
 
     share_out(work, product_blocks(rows, width, len(x)))
     return out
@@ -141,9 +215,14 @@ def product_blocks(rows, width, count):
 
 
 def _widened(bits):
-    """bits as float32 in memory of this thread, valid until its next call: fresh memory costs as much as widening."""
-    if getattr(_local, "words", np.empty(0)).size < bits.size:
-        _local.words = np.empty(bits.size, np.uint32)
-    words = _local.words[: bits.size].reshape(bits.shape)
+    """bits as float32 in memory of this thread, valid until its next call."""
+    words = _memory(bits.size).reshape(bits.shape)
     _widen_into(words, bits)
     return words.view(np.float32)
+
+
+def _memory(size):
+    """Memory of this thread for so many numbers, valid until its next call: fresh memory costs as much as widening."""
+    if getattr(_local, "words", np.empty(0)).size < size:
+        _local.words = np.empty(size, np.uint32)
+    return _local.words[:size]

@@ -86,12 +86,13 @@ def cpu_quota(root="/"):
     return min(quotas)
 
 
-def blocks(rows, width, least=1):
+def blocks(rows, width, least=1, most=None):
     """Slices of range(rows), all about as long, for an array of this many rows of `width` numbers.
 
-    PARTS of them, fewer where they would have less than `least` rows, more where they would pass BLOCK numbers.
+    PARTS of them, fewer where they would have less than `least` rows, more where they would pass `most` numbers
+    (default BLOCK).
     """
-    parts = max(1, min(PARTS, rows // max(1, least)), math.ceil(rows * width / BLOCK))
+    parts = max(1, min(PARTS, rows // max(1, least)), math.ceil(rows * width / (most or BLOCK)))
     edges = [rows * i // parts for i in range(parts + 1)]
     return [slice(*edge) for edge in pairwise(edges)]
 

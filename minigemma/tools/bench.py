@@ -16,7 +16,7 @@ from .. import load, prefill, threads
 from ..account.compute import prefill_multiply_adds
 from ..errors import Error
 from ..model import forward
-from ..packed import HalfMatrix
+from ..packed import HalfMatrix, PackedMatrix
 
 PROMPTS = (32, 512, 2048)  # tokens
 DECODE = 16  # tokens
@@ -206,9 +206,11 @@ def resident(array):
 def ple_table(model):
     """The PLE table's bytes and how many of them are resident, where it is mapped."""
     table = getattr(model.weights, "embed_tokens_per_layer", None)
-    if not isinstance(table, HalfMatrix):
+    parts = table.parts if isinstance(table, PackedMatrix) else [table.bits] if isinstance(table, HalfMatrix) else []
+    if not parts:
         return {}
-    return {"PLE table": table.nbytes, "PLE table, resident": resident(table.bits)}
+    held = [resident(part) for part in parts]
+    return {"PLE table": table.nbytes, "PLE table, resident": None if None in held else sum(held)}
 
 
 def machine():

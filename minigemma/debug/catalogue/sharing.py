@@ -82,7 +82,7 @@ def top_left(matrix, rows, columns):
     """The first rows and columns of a matrix; None: all."""
     if isinstance(matrix, HalfMatrix):
         return HalfMatrix(np.ascontiguousarray(matrix.bits[:rows, :columns]))
-    return matrix[:rows, :columns]
+    return np.asarray(matrix)[:rows, :columns]
 
 
 def single_wide(layer, w):

@@ -1,0 +1,105 @@
+"""Matrices of 4 and 8 bits in a safetensors directory, as the compressed-tensors library writes them.
+
+Google's checkpoints of 4 bits are of this kind. In place of `q_proj.weight` a file holds `q_proj.weight_packed`,
+`q_proj.weight_scale` and `q_proj.weight_shape`, and `q_proj.weight_zero_point` if its groups have zero points. Source:
+the library's format pack-quantized.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import Error
+from .layouts import W4A16, W8A16, Layout
+from .packed import PackedMatrix, narrow, widen
+
+INTEGERS = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+LAYOUTS = {4: W4A16, 8: W8A16}  # by bits a number
+FIELDS = ("packed", "scale", "shape", "zero_point")  # after the name of a matrix and "_"
+
+
+class Packed(NamedTuple):
+    """The places of one matrix in the files. It has `shape`, `dtype` and `map`, as a tensor that is stored whole."""
+
+    layout: Layout
+    shape: tuple[int, ...]
+    numbers: Any  # checkpoint.Stored, [out, in x bits / 32] of int32
+    scale: Any  # checkpoint.Stored, [out, G]
+    zero: Any  # checkpoint.Stored, [out x bits / 32, G] of int32, packed along the rows; None without zero points
+
+    @property
+    def dtype(self):
+        return self.layout.name
+
+    def map(self):
+        """The PackedMatrix: views of the file, except that zero points are unpacked."""
+        numbers = self.numbers.map(INTEGERS).view(np.ndarray).view(np.uint8)  # [out, in x bits / 8]
+        parts = [numbers, self.scale.map().view(np.ndarray)]
+        if self.zero is not None:
+            packed = np.ascontiguousarray(self.zero.map(INTEGERS).T)  # [G, out x bits / 32]
+            one = np.zeros((len(packed), 1), np.float32)
+            zero, _, _ = self.layout.unpack(packed.view(np.uint8), one)  # [G, out, and what fills the last int32]
+            parts.append(zero.T[: self.shape[0]])
+        return PackedMatrix(self.layout, parts, self.shape)
+
+
+def fold(found):
+    """Tensors by name -> the same with each packed matrix as one Packed, under the name of its weight.
+
+    Raises Error for a matrix of which a part is missing, and for shapes that do not belong together.
+    """
+    folded = dict(found)
+    for name in [name for name in found if name.endswith(".weight_packed")]:
+        weight = name.removesuffix("_packed")
+        numbers, scale, shape, zero = (folded.pop(f"{weight}_{field}", None) for field in FIELDS)
+        for field, stored in (("scale", scale), ("shape", shape)):
+            if stored is None:
+                raise Error(f"{numbers.path}: holds {name} without {weight}_{field}; download the file again")
+        folded[weight] = _packed(weight, numbers, scale, shape, zero)
+    return folded
+
+
+def _packed(name, numbers, scale, shape, zero):
+    """The Packed of one matrix, if its parts fit together."""
+
+    def refuse(why):
+        raise Error(f"{numbers.path}: {name}: {why}")
+
+    if shape.shape != (2,) or len(numbers.shape) != 2 or len(scale.shape) != 2 or numbers.dtype != "I32":
+        refuse("not packed as compressed-tensors packs a matrix")
+    rows, columns = map(int, shape.map(INTEGERS))
+    bits = 32 * numbers.shape[1] // max(columns, 1)
+    if bits not in LAYOUTS:
+        refuse(f"packed in {bits} bits; minigemma reads {' and '.join(map(str, LAYOUTS))}")
+    groups = scale.shape[1]
+    fits = numbers.shape == (rows, columns * bits // 32) and columns * bits % 32 == 0 and scale.shape[0] == rows
+    if not fits or not 0 < groups <= columns or columns % groups:
+        refuse(f"{rows} x {columns} numbers do not fit {list(numbers.shape)} of int32 and {list(scale.shape)} scales")
+    if zero is not None and (zero.shape, zero.dtype) != ((-(-rows * bits // 32), groups), "I32"):
+        refuse(f"{list(zero.shape)} zero points do not fit its {list(scale.shape)} scales")
+    return Packed(LAYOUTS[bits], (rows, columns), numbers, scale, zero)
+
+
+def rows_of(name, shape, bits, group):
+    """The table rows of one matrix [out, in] for checkpoint.write_safetensors, in the order of `pack`."""
+    rows, columns = shape
+    yield f"{name}_packed", (rows, columns * bits // 32), "I32"
+    yield f"{name}_scale", (rows, columns // group), "BF16"
+    yield f"{name}_shape", (2,), "I64"
+
+
+def pack(matrix, bits, group):
+    """A float32 matrix [out, in] -> its numbers, scales and shape, rounded to the nearest and without zero points.
+
+    The largest weight of a group lies at the end of what `bits` can hold: scale = 2 x |largest| / (2^bits - 1), as in
+    the library. Each number is rounded with the scale that the file keeps, in bfloat16.
+    """
+    half = 2 ** (bits - 1)
+    groups = matrix.reshape(len(matrix), -1, group)  # [out, G, g]
+    scale = narrow(2 * np.abs(groups).max(-1) / (2 * half - 1))  # [out, G], the bits of bfloat16
+    step = widen(scale)[..., None]  # [out, G, 1]
+    q = np.rint(np.divide(groups, step, out=np.zeros_like(groups), where=step > 0)).clip(-half, half - 1)
+    q = (q + half).astype(np.uint8).reshape(matrix.shape)  # [out, in]
+    if bits == 4:
+        q = q[:, ::2] | q[:, 1::2] << 4  # [out, in / 2]
+    return q.view("<i4"), scale, np.array(matrix.shape)

@@ -1,0 +1,29 @@
+"""Store what the gguf and compressed-tensors libraries make of random bytes, for the tests that run without them.
+
+    PYTHONPATH=.:tests python -m parity.make_layout_goldens
+
+tests/goldens/layouts.safetensors then holds for each layout the arrays of the file, and the weights as their bits.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from .layouts import blocks_of_gguf, compressed
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "layouts.safetensors"
+
+
+def main():
+    rng, arrays = np.random.default_rng(20), {}
+    for case, parts, weights in [*blocks_of_gguf(rng, rows=3, blocks=2), *compressed(rng, rows=5, columns=256)]:
+        arrays |= {f"{case}.{i}": part for i, part in enumerate(parts)}
+        arrays[f"{case}.weights"] = weights.view(np.uint32)
+    versions = {name: version(name) for name in ("gguf", "compressed-tensors")}
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, GOLDENS, versions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Weights of 4 to 8 bits: read bit for bit, multiplied from where they lie, written and loaded again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import minigemma
+from minigemma import Error, checkpoint, packed
+from minigemma.__main__ import main
+from minigemma.checkpoint import write_safetensors
+from minigemma.compressed import pack, rows_of
+from minigemma.layouts import BLOCKS, W4A16, W8A16
+from minigemma.packed import PackedMatrix
+from minigemma.tools import quantize
+
+GOLDENS = safetensors.numpy.load_file(Path(__file__).parent / "goldens" / "layouts.safetensors")
+LAYOUTS = {"w4a16": W4A16, "w8a16": W8A16} | {layout.name: layout for layout in BLOCKS.values()}
+CASES = sorted({name.rpartition(".")[0] for name in GOLDENS})
+
+
+def stored(case):
+    """The PackedMatrix of a case, and its weights as the layout's own library gave them."""
+    weights = GOLDENS[f"{case}.weights"].view(np.float32)
+    parts = [GOLDENS[f"{case}.{i}"] for i in range(3) if f"{case}.{i}" in GOLDENS]
+    return PackedMatrix(LAYOUTS[case.partition("-")[0]], parts, weights.shape), weights
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_layout_gives_the_weights_of_its_own_library_bit_for_bit(case):
+    matrix, weights = stored(case)
+    np.testing.assert_array_equal(np.asarray(matrix).view(np.uint32), weights.view(np.uint32))
+    np.testing.assert_array_equal(matrix[[2, 0]], weights[[2, 0]])
+    np.testing.assert_array_equal(matrix[1], weights[1])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("tokens", [1, 3, 4, 150])
+def test_a_product_with_packed_weights_is_that_with_their_float32(case, tokens):
+    matrix, weights = stored(case)
+    x = np.random.default_rng(tokens).standard_normal((tokens, weights.shape[1])).astype(np.float32)
+    exact = x.astype(np.float64) @ weights.T.astype(np.float64)
+    # a sum of n products in float32 is off by at most n x 2^-24 of the sum of their sizes; the minimum is a second sum
+    allowed = 2 * weights.shape[1] * 2**-24 * (np.abs(x) @ np.abs(weights).T)
+    matrix_minima = matrix.layout.unpack(*matrix.parts)[2]
+    if matrix_minima is not None:
+        allowed = allowed + 4 * weights.shape[1] * 2**-24 * np.abs(x).sum(1)[:, None] * np.abs(matrix_minima).max()
+    assert (np.abs(packed.product(x, matrix) - exact) <= allowed).all()
+
+
+def test_a_stack_of_packed_matrices_gives_each_of_them():
+    matrix, weights = stored("Q4_0")
+    stack = PackedMatrix(matrix.layout, [np.stack([part, part[::-1]]) for part in matrix.parts], (2, *weights.shape))
+    assert stack[1].shape == weights.shape
+    np.testing.assert_array_equal(np.asarray(stack), [weights, weights[::-1]])
+    np.testing.assert_array_equal(stack[np.array([1, 0])], [weights[::-1], weights])
+
+
+@pytest.fixture(scope="module", params=[4, 8])
+def quantised(request, tmp_path_factory):
+    """The tiny weights in few bits, and how many."""
+    out = tmp_path_factory.mktemp("quantised")
+    quantize.write(minigemma.TINY, out, request.param)
+    return out, request.param
+
+
+def test_the_pass_on_packed_weights_is_that_of_their_float32_twin(quantised, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SMALL", 0)  # bytes: nothing is converted at load
+    out, _ = quantised
+    model, twin, exact = (minigemma.load(out, dtype) for dtype in ("bfloat16", "float32", "float64"))
+    assert isinstance(model.weights.layers[3].gate_proj, PackedMatrix)
+    ids = model.tokenizer.encode("Tom put the kite in the barn.")
+    ours, theirs, reference = (np.asarray(one(ids)[0], np.float64) for one in (model, twin, exact))
+    assert np.linalg.norm(ours - reference) <= 5 * np.linalg.norm(theirs - reference)
+
+
+def test_quantising_rounds_to_the_nearest_of_the_numbers_that_its_bits_can_hold(quantised):
+    out, bits = quantised
+    before, after = (checkpoint.find_text_tensors(where) for where in (minigemma.TINY, out))
+    name = "layers.3.mlp.gate_proj.weight"
+    original, matrix = np.asarray(packed.widen(before[name].map())), after[name].map()
+    _, scale, _ = matrix.layout.unpack(*matrix.parts)
+    distance = np.abs(np.asarray(matrix) - original).reshape(*scale.shape, -1)
+    # half a step; at the upper end the largest number that fits is half a step lower, and bfloat16 rounds the scale
+    assert (distance <= scale[..., None] * (0.5 + 2.0 ** (bits - 9)) * (1 + 2**-7)).all()
+    table = "embed_tokens.weight"
+    np.testing.assert_array_equal(before[table].map(), after[table].map())
+
+
+def test_layers_and_names_can_be_kept_in_sixteen_bits(tmp_path, capsys):
+    assert (
+        main(["quantize", str(minigemma.TINY), str(tmp_path / "q"), "--layers", "[0-4]", "--keep", "*.down_proj.*"])
+        == 0
+    )
+    held = checkpoint.read_header(tmp_path / "q" / "model.safetensors")
+    names = [name for name in held if name.endswith("_packed")]
+    assert {name.split(".layers.")[1][0] for name in names if ".layers." in name} == set("01234")
+    assert not any("down_proj" in name for name in names)
+    assert f"{len(names)} matrices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--layers", "77"], "fits none of the layers 0 to 9"),
+        (["--keep", "*.dwon_proj.*"], "fits no matrix"),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_refused(options, complaint, tmp_path, capsys):
+    assert main(["quantize", str(minigemma.TINY), str(tmp_path / "q"), *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_what_is_quantised_or_holds_a_checkpoint_is_not_quantised_again(quantised, tmp_path):
+    out, _ = quantised
+    with pytest.raises(Error, match="quantised already"):
+        quantize.write(out, tmp_path / "again")
+    with pytest.raises(Error, match="holds a checkpoint already"):
+        quantize.write(minigemma.TINY, out)
+
+
+def damaged(path, change):
+    """A file of one packed matrix, [8, 64], with one change."""
+    rows, arrays = list(rows_of("q_proj.weight", (8, 64), 4, 32)), list(pack(np.ones((8, 64), np.float32), 4, 32))
+    change(rows, arrays)
+    write_safetensors(path / "model.safetensors", "F32", rows, arrays)
+    return path
+
+
+def less(i):
+    return lambda rows, arrays: (rows.pop(i), arrays.pop(i))
+
+
+def other(i, array, dtype):
+    array = np.asarray(array)
+
+    def change(rows, arrays):
+        rows[i], arrays[i] = (rows[i][0], array.shape, dtype), array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (less(1), "without q_proj.weight_scale"),
+        (less(2), "without q_proj.weight_shape"),
+        (other(2, [8, 48], "I64"), "packed in 5 bits"),
+        (other(2, [8, -64], "I64"), "packed in"),
+        (other(2, [8, 0], "I64"), "packed in"),
+        (other(2, [9, 64], "I64"), "do not fit"),
+        (other(2, [64], "I64"), "not packed as compressed-tensors packs"),
+        (other(1, np.ones((8, 3)), "F32"), "do not fit"),
+        (other(1, np.ones((8, 0)), "F32"), "do not fit"),
+        (other(0, np.ones((8, 8)), "F32"), "not packed as"),
+    ],
+)
+def test_a_packed_matrix_whose_parts_do_not_fit_is_refused(change, complaint, tmp_path):
+    with pytest.raises(Error, match=complaint):
+        checkpoint.find_text_tensors(damaged(tmp_path, change))
+
+
+def test_save_writes_the_weights_that_a_packed_checkpoint_stands_for(quantised, tmp_path):
+    out, _ = quantised
+    model = minigemma.load(out)
+    minigemma.save(tmp_path / "saved", model.weights, model.config, "float32")
+    ids = [2, 5, 9, 11]
+    np.testing.assert_array_equal(
+        minigemma.load(tmp_path / "saved", "float32")(ids)[0], minigemma.load(out, "float32")(ids)[0]
+    )
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
