@@ -168,6 +168,19 @@ def test_the_table_of_the_short_runs_is_what_the_command_gives(row):
     assert row in (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
 
 
+SIGNS = {"retrieval": (6, 8), "probe, token, frequent": (-1,), "probe, token, rare": (-1,), "variance, token": (-1,)}
+
+
+@pytest.mark.parametrize(("name", "depth"), [(name, depth) for name, depths in SIGNS.items() for depth in depths])
+def test_no_run_of_a_twin_lies_between_the_runs_with_ple_and_the_long_runs_agree_in_sign(name, depth):
+    def values(results, ple):
+        return [result["measures"][name]["after"]["mean"][depth] for result in results if result["ple"] == ple]
+
+    higher = min(values(SEEDS, True)) > max(values(SEEDS, False))
+    assert higher or max(values(SEEDS, True)) < min(values(SEEDS, False))
+    assert all((values(RESULTS, True)[0] > twin) == higher for twin in values(RESULTS, False))
+
+
 def section(start, stop):
     return plain(README.split(start)[1].split(stop)[0])
 

@@ -18,6 +18,7 @@ from ..interventions import chain, log_softmax, patch, scale
 from ..model import no_tap
 from ..taps import Edit, Trace
 from .measures import FREQUENT, by_column, over_texts
+from .states import STATE_BYTES
 
 DOSES = (0, 0.5, 2)  # factors of what PLE writes
 MIXED = "embedding stays, PLE of another"
@@ -63,9 +64,12 @@ def conditions(config, ids, taps, seed):
 def gather_swaps(model, docs, names, positions, types, advance):
     """Run every condition at about `positions` positions -> Swaps. The same documents always give the same positions.
 
-    names: the taps of the states to keep. types: the words, the most frequent first. advance(1) follows each document.
+    There are fewer positions if their states would not fit in STATE_BYTES. names: the taps of the states to keep.
+    types: the words, the most frequent first. advance(1) follows each document.
     """
-    each = max(2, -(-positions // len(docs)))
+    size = 4 * model.config.hidden_size * len(names) * len(conditions(model.config, (0, 0), ({}, {}), 0))  # bytes
+    docs = docs[: max(1, STATE_BYTES // size // 2)]
+    each = max(2, min(-(-positions // len(docs)), STATE_BYTES // size // len(docs)))
     places = [_draw(doc.ids, types, each, number) for number, doc in enumerate(docs)]
     columns = {"texts": [], "third": [], "expected": [], "rare": []}
     words, states, nearer = {}, {name: {} for name in names}, {}

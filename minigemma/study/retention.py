@@ -1,5 +1,6 @@
 """All measures at every depth of a model, and several models side by side."""
 
+import json
 import math
 import sys
 import time
@@ -162,13 +163,4 @@ def measure(paths, texts, load, *, count, length, positions, swaps, intervention
             **kept,
             "interventions": interventions(model, few, positions) if few else [],
         })  # fmt: skip
-    return rounded(results)
-
-
-def rounded(value, digits=5):
-    """A value for JSON with its floats rounded to so many significant digits."""
-    if isinstance(value, dict):
-        return {name: rounded(each, digits) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(each, digits) for each in value]
-    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(results), parse_float=lambda digits: float(f"{float(digits):.5g}"))  # rounded

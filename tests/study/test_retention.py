@@ -14,7 +14,7 @@ from family import small
 
 import minigemma
 from minigemma import Error, Trace, forward
-from minigemma.study import measures, report, retention, states
+from minigemma.study import handover, measures, report, retention, states
 from minigemma.study.handover import MIXED, REVERSED, Swaps, gather_swaps, read
 from minigemma.study.handover import conditions as swap_conditions
 from minigemma.study.measures import (
@@ -331,6 +331,14 @@ def test_the_hand_over_mixes_the_words_where_it_says(tiny):
     tiny(ids, tap=minigemma.interventions.chain(minigemma.interventions.patch("ple", ple, at), whole))
     assert np.allclose(whole["layers.9.resid_post"][-1], end[MIXED][0], atol=1e-3)
     assert not np.allclose(end[MIXED], end["undisturbed"], atol=0.1)
+
+
+def test_the_hand_over_is_bounded_in_memory(tiny, monkeypatch):
+    docs = documents(tiny.tokenizer, read_texts(TEXTS)[:6], 30)
+    types = np.unique(np.concatenate([doc.ids for doc in docs]))
+    size = 4 * 128 * len(swap_conditions(tiny.config, (0, 0), ({}, {}), 0))  # bytes of a position
+    monkeypatch.setattr(handover, "STATE_BYTES", 9 * size)
+    assert len(gather_swaps(tiny, docs, ["embed"], 60, types, lambda count: None).texts) <= 9
 
 
 def test_a_model_without_ple_has_the_swap_and_no_mix():
