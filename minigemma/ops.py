@@ -226,13 +226,13 @@ def sinusoids(count, size, dtype):
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(dtype)
 
 
-def mel_triangles(bins):
-    """How much each of 257 frequencies from 0 to 8 kHz counts in each mel bin -> [257, bins].
+def mel_triangles(bins, count=257):
+    """How much each of `count` frequencies from 0 to 8 kHz counts in each mel bin -> [count, bins].
 
     Triangles of height 1, whose corners lie evenly on HTK's mel scale. The lowest of 128 falls between two frequencies
     and is empty.
     """
-    hertz = np.linspace(0, 8000, 257)[:, None]
+    hertz = np.linspace(0, 8000, count)[:, None]
     mels = np.linspace(0, 2595 * np.log10(1 + 8000 / 700), bins + 2)
     corners = 700 * (10 ** (mels / 2595) - 1)  # in Hz
     widths = np.diff(corners)

@@ -505,7 +505,7 @@ def _elsewhere(name, keep, fits):
 def _donor(bad, run, keep, fits):
     """Their scores of a KV-sharing layer come from the K of a wrong layer."""
     i = layer_of(bad)
-    if i is None or not bad.endswith("attn.scores"):
+    if i is None or part_that_has(bad) != "text" or not bad.endswith("attn.scores"):
         return None
     q, keys = np.asarray(keep[f"layers.{i}.attn.rot_q"], np.float64), Trace("layers.*.attn.rot_k")  # [T, N, H]
     run.through(keys)

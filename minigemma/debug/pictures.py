@@ -12,7 +12,6 @@ from ..inputs import BUDGETS, check_sight, fit_image, grid_of, placeholders, rea
 from ..media import open_sound
 from .catalogue import FAULTS
 from .catalogue.vision import COUNTS
-from .port import listener
 from .runs import PictureRun, Run, SoundRun
 
 LEVELS = 2  # of 255, by which two bicubic filters differ
@@ -37,16 +36,21 @@ def given_pictures(paths, budget, config):
 
 
 def given_sounds(paths, config):
-    """The files of --audio -> what the model hears of each: a log mel, in 12B samples. Raises Error as open_sound."""
-    sounds = [open_sound(path, config) for path in paths or ()]
-    return [log_mel(x, config.audio.bins) for x in sounds] if isinstance(config.audio, AudioTower) else sounds
+    """The files of --audio -> the samples of each. Raises Error as open_sound."""
+    return [open_sound(path, config) for path in paths or ()]
+
+
+def heard_in(samples, config):
+    """What the model hears of a sound: its log mel, in 12B the samples."""
+    return log_mel(samples, config.audio.bins) if isinstance(config.audio, AudioTower) else samples
 
 
 def frames_of(sounds, config):
     """How many rows the input of the tower has, if there is one sound: its mel frames, in 12B its soft tokens."""
     if len(sounds) != 1:
         return None
-    return len(sounds[0]) if isinstance(config.audio, AudioTower) else config.audio.count(len(sounds[0]))
+    heard = heard_in(sounds[0], config)
+    return len(heard) if heard.ndim > 1 else config.audio.count(len(heard))
 
 
 def runs_of(theirs, tokens, model, soft=None, pictures=(), unused=None, sounds=()):
@@ -83,13 +87,16 @@ def _sound_run(theirs, ears, model, sounds):
     """The SoundRun of the tower's arrays, None where the sound is not known."""
     if len(sounds) > 1:
         raise Error("the arrays of an audio tower are of one sound; give that one with --audio")
-    heard = [*sounds, *(ears[name] for name in ("audio.mel", "audio.frames") if name in ears)]
-    if not heard:
+    samples = sounds[0] if sounds else None
+    if sounds:
+        heard = heard_in(samples, model.config)
+    elif "audio.mel" in ears or "audio.frames" in ears:
+        heard = ears["audio.mel"] if "audio.mel" in ears else ears["audio.frames"].reshape(-1)
+    else:
         theirs.unread["audio.*"] = "the sound is not known; give it with --audio"
         return None
-    heard = heard[0] if isinstance(model.config.audio, AudioTower) else heard[0].reshape(-1)
     frames = -(-theirs.frames // 4) if isinstance(model.config.audio, AudioTower) else theirs.frames
-    return SoundRun(model, np.arange(frames), ears, own_ids=True, heard=heard)
+    return SoundRun(model, np.arange(frames), ears, own_ids=True, heard=heard, samples=samples)
 
 
 def _soft_rows(towers, captured, count, model, pictures, sounds):
@@ -105,7 +112,7 @@ def _soft_rows(towers, captured, count, model, pictures, sounds):
     if pictures and sounds:
         raise Error("the prompt has pictures and sounds; give their soft tokens with --soft, or capture embed")
     if sounds:
-        return np.concatenate([listener(model.config)(heard, model.audio, model.config) for heard in sounds])
+        return np.concatenate([model.hear(samples) for samples in sounds])
     return np.concatenate([model.see(picture.colours, picture.budget) for picture in pictures])
 
 

@@ -147,12 +147,12 @@ class PicturePort(Port):
 class SoundPort(PicturePort):
     """Our pass of a sound with mistakes put into it. A tap is edited under its name without `audio.`.
 
-    heard: the log mel, or in 12B the samples.
+    heard: the log mel, or in 12B the samples. samples: those that the log mel is of; None: not known.
     """
 
-    def __init__(self, config, weights, heard, suspect=None):
+    def __init__(self, config, weights, heard, samples=None, suspect=None):
         super().__init__(config, weights, None, suspect=suspect)
-        self.heard = heard
+        self.heard, self.samples = heard, samples
 
     def layer(self, i):
         return self.config.audio, self.weights.layers[i]

@@ -88,7 +88,9 @@ class Run:
         """What the run has that a mistake of the catalogue may need."""
         soft = self.soft_tokens is not None
         several = soft and len(np.unique(np.diff(np.sort(self.soft_tokens[0])))) > 1
-        return {"cached": prefill is not None, "soft": soft, "unused": bool(self.unused), "pictures": several}
+        sounds = bool((self.tokens == self.config.audio_token_id).any())
+        facts = {"cached": prefill is not None, "soft": soft, "unused": bool(self.unused)}
+        return facts | {"pictures": several, "sounds": sounds}
 
     def varied(self, name, array, rng):
         """The array as a healthy engine may have it before it rounds."""
@@ -153,9 +155,13 @@ class PictureRun(Run):
 
 @dataclass(eq=False)
 class SoundRun(Run):
-    """Our side of a comparison of a sound: tokens are its frames, 0 to T - 1. heard: its log mel, or 12B's samples."""
+    """Our side of a comparison of a sound: tokens are its frames, 0 to T - 1.
+
+    heard: its log mel, or 12B's samples. samples: those that the log mel is of; None: not known.
+    """
 
     heard: np.ndarray = None
+    samples: np.ndarray | None = None
 
     def own_weights(self):
         return self.model.audio
@@ -168,10 +174,10 @@ class SoundRun(Run):
         listener(self.config)(self.heard, self.weights, self.config, tap=tap)
 
     def port(self, suspect=None, wrong=()):
-        return SoundPort(self.config, self.weights, self.heard, suspect)
+        return SoundPort(self.config, self.weights, self.heard, self.samples, suspect)
 
     def facts(self, prefill):
-        return {"sound": True}
+        return {"sound": True, "samples": self.samples is not None}
 
     def sizes(self, name):
         audio = self.config.audio

@@ -19,7 +19,7 @@ from minigemma.debug.diff import compare_traces
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
 from minigemma.debug.runs import Run
-from minigemma.taps import TAPS, VISION_TAPS, tap_kind, time_axis
+from minigemma.taps import AUDIO_TAPS, TAPS, VISION_TAPS, tap_kind, time_axis
 from minigemma.tensors import unused_tensors
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
@@ -49,12 +49,12 @@ def test_every_entry_says_what_why_and_what_to_do():
         assert id == fault.id
         assert fault.title and fault.symptom and fault.remedy and fault.seen, id
         assert fault.probe in PROBES, id
-        assert fault.first is None or fault.first in TAPS | VISION_TAPS, id
+        assert fault.first is None or fault.first in TAPS | VISION_TAPS | AUDIO_TAPS, id
         assert bool(fault.changes) == bool(fault.first), id
 
 
 def test_the_catalogue_covers_every_part_of_the_model():
-    assert {id[0] for id in FAULTS} == set("ABCDEFGHJLMTV")
+    assert {id[0] for id in FAULTS} == set("ABCDEFGHJLMSTV")
     assert len({fault.title for fault in FAULTS.values()}) == len(FAULTS)
 
 

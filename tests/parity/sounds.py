@@ -59,8 +59,10 @@ def random_hearing(seed):
 class Hearing:
     """One config and sound: our taps, and the reference's; `disagreements` of case.py compares them."""
 
-    def __init__(self, raw, sound, seed=0):
+    def __init__(self, raw, sound, seed=0, install=lambda tower: None, padding=7):
+        """install: a mistake that is put into transformers' audio tower. padding: frames behind its log mel."""
         self.raw, self.sound, self.config = raw, sound, Config.from_dict(raw)
+        self.install, self.padding = install, padding
         self.seed, self.reference = seed, cache(self._reference)
 
     def weights(self, dtype):
@@ -107,9 +109,10 @@ def _record_tower(case, state):
     audio = eager(Gemma4AudioConfig.from_dict(case.raw["audio_config"]))
     tower = modeling_gemma4.Gemma4AudioModel(audio).eval()
     tower.load_state_dict(_part(state, "audio_tower."))
+    case.install(tower)
     text = Gemma4TextConfig.from_dict(case.raw["text_config"])
     embedder = _embedder(modeling_gemma4.Gemma4MultimodalEmbedder, audio, text, state)
-    R, padding = len(case.sound), 7  # frames of padding, which change nothing
+    R, padding = len(case.sound), case.padding  # which changes nothing in a right tower
     T = -(-R // 4)
     mel = torch.from_numpy(np.pad(case.sound, ((0, padding), (0, 0)))).to(torch.get_default_dtype())[None]
     mask = torch.arange(R + padding)[None] < R

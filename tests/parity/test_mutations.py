@@ -21,8 +21,9 @@ OTHER_IDS = ("J1", "J2")  # these run other tokens: their logits have another sh
 INVISIBLE = ("B8", "C1b", "L6")  # in float32; the others that are called benign still move a logit by 1e-4
 WHOLE, CACHED, SOFT = "one call", "a cached sequence", "soft tokens"
 PREFILL = 12  # tokens before the cached sequence goes on one by one
-# those with pictures are in test_picture_mistakes.py
-ENTRIES = [entry for entry in FAULTS.values() if entry.changes and entry.id[0] != "V" and entry.id not in OTHER_IDS]
+# those with pictures and sounds are in test_picture_mistakes.py and test_sound_mistakes.py
+ELSEWHERE = {id for id in FAULTS if id[0] in "VS"} | {*OTHER_IDS}
+ENTRIES = [entry for entry in FAULTS.values() if entry.changes and entry.id not in ELSEWHERE]
 CHANGES = [(entry, number) for entry in ENTRIES for number in range(len(entry.changes))]
 SIZES = {}  # how far each mistake moves the logits, for the report
 

@@ -6,11 +6,12 @@ compares it with what somebody's port computed.
 
 An id is a letter, which names the file, and a number; a small letter tells near relatives apart:
 A embedding (with norms, activations and the head), B ple, C layer_scalar, D attention, E rope, F sharing, G window,
-H experts, J tokens, L false_alarms, M mlp, T turns, V vision.
+H experts, J tokens, L false_alarms, M mlp, S audio, T turns, V vision.
 """
 
-from ...config import VisionEmbedder, VisionTower
+from ...config import AudioTower, VisionEmbedder, VisionTower
 from . import attention, embedding, experts, false_alarms, layer_scalar, mlp, ple, rope, sharing, tokens, turns, window
+from . import audio as sounds
 from . import vision as pictures
 from .changes import to_bfloat16
 from .entry import PROBES, Fault
@@ -19,7 +20,7 @@ __all__ = ["FAULTS", "PROBES", "Fault", "applicable", "to_bfloat16"]
 
 PARTS = (
     embedding, ple, layer_scalar, attention, rope, sharing, window, experts, tokens, false_alarms, mlp, turns,
-    pictures,
+    pictures, sounds,
 )  # fmt: skip
 FAULTS = {fault.id: fault for part in PARTS for fault in part.ENTRIES}
 
@@ -47,6 +48,8 @@ def applicable(fault, config, cached=False, soft=False, unused=False, picture=Fa
         "embedder": isinstance(sight, VisionEmbedder),
         "clipped": getattr(sight, "use_clipped_linears", False),
         "standardize": getattr(sight, "standardize", False),
+        "ears": isinstance(config.audio, AudioTower),
+        "ears clipped": getattr(config.audio, "use_clipped_linears", False),
         "plain": isinstance(sight, VisionTower) and not sight.standardize,
     }
     return bool(fault.changes) and all((has | more).get(need) for need in fault.needs)

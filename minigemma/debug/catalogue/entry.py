@@ -12,6 +12,7 @@ PROBES = {
     "cached": "a prompt, then tokens one by one with the cache, compared with the same ids in one call",
     "soft": "a prompt with image or audio rows in it",
     "picture": "a picture that is not square, in the tower alone",
+    "sound": "a second of sound, in the audio tower alone",
     "ids": "the ids that their tokenizer and template make; no forward pass is needed",
 }
 
