@@ -25,7 +25,7 @@ FREQUENT = 50  # token types that count as frequent, the others of a probe are r
 TEXTS_EACH = 8  # texts that a token type must occur in to be asked for by a probe
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # added to the covariance within classes, of coordinates whose variance is 1
 SPLITS = 3  # random halves of the texts
-PROBED = ("token, frequent", "token, rare", "next, frequent", "next, rare")
+PROBED = ("token, frequent", "token, rare", "next, frequent", "next, rare", "shuffled labels")
 LEADING = 3  # principal components that one of the measures of variance leaves out
 BLOCKS = 20  # blocks of texts, for the jackknife
 
@@ -318,6 +318,8 @@ def at_depth(states, sample, asked, types, token_table, scale):
         right = (probes[label](raw, texts) == labels).mean(0)  # [drawn], over splits
         for group, kinds in (("frequent", types[:FREQUENT]), ("rare", types[FREQUENT:])):
             found[f"probe, {label}, {group}"] = balanced(right, labels, texts, kinds)
+    shuffled = CrossProbe(raw, np.random.default_rng(0).permutation(own), texts, types, splits=1)
+    found["probe, shuffled labels"] = balanced((shuffled(raw, texts) == own).mean(0), own, texts, types)
     found["variance, token"] = shared_variance(plain, own, texts)
     found["variance, token, less 3 components"] = shared_variance(without_leading(plain), own, texts)
     found["variance, token, raw"] = shared_variance(raw, own, texts)

@@ -20,7 +20,7 @@ def _one_report(result):
                                     "probe, token, rare", "variance, token", "variance, token, less 3 components",
                                     "variance, token, raw", "largest coordinate"]),
         _by_depth(result, "neighbours", ["variance, previous", "variance, next", "probe, next, frequent",
-                                         "probe, next, rare", "senses"]),
+                                         "probe, next, rare", "probe, shuffled labels", "senses"]),
         _explained(result["types"]),
         _handover(result["handover"], len(result["layers"])),
         table(["layer", *writes], [
@@ -38,7 +38,7 @@ def _one_report(result):
             for row in result["interventions"]
         ]  # fmt: skip
         paragraphs.append(table(["intervention", "loss", "change", "variance, token, at the end"], rows))
-    return "\n\n".join([*filter(None, paragraphs), _sentence(result["sentence"])])
+    return "\n\n".join([*paragraphs, _sentence(result["sentence"])])
 
 
 def _explained(types):
@@ -55,7 +55,7 @@ label explains. Errors are standard errors over texts; they do not include the d
 def _handover(found, depth):
     """Which word the probe names at every depth, under each condition."""
     if not found:
-        return ""
+        return f"hand-over: none. It needs three token types that occur in {TEXTS_EACH} texts, and --swaps above 0."
     rows = []
     for condition, row in found["conditions"].items():
         for word in ("first", "second"):

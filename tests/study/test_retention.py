@@ -603,6 +603,7 @@ def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoin
     (found,) = retention.measure([minigemma.TINY], read_texts(path), minigemma.load, **sizes)
     assert found["measures"]["senses"]["after"]["mean"] == [None] * 11
     assert "senses" in report.study_text([found])
+    assert "hand-over: none" in report.study_text([found])
     with pytest.raises(Error, match="sentence is empty"):
         retention.lenses(minigemma.load(), "", {}, None)
     with pytest.raises(Error, match=r"tokenizer\.json"):
