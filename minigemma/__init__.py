@@ -38,6 +38,7 @@ try:
     from .conversation import Conversation
     from .errors import Error
     from .files import read_json
+    from .gguf import chat_template, config_of, is_gguf
     from .inputs import fit_image, no_tap, read_image
     from .media import encode_picture, encode_sound, lay_out, open_sound
     from .model import forward
@@ -110,7 +111,10 @@ class Model:
     @cached_property
     def tokenizer(self):
         """The directory's tokenizer, None if it has no tokenizer.json. Read on first use: a real one takes a second."""
-        path = self.directory / "tokenizer.json"
+        packed = is_gguf(self.directory)
+        path = (self.directory.parent if packed else self.directory) / "tokenizer.json"
+        if packed and not path.exists():
+            path = self.directory
         if not path.exists():
             return None
         tokenizer, bos = Tokenizer(path), self.config.source.get("bos_token_id")
@@ -121,7 +125,8 @@ class Model:
     @cached_property
     def small_cue(self):
         """Whether a prompt ends as for E2B and E4B, see `turns.small_cue`."""
-        return small_cue(self.config, read_template(self.directory))
+        template = chat_template(self.directory) if is_gguf(self.directory) else read_template(self.directory)
+        return small_cue(self.config, template)
 
     def chat(self, messages, tools=None, think=False, stream=False, max_new_tokens=200, budget=280, **options):
         """Answer a conversation -> turns.Answer; with stream, pairs of `turns.stream` as they come.
@@ -145,13 +150,17 @@ class Model:
 
 
 def load(path=None, dtype="bfloat16"):
-    """A checkpoint directory, or a name such as "google/gemma-4-E2B-it" from the hub's local cache -> Model.
+    """A checkpoint directory, a GGUF file, or a name such as "google/gemma-4-E2B-it" in the hub's local cache -> Model.
 
     Without a path: MINIGEMMA_WEIGHTS, else the tiny weights of this repository. dtype: "bfloat16" keeps the weights in
     the mapped file; "float32" converts all but the PLE table, for the fastest decoding; "float64" is for exact tests.
     Raises Error if there is no such checkpoint, or if it cannot be read.
     """
     directory = _find((os.environ.get("MINIGEMMA_WEIGHTS") or TINY) if path is None else path)
+    if is_gguf(directory):
+        config = Config.from_dict(config_of(directory), str(directory))
+        stops = {"eos_token_id": config.source["eos_token_id"]}
+        return Model(directory, config, read_weights(directory, config, dtype), stops, directory, dtype)
     config = Config.from_json(directory)
     source = directory / "generation_config.json"
     if source.exists():
@@ -210,6 +219,8 @@ def _find(path):
     if os.path.isdir(directory):  # not Path.is_dir, which raises for a name that is too long
         if not os.path.lexists(directory / "config.json"):
             raise Error(f"{path}: has no config.json{_held(directory)}")
+        return directory
+    if os.path.isfile(directory) and is_gguf(directory):
         return directory
     if os.path.isfile(directory):
         raise Error(f"{path}: is a file; give its directory, {directory.parent}")

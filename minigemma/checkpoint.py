@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import gguf
 from .compressed import INTEGERS, fold
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
+from .gguf import is_gguf
 from .packed import Clipped, HalfMatrix, PackedMatrix, narrow, widen
 from .tensors import (
     AUDIO,
@@ -104,6 +106,7 @@ def read_vision(directory, config, dtype="bfloat16"):
     Nobody needs it for text, so it is not a part of read_weights. Raises Error if the model has no vision, or if its
     tensors do not fit `config`.
     """
+    _refuse_gguf(directory)
     if config.vision is None:
         raise Error(f"{directory}: this model cannot see: config.json has no vision_config; use a whole checkpoint")
     return _read_tower(directory, vision_tensors(vars(config.vision), config.hidden_size), VISION, dtype)
@@ -111,10 +114,16 @@ def read_vision(directory, config, dtype="bfloat16"):
 
 def read_audio(directory, config, dtype="bfloat16"):
     """What turns sounds into soft tokens, as read_vision. Raises Error if the model does not hear."""
+    _refuse_gguf(directory)
     if config.audio is None:
         what = "this checkpoint has no audio tower (config.json has no audio_config)"
         raise Error(f"{directory}: {what}: E2B, E4B and 12B hear")
     return _read_tower(directory, audio_tensors(vars(config.audio), config.hidden_size), AUDIO, dtype)
+
+
+def _refuse_gguf(path):
+    if is_gguf(path):
+        raise Error(f"{path}: a GGUF file holds the text model; for pictures and sound give a safetensors directory")
 
 
 def _read_tower(directory, table, prefixes, dtype):
@@ -140,10 +149,12 @@ def _convert_all(table, found, dtype):
 
 
 def find_text_tensors(directory):
-    """Every tensor of the text model in all shards -> Stored by name, without the prefix. Towers are left out.
+    """Every tensor of the text model -> its place by name, without the prefix. Towers are left out.
 
-    Raises Error if two tensors have one name.
+    directory: of safetensors files, or the path of a GGUF file. Raises Error if two tensors have one name.
     """
+    if is_gguf(directory):
+        return gguf.text_tensors_of(directory)
 
     def short(name):
         if name.startswith(NOT_TEXT):

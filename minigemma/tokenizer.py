@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .errors import Error
 from .files import check_file
+from .gguf import is_gguf, tokenizer_json
 
 LARGEST = 256 * 2**20  # bytes of a tokenizer.json; Gemma 4's has 32 MB
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token that is one byte of a character
@@ -33,18 +34,25 @@ MARKS += [REPLY, END_OF_REPLY, IMAGE, AUDIO, VIDEO]
 
 
 class Tokenizer:
-    """The tokenizer.json of a checkpoint directory. marks: id -> Mark; bos: the id of <bos>, None if there is none."""
+    """A tokenizer.json, or the tokens and merges of a GGUF file.
+
+    marks: id -> Mark; bos: the id of <bos>, None if there is none.
+    """
 
     def __init__(self, path):
         import tokenizers
 
-        check_file(path, LARGEST)
+        if is_gguf(path):
+            text = tokenizer_json(path)
+        else:
+            check_file(path, LARGEST)
+            text = Path(path).read_bytes()
         try:
-            self._text = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
+            self._text = tokenizers.Tokenizer.from_str(text if isinstance(text, str) else text.decode())
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises plain Exception, and where its Rust panics not even that
-            raise Error(f"{path}: the tokenizers library cannot read this tokenizer.json ({error})") from None
+            raise Error(f"{path}: the tokenizers library cannot read this tokenizer ({error})") from None
         self._text.no_truncation()  # a tokenizer.json may ask for both; a prompt stays as it was written
         self._text.no_padding()
         self.bos, self.marks = self.id(BOS), {self.id(mark): mark for mark in MARKS}

@@ -441,7 +441,7 @@ def test_a_tokenizer_that_makes_turns_of_plain_text_is_refused(talking):
 
 def test_special_tokens_in_a_prompt_are_text_unless_they_are_asked_for(tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(COMMAND, "_stream", lambda model, ids, soft_tokens, args: seen.append(ids))
+    monkeypatch.setattr(COMMAND, "generate_ids", lambda model, ids, *_, **options: iter(seen.append(ids) or ()))
     prompt = "<|turn>user\nWho has a kite?<turn|>\n<|turn>model\n"
     main(["generate", prompt])
     main(["generate", prompt, "--special"])

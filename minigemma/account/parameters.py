@@ -14,6 +14,7 @@ from ..checkpoint import read_header, shards
 from ..config import Config
 from ..errors import Error
 from ..files import read_json
+from ..gguf import config_of, is_gguf
 from ..released import EFFECTIVE, RELEASED, released_name
 from ..tensors import NOT_TEXT, PREFIXES, TABLES, Tensor, checkpoint_tensors
 from .towers import GROUPS, TOWERS, group_of, read_towers
@@ -195,6 +196,8 @@ def _find(what):
     except Error as unknown:
         if os.path.isdir(path):
             return path.resolve().name, read_json(path / "config.json"), path
+        if os.path.isfile(path) and is_gguf(path):
+            return path.stem, config_of(path), None
         if os.path.exists(path):
             return path.stem, read_json(path), None
         raise Error(f"{unknown}, and there is no file or directory of that name") from None

@@ -62,3 +62,32 @@ def test_transformers_loads_what_quantize_writes_and_gives_our_logits(bits, tmp_
     exact, _ = minigemma.load(tmp_path / "out", "float64")(ids)
     assert np.linalg.norm(logits - exact) < 5e-6 * np.linalg.norm(exact)  # the same weights: only float32 rounding
     assert np.linalg.norm(ours - exact) < 5 * np.linalg.norm(logits - exact)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q8_0"])
+def test_a_file_that_the_gguf_library_wrote_is_read_as_it_was_meant(kind, tmp_path):
+    import gguf
+    import gguf_files
+
+    tiny = minigemma.load(minigemma.TINY)
+    keys, tensors = gguf_files.describe(tiny)
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "gemma4")
+    for name, value in keys.items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        if name != "general.architecture":  # the writer's own
+            add[type(value)](name, value)
+    meant = {}
+    for name, array in tensors.items():
+        form = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
+        raw = gguf.quants.quantize(array, form)
+        meant[name] = gguf.quants.dequantize(raw, form)
+        writer.add_tensor(name, raw, raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    twin = gguf_files.write(tmp_path / "twin.gguf", keys, meant)
+    model, expected = (minigemma.load(path) for path in (tmp_path / "tiny.gguf", twin))
+    ids = tiny.tokenizer.encode("Tom put the kite in the barn.")
+    assert model.tokenizer.encode("Tom put the kite in the barn.") == ids
+    np.testing.assert_array_equal(model(ids)[0], expected(ids)[0])  # small matrices, converted when they are loaded

@@ -1,0 +1,359 @@
+"""A GGUF file, as llama.cpp writes Gemma 4 -> config, tensors and tokenizer.
+
+A GGUF file is a header (keys with typed values, then a name, a shape, a type and an offset for each tensor) and the
+tensors' bytes. llama.cpp's conversion folds nothing into Gemma 4's weights and permutes nothing: they have other names
+and the reversed order of dimensions, which describes the same bytes. Every length, count and offset is checked before
+it is used. Sources: the format's description in ggml, llama.cpp's conversion of gemma4.
+"""
+
+import json
+import math
+import mmap
+import os
+import re
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .config import GLOBAL, SLIDING
+from .errors import Error
+from .files import check_file
+from .layouts import BLOCKS
+from .packed import PackedMatrix
+
+WHOLE = {0: ("F32", "<f4"), 1: ("F16", "<f2"), 30: ("BF16", "<u2")}  # types of one number; bfloat16 as its bits
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # of a value
+STRING, ARRAY = 8, 9
+LARGEST = 2**50  # bytes of a file beyond any sense
+OUTSIDE = {
+    "token_embd.weight": "embed_tokens.weight",
+    "per_layer_token_embd.weight": "embed_tokens_per_layer.weight",
+    "per_layer_model_proj.weight": "per_layer_model_projection.weight",
+    "per_layer_proj_norm.weight": "per_layer_projection_norm.weight",
+    "output_norm.weight": "norm.weight",
+}
+LAYER = {  # after `blk.3.` -> after `layers.3.`
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+    "inp_gate.weight": "per_layer_input_gate.weight",
+    "proj.weight": "per_layer_projection.weight",
+    "post_norm.weight": "post_per_layer_input_norm.weight",
+    "layer_output_scale.weight": "layer_scalar",
+    "ffn_gate_inp.weight": "router.proj.weight",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    "ffn_gate_up_exps.weight": "experts.gate_up_proj",
+    "ffn_down_exps.weight": "experts.down_proj",
+    "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+    "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+    "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
+}
+ROPE = "rope_freqs.weight"  # what llama.cpp divides the global layers' frequencies by: 1, or 1e30 for pairs that stay
+
+
+class Block(NamedTuple):
+    """The place of one tensor. It has `shape`, `dtype` and `map`, as a tensor of a safetensors file."""
+
+    path: Path
+    kind: int  # the number of its type
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+
+    @property
+    def dtype(self):
+        return WHOLE[self.kind][0] if self.kind in WHOLE else BLOCKS[self.kind].name
+
+    def map(self):
+        """A view of the file: an array, bfloat16 as its bits, or a PackedMatrix."""
+        if self.kind in WHOLE:
+            return np.memmap(self.path, WHOLE[self.kind][1], "r", self.offset, self.shape)
+        layout, (*rows, width) = BLOCKS[self.kind], self.shape
+        raw = np.memmap(self.path, np.uint8, "r", self.offset, (*rows, width // layout.columns * layout.size))
+        return PackedMatrix(layout, (raw.view(np.ndarray),), self.shape)
+
+
+class Gguf(NamedTuple):
+    """What the header of a file says."""
+
+    keys: dict
+    tensors: dict  # name in the file -> Block
+
+
+def is_gguf(path):
+    """Whether a path names a GGUF file."""
+    return Path(path).suffix.lower() == ".gguf"
+
+
+def read(path):
+    """The header of a GGUF file -> Gguf. Raises Error if the file is not whole, or not of Gemma 4."""
+    check_file(path, LARGEST)
+    state = os.stat(path)
+    return _read(Path(path), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(4)  # a header of 262,144 tokens takes half a second
+def _read(path, changed, size):
+    if size < 24:
+        raise Error(f"{path}: has {size} bytes, too few for a GGUF file; download it again")
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = _Header(data, path).read()
+    except OSError as error:
+        raise Error(f"{path}: cannot be read ({error})") from None
+    name = found.keys.get("general.architecture")
+    if name != "gemma4":
+        raise Error(f"{path}: holds the architecture {name!r}; minigemma reads gemma4, the text model")
+    return found
+
+
+class _Header:
+    """Reads the header, and never beyond the file's end."""
+
+    def __init__(self, data, path):
+        self.data, self.path, self.at = data, path, 0
+
+    def refuse(self, why):
+        raise Error(f"{self.path}: {why}; download the file again")
+
+    def take(self, size):
+        if size > len(self.data) - self.at:
+            self.refuse(f"ends at byte {len(self.data)}, inside its header")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def numbers(self, form, count):
+        return struct.unpack(f"<{count}{form}", self.take(struct.calcsize(f"<{form}") * count))
+
+    def number(self, form):
+        return self.numbers(form, 1)[0]
+
+    def text(self):
+        try:
+            return self.take(self.number("Q")).decode()
+        except UnicodeDecodeError:
+            self.refuse("has a name or a text that is not UTF-8")
+
+    def value(self, kind, inside=False):
+        if kind in SCALARS:
+            return self.number(SCALARS[kind])
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY or inside:
+            self.refuse(f"has a value of the unknown type {kind}")
+        kind, count = self.number("I"), self.number("Q")
+        if kind in SCALARS:
+            return list(self.numbers(SCALARS[kind], count))
+        if count > (len(self.data) - self.at) // 8:  # a text has its length, 8 bytes, in front
+            self.refuse(f"announces {count} texts")
+        return [self.value(kind, inside=True) for _ in range(count)]
+
+    def read(self):
+        if self.take(4) != b"GGUF":
+            self.refuse("is not a GGUF file, whatever its name says")
+        version = self.number("I")
+        if version not in (2, 3):
+            self.refuse(f"is of GGUF version {version}, or of a machine with the other byte order; 2 and 3 are read")
+        tensors, keys = self.number("Q"), self.number("Q")
+        values = {}
+        for _ in range(keys):
+            name = self.text()
+            if name in values:
+                self.refuse(f"has the key {name} twice")
+            values[name] = self.value(self.number("I"))
+        places = [self.place() for _ in range(tensors)]
+        align = values.get("general.alignment", 32)
+        if type(align) is not int or align < 8 or align & (align - 1):
+            self.refuse(f"has a general.alignment of {align!r}, which must be a power of two from 8 on")
+        start, found = -(-self.at // align) * align, {}
+        for name, shape, kind, offset in places:
+            if name in found:
+                self.refuse(f"has the tensor {name} twice")
+            found[name] = self.block(name, shape, kind, start, offset)
+        return Gguf(values, found)
+
+    def place(self):
+        name, axes = self.text(), self.number("I")
+        if not 1 <= axes <= 4:
+            self.refuse(f"{name} has {axes} dimensions")
+        shape = self.numbers("Q", axes)[::-1]  # the file has the row's length first
+        return name, shape, self.number("I"), self.number("Q")
+
+    def block(self, name, shape, kind, start, offset):
+        if kind in WHOLE:
+            columns, size = 1, np.dtype(WHOLE[kind][1]).itemsize
+        elif kind in BLOCKS:
+            columns, size = BLOCKS[kind].columns, BLOCKS[kind].size
+        else:
+            read = ", ".join([*(name for name, _ in WHOLE.values()), *(layout.name for layout in BLOCKS.values())])
+            raise Error(f"{self.path}: {name} is of type {kind}; minigemma reads {read}: take such a file")
+        if 0 in shape or shape[-1] % columns or offset % 8:
+            self.refuse(f"{name} of {list(shape)} does not consist of whole blocks of {columns}")
+        if start + offset + math.prod(shape) // columns * size > len(self.data):
+            self.refuse(f"{name} ends beyond the end of the file")
+        return Block(self.path, kind, shape, start + offset)
+
+
+def text_tensors_of(path):
+    """Every tensor of the text model -> Block by our names; unknown ones keep theirs. The frequencies are left out."""
+    found = {}
+    for name, block in read(path).tensors.items():
+        layer = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+        ours = OUTSIDE.get(name, name)
+        if layer and layer[2] in LAYER:
+            ours = f"layers.{layer[1]}.{LAYER[layer[2]]}"
+        if name != ROPE:
+            found[ours] = block
+    return found
+
+
+def config_of(path):
+    """The fields of a config.json, from a GGUF file's keys. Raises Error if one is missing or contradicts others."""
+    keys, tensors = read(path)
+
+    def key(name, default=None):
+        value = keys.get(f"gemma4.{name}", default)
+        if value is None:
+            raise Error(f"{path}: has no key gemma4.{name}; convert the model again with a newer llama.cpp")
+        return value
+
+    layers = key("block_count")
+    pattern = key("attention.sliding_window_pattern")
+    if not isinstance(layers, int) or not isinstance(pattern, list) or len(pattern) != layers:
+        raise Error(f"{path}: sliding_window_pattern must have a value for each of the {layers!r} layers")
+    kinds = [SLIDING if sliding else GLOBAL for sliding in pattern]
+    heads = key("attention.head_count_kv")
+    heads = heads if isinstance(heads, list) else [heads] * layers
+    widths = key("feed_forward_length")
+    widths = widths if isinstance(widths, list) else [widths]
+    if len(heads) != layers or not widths:
+        raise Error(f"{path}: head_count_kv must have a value for each of the {layers} layers")
+    by_kind = {kind: [count for count, other in zip(heads, kinds, strict=True) if other == kind] for kind in kinds}
+    for kind, counts in by_kind.items():
+        if len(set(counts)) > 1:
+            raise Error(f"{path}: {kind} layers have different numbers of kv heads: {sorted(set(counts))}")
+    table = tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise Error(f"{path}: has no token_embd.weight of two dimensions; give the file of the text model")
+    experts = keys.get("gemma4.expert_count", 0)
+    keyed = [i for i, kind in enumerate(kinds) if kind == GLOBAL and f"blk.{i}.attn_k.weight" in tensors]
+    k_eq_v = bool(keyed) and not any(f"blk.{i}.attn_v.weight" in tensors for i in keyed)
+    return {
+        "model_type": "gemma4_text",
+        "vocab_size": table.shape[0],
+        "vocab_size_per_layer_input": table.shape[0],
+        "hidden_size": key("embedding_length"),
+        "hidden_size_per_layer_input": key("embedding_length_per_layer_input", 0),
+        "num_hidden_layers": layers,
+        "num_attention_heads": key("attention.head_count"),
+        "num_key_value_heads": by_kind.get(SLIDING, heads)[0],
+        "num_global_key_value_heads": by_kind.get(GLOBAL, heads)[0] if k_eq_v else None,
+        "head_dim": key("attention.key_length_swa"),
+        "global_head_dim": key("attention.key_length"),
+        "sliding_window": key("attention.sliding_window"),
+        "layer_types": kinds,
+        "num_kv_shared_layers": key("attention.shared_kv_layers", 0),
+        "intermediate_size": min(widths),
+        "use_double_wide_mlp": max(widths) > min(widths),
+        "attention_k_eq_v": k_eq_v,
+        "enable_moe_block": bool(experts),
+        "num_experts": experts or None,
+        "top_k_experts": keys.get("gemma4.expert_used_count") if experts else None,
+        "moe_intermediate_size": keys.get("gemma4.expert_feed_forward_length") if experts else None,
+        "rope_parameters": {
+            SLIDING: {"rope_type": "default", "rope_theta": key("rope.freq_base_swa")},
+            GLOBAL: {
+                "rope_type": "proportional",
+                "rope_theta": key("rope.freq_base"),
+                "partial_rotary_factor": _rotating(path, tensors.get(ROPE)),
+            },
+        },
+        "rms_norm_eps": float(f"{key('attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32
+        "final_logit_softcapping": key("final_logit_softcapping"),
+        "max_position_embeddings": key("context_length"),
+        "bos_token_id": keys.get("tokenizer.ggml.bos_token_id"),
+        "pad_token_id": keys.get("tokenizer.ggml.padding_token_id", 0),
+        "eos_token_id": _stops(keys),
+    }
+
+
+def _rotating(path, block):
+    """The share of a global head's pairs that rotate, from the divisors of their frequencies."""
+    if block is None or block.dtype != "F32" or len(block.shape) != 1:
+        raise Error(f"{path}: has no {ROPE} of float32; convert the model again with a newer llama.cpp")
+    divisors = block.map()
+    rotating = np.count_nonzero(divisors == 1)
+    if not (divisors[:rotating] == 1).all() or not (divisors[rotating:] >= 1e29).all():
+        raise Error(f"{path}: {ROPE} holds other divisors than 1 and then 1e30: another RoPE than Gemma 4's")
+    return rotating / len(divisors)
+
+
+def _stops(keys):
+    """The ids that end an answer: the keys' own, and the end of a turn."""
+    tokens = keys.get("tokenizer.ggml.tokens") or []
+    named = [keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    return sorted({id for id in named if isinstance(id, int)} | {i for i, t in enumerate(tokens) if t == "<turn|>"})
+
+
+def tokenizer_json(path):
+    """The tokenizer.json that a GGUF file's tokens and merges stand for, as text. Raises Error if they are missing."""
+    keys = read(path).keys
+    tokens, merges, kinds = (keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type"))
+    if not all(isinstance(part, list) for part in (tokens, merges, kinds)) or len(kinds) != len(tokens):
+        raise Error(f"{path}: has no tokens with types and merges; put the model's tokenizer.json beside it")
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = [
+        {"id": i, "content": token, "special": kind == 3} | plain
+        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind in (3, 4)  # control tokens, and tokens of the model's authors
+    ]
+    space, mark = {"String": " "}, "\u2581"
+    return json.dumps(
+        {
+            "version": "1.0",
+            "added_tokens": special,
+            "normalizer": {"type": "Replace", "pattern": space, "content": mark},
+            "pre_tokenizer": {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False},
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": mark}, "content": " "},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                ],
+            },
+            "model": {
+                "type": "BPE",
+                "unk_token": "<unk>",
+                "fuse_unk": True,
+                "byte_fallback": True,
+                "vocab": {token: i for i, token in enumerate(tokens)},
+                "merges": [_pair(merge) for merge in merges],
+            },
+        }
+    )
+
+
+def chat_template(path):
+    """The chat template in a GGUF file, or None."""
+    template = read(path).keys.get("tokenizer.chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _pair(merge):
+    """Two tokens with a space between them; the first may itself begin with one."""
+    middle = merge.find(" ", 1)
+    return [merge[:middle], merge[middle + 1 :]]
