@@ -67,6 +67,7 @@ def readme_sentences():
     lookup = [change("lookup pruned in layer", i)[0] for i in range(10)]
     four, two = (change("lookup quantised per row, bits:", bits) for bits in (4, 2))
     losses = [f"{result['loss'][0]:.3f}" for result in RESULTS]
+    shuffled = 100 * max(TINY["measures"]["probe, shuffled labels"]["after"]["mean"])
     swapped = [named(result, "another word", "first", -1) for result in RESULTS]
     explained = [end(result, "variance, token") for result in RESULTS]
     largest = percent(TINY["measures"]["largest coordinate"]["after"]["mean"][-1])
@@ -82,7 +83,8 @@ After eight layers it names PLE's word in {named(TINY, MIXED, "second", 8)} % of
 with the PLE of the word that stands there and the embedding of another, in {named(TINY, REVERSED, "second", 8)} and
 {named(TINY, REVERSED, "first", 8)} %
 
-A third word, which is nowhere, is named in at most {most([TINY], MIXED, "third"):.1f} %
+A third word, which is nowhere, is named in at most {most([TINY], MIXED, "third"):.1f} %; a probe of shuffled labels is
+right in at most {shuffled:.1f} %
 
 nearer to that of PLE's word in {obeys[MIXED]} and {obeys[REVERSED]} % of cases
 
