@@ -43,7 +43,7 @@ try:
     from .media import encode_picture, encode_sound, lay_out, open_sound
     from .model import forward
     from .sampling import generate, generate_ids, prefill, tokenizer_of
-    from .taps import Edit, Finite, Trace
+    from .taps import Edit, Finite, Stop, Trace
     from .tokenizer import BOS, Tokenizer
     from .turns import read_template, render, small_cue, to_ids
     from .vision import embed_image, encode_image
@@ -56,9 +56,9 @@ if _COMMAND and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __all__ = [
-    "EMPTY", "Cache", "Config", "Conversation", "Edit", "Error", "Finite", "Model", "Replay", "Tokenizer", "Trace",
-    "count", "embed_image", "embed_sound", "encode_audio", "encode_image", "forward", "generate", "generate_ids",
-    "load", "log_mel", "prefill", "random_weights", "read_audio", "read_vision", "read_weights", "save",
+    "EMPTY", "Cache", "Config", "Conversation", "Edit", "Error", "Finite", "Model", "Replay", "Stop", "Tokenizer",
+    "Trace", "count", "embed_image", "embed_sound", "encode_audio", "encode_image", "forward", "generate",
+    "generate_ids", "load", "log_mel", "prefill", "random_weights", "read_audio", "read_vision", "read_weights", "save",
 ]  # fmt: skip
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"

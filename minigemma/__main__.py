@@ -117,6 +117,24 @@ def trace(args):
         print(f"minigemma: {len(odd)} of them hold NaN or infinity, {odd[0]} first", file=sys.stderr)
 
 
+def step(args):
+    """Show a prompt's pass tap by tap: numbers, the line of the pass that made them, the logit lens's best tokens.
+
+    At a terminal Enter goes on and q ends the pass; to a pipe or from one, every tap is printed.
+    """
+    from .tools.step import Quit, Step
+
+    def wait():
+        if _at_terminal() and _is_terminal(sys.stdout) and input().strip() == "q":
+            raise Quit
+
+    model = load(args.weights, args.dtype)
+    tap, content = Step(model, args.at, wait), place_files(_prompt(args), _files(args, model))
+    with suppress(Quit, EOFError):
+        ids, soft_tokens = read_prompt(model, content, args.budget, args.special, tap)
+        model(ids, tap=tap, soft_tokens=soft_tokens)
+
+
 def _prompt(args):
     """The prompt: the argument, or for "-" all of stdin, without its last line break."""
     if args.prompt != "-":
@@ -541,6 +559,8 @@ def parser():
     out = flag("--out", required=True, metavar="FILE", help="the safetensors file to write")
     only = flag("--only", metavar="PATTERN", help="record only the taps that fit, such as 'layers.3.*'")
     command(trace, prompt, special, *media, where, dtype, out, only, check)
+    at = flag("--at", default="*", metavar="PATTERN", help="show only the taps that fit, such as 'layers.3.*'")
+    command(step, prompt, special, *media, where, dtype, at)
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
     command(turns, flag("file", metavar="FILE", help="a JSON list of messages"), budget, where, think, tools, as_json)
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")

@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from fnmatch import translate
 from functools import cache
@@ -390,7 +392,19 @@ class Trace(Selection, Mapping):
         return array
 
     def __getitem__(self, name):
-        return self.arrays[name]
+        if name in self.arrays:
+            return self.arrays[name]
+        if not self.arrays:
+            raise KeyError(f"{name}: nothing is recorded yet; call forward(..., tap=trace)")
+        near = difflib.get_close_matches(str(name), self.arrays, 3, 0)
+        raise KeyError(f"{name} is not recorded; the nearest names are {', '.join(near)}")
+
+    def __contains__(self, name):
+        return name in self.arrays
+
+    def get(self, name, default=None):
+        """The array of a tap, `default` if it is not recorded."""
+        return self.arrays.get(name, default)
 
     def __iter__(self):
         return iter(self.arrays)
@@ -477,3 +491,52 @@ class Finite:
                 f"({axes}); every tap before it is finite: look at the weights it reads"
             )
         return array
+
+
+PASSES = ("model", "vision", "audio")  # the modules that call taps
+
+
+def place_in_pass():
+    """Where a pass calls its tap now -> the frame, and its line such as "model.py:81".
+
+    To be called by the tap itself. Outside of our passes it is the caller of the tap.
+    """
+    frame = caller = sys._getframe(2)
+    while frame and frame.f_globals.get("__name__") not in {f"{__package__}.{name}" for name in PASSES}:
+        frame = frame.f_back
+    frame = frame or caller
+    return frame, f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+class Stop(Selection):
+    """A tap that opens Python's debugger, pdb, in the pass itself: Stop("layers.4.attn.pattern"), or several patterns.
+
+    It opens behind the line that made the array, where its name has its value. The debugger's own commands work
+    there: `n` runs the next line, `p x.shape` prints, `c` goes on to the next tap that fits, `q` ends the pass
+    (bdb.BdbQuit). First it prints the tap, its line, and the name and shape of every array that the pass has there.
+    """
+
+    def __init__(self, *patterns):
+        import pdb
+
+        super().__init__(patterns)
+        self.debugger = pdb.Pdb()
+
+    def __call__(self, name, array):
+        if self.fitting(name) is not None:
+            frame, place = place_in_pass()
+            arrays = [f"{key} {list(x.shape)}" for key, x in frame.f_locals.items() if isinstance(x, np.ndarray)]
+            print(f"{name} {list(array.shape)}, made at {place}: {tap_of(name).made_by}")
+            print(f"arrays, where later lines still have those of the layer before: {', '.join(arrays)}")
+            self._open(frame)
+        return array
+
+    def _open(self, frame):
+        """Stop at the next line of this frame: not in the functions between the tap and it, as pdb.set_trace would."""
+        self.debugger.reset()
+        self.debugger.set_next(frame)
+        while frame:
+            frame.f_trace = self.debugger.trace_dispatch
+            self.debugger.botframe = frame
+            frame = frame.f_back
+        sys.settrace(self.debugger.trace_dispatch)

@@ -1,13 +1,17 @@
 """Every tap of the pass has the name and the shape that the table in trace.py promises."""
 
+import bdb
+import io
 import random
 import string
+import sys
 
 import numpy as np
 import pytest
 from family import small
 from safetensors.numpy import load_file, save_file
 
+import minigemma
 from minigemma import Edit, Error, Finite, Trace, forward
 from minigemma.interventions import chain, mean, scale, zero
 from minigemma.taps import TAPS, axes_of, fits, layer_of, names_of, nearest, tap_kind
@@ -227,3 +231,47 @@ def test_what_cannot_be_a_tap_is_refused(tap):
 def test_an_edit_that_is_not_a_dict_of_functions_is_refused(functions):
     with pytest.raises(Error, match="Edit takes a dict"):
         Edit(functions)
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Gives lines to whoever reads the keyboard."""
+    return lambda *lines: monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def test_stop_opens_the_debugger_in_forward_with_the_array_under_its_own_name(tiny, typed, capsys):
+    typed("p pattern.shape, i", "n", "p z.shape", "c")
+    logits, _ = tiny([2, 5, 6], tap=minigemma.Stop("layers.1.attn.pattern"))
+    said = capsys.readouterr().out
+    assert "layers.1.attn.pattern [4, 3, 3], made at model.py:" in said
+    assert "scores [4, 3, 3]" in said
+    assert "((4, 3, 3), 1)" in said
+    assert "(3, 4, 32)" in said
+    assert np.array_equal(logits, tiny([2, 5, 6])[0])
+
+
+def test_stop_opens_at_each_tap_that_fits_and_the_last_line_of_forward_is_one_of_them(tiny, typed, capsys):
+    typed("c", "c", "p capped.shape", "c")
+    tiny([2, 5, 6], tap=minigemma.Stop("layers.[01].attn.q", "logits"))
+    said = capsys.readouterr().out
+    opened = [line.removeprefix("(Pdb) ").split()[0] for line in said.splitlines() if "made at" in line]
+    assert opened == ["layers.0.attn.q", "layers.1.attn.q", "logits"]
+    assert f"(3, {tiny.config.vocab_size})" in said
+
+
+def test_quitting_the_debugger_ends_the_pass_and_leaves_no_debugger_behind(tiny, typed):
+    typed("q")
+    with pytest.raises(bdb.BdbQuit):
+        tiny([2, 5], tap=minigemma.Stop("layers.0.attn.q"))
+    assert sys.gettrace() is None
+
+
+def test_a_trace_says_what_it_has_where_a_name_is_misspelt(tiny):
+    trace = Trace("layers.0.attn.*")
+    with pytest.raises(KeyError, match="nothing is recorded yet"):
+        trace["layers.0.attn.q"]
+    tiny([2, 5], tap=trace)
+    with pytest.raises(KeyError, match=r"nearest names are layers\.0\.attn\.pattern,"):
+        trace["layers.0.attn.patern"]
+    assert trace.get("layers.0.attn.patern") is None
+    assert "layers.0.attn.patern" not in trace
