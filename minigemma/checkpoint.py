@@ -10,6 +10,8 @@ import json
 import math
 import mmap
 import os
+import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -22,22 +24,16 @@ from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
 from .gguf import is_gguf
 from .packed import Clipped, HalfMatrix, PackedMatrix, narrow, widen
-from .tensors import (
-    AUDIO,
-    BOUNDS,
-    NOT_TEXT,
-    PREFIXES,
-    VISION,
-    audio_tensors,
-    text_tensors,
-    unused_tensors,
-    vision_tensors,
-)
+from .tensors import AUDIO, BOUNDS, VISION, audio_tensors, bare_name, text_tensors, unused_tensors, vision_tensors
+from .threads import blocks
 
 DTYPES = ("bfloat16", "float32", "float64")
 FILE_DTYPES = {"BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}  # bfloat16 as its bits
 
-
+ADAPTER = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|original_module)\.")  # PEFT's names
+SERIES = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+BYSTANDERS = {"k_scale", "v_scale", "q_scale", "inv_freq", "_extra_state"}  # of a KV cache of 8 bits; computed; empty
+HEAD = "lm_head.weight"  # files may hold a copy of the token table under this name
 SMALL = 256 * 1024  # bytes; a smaller matrix is converted at load: mapping would save little and slow the product
 
 
@@ -96,7 +92,10 @@ def read_weights(directory, config, dtype="bfloat16"):
     if dtype not in DTYPES:
         raise Error(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     table, found = text_tensors(config), find_text_tensors(directory)
-    _check(directory, found, table, unused_tensors(config))
+    head = table[0]._replace(name=HEAD)  # of the token table's shape
+    _check(directory, found, table, [*unused_tensors(config), head])
+    if HEAD in found:
+        _check_head(directory, found[HEAD], found[table[0].name])
     return assemble(config, _convert_all(table, found, dtype))
 
 
@@ -127,11 +126,7 @@ def _refuse_gguf(path):
 
 
 def _read_tower(directory, table, prefixes, dtype):
-    def short(name):
-        name = name.removeprefix("model.")
-        return name if name.startswith(prefixes) else None
-
-    found = _find(directory, short)
+    found = {name: stored for name, stored in find_tensors(directory).items() if name.startswith(prefixes)}
     if not found:
         raise Error(f"{directory}: config.json promises {table[0].part}, and no file holds its tensors; download all")
     _check(directory, found, table)
@@ -149,34 +144,28 @@ def _convert_all(table, found, dtype):
 
 
 def find_text_tensors(directory):
-    """Every tensor of the text model -> its place by name, without the prefix. Towers are left out.
+    """Every tensor of the text model -> its place by bare name. Towers are left out. Raises Error as find_tensors does.
 
-    directory: of safetensors files, or the path of a GGUF file. Raises Error if two tensors have one name.
+    directory: of safetensors files, or the path of a GGUF file.
     """
-    if is_gguf(directory):
-        return gguf.text_tensors_of(directory)
-
-    def short(name):
-        if name.startswith(NOT_TEXT):
-            return None
-        return next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
-
-    return _find(directory, short)
+    found = gguf.text_tensors_of(directory) if is_gguf(directory) else find_tensors(directory)
+    return {name: stored for name, stored in found.items() if not name.startswith((*VISION, *AUDIO))}
 
 
-def _find(directory, short):
-    """The tensors of all shards for which short(name) is a name -> Stored by that name, or Packed for a packed matrix.
+def find_tensors(directory):
+    """The tensors of all shards -> Stored by bare name, or Packed for a packed matrix.
 
-    Raises Error if two have one name.
+    Raises Error if two of them have one name, and for a LoRA that is not merged.
     """
     found = {}
     for path in shards(Path(directory)):
         for whole, stored in read_header(path).items():
-            name = short(whole)
+            name = bare_name(whole)
+            if ADAPTER.search(whole):
+                raise Error(f"{path}: holds a LoRA that is not merged ({whole}); merge it with peft's merge_and_unload")
             if name in found:
                 raise Error(f"{path}: holds {name} twice, under two prefixes or in two shards; remove one")
-            if name is not None:
-                found[name] = stored
+            found[name] = stored
     return fold(found)
 
 
@@ -191,12 +180,15 @@ def read_header(path):
 
 
 def shards(directory):
-    """The safetensors files of a checkpoint directory -> list of paths. Raises Error if they differ from its index."""
+    """The safetensors files of a checkpoint directory -> list of paths.
+
+    Raises Error if they differ from its index, or if there is no index and the names do not say which belong together.
+    """
     if not directory.is_dir():
         raise Error(f"{directory}: no such directory; give the folder that holds config.json and model.safetensors")
     index = directory / "model.safetensors.index.json"
     if not index.exists():
-        return [directory / "model.safetensors"]
+        return _shards_by_name(directory)
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise Error(f"{index}: has no weight_map from tensor names to file names; download it again")
@@ -216,13 +208,38 @@ def shards(directory):
     return [directory / name for name in names]
 
 
+def _shards_by_name(directory):
+    """The safetensors files of a directory without an index: model.safetensors, else a whole series, else the only one.
+
+    Adapters lie in files of their own and are no part of it. Raises Error for several files that are no series.
+    """
+    if (directory / "model.safetensors").exists():
+        return [directory / "model.safetensors"]
+    names = sorted(path.name for path in directory.glob("*.safetensors"))
+    parts = [SERIES.fullmatch(name) for name in names]
+    if all(parts) and len({(part["name"], part["count"]) for part in parts}) == 1:
+        lacking = set(range(1, int(parts[0]["count"]) + 1)) - {int(part["number"]) for part in parts}
+        if lacking:
+            raise Error(f"{directory}: part {min(lacking)} of {parts[0]['count']} is missing; download it again")
+    elif len(names) > 1:
+        listed = ", ".join(names[:4])
+        raise Error(f"{directory}: no index says which of {listed} belong together; keep the files of one model")
+    return [directory / name for name in names] or [directory / "model.safetensors"]
+
+
 def _check(directory, found, table, unused=()):
-    """Compare names and shapes with the table. Raises one Error that lists every kind of difference."""
+    """Compare names and shapes with the table. Raises one Error that lists every kind of difference.
+
+    Warns once of tensors that cannot change the pass: those of other modules, and BYSTANDERS.
+    """
     table, unused = ({tensor.name: tensor.shape for tensor in tensors} for tensors in (table, unused))
     problems = []
     missing = [name for name in table if name not in found]
     known = table | unused
-    unknown = [name for name in found if name not in known and name != "lm_head.weight"]  # tied: a copy of the table
+    modules = {name.split(".")[0] for name in known}
+    unknown = [name for name in found if name not in known]
+    aside = [n for n in unknown if n.split(".")[0] not in modules or n.split(".")[-1] in BYSTANDERS]
+    unknown = [name for name in unknown if name not in aside]
     wrong = [
         f"{name} is {list(found[name].shape)} and should be {list(shape)}"
         for name, shape in known.items()
@@ -234,6 +251,21 @@ def _check(directory, found, table, unused=()):
             problems.append(f"{len(names)} {problem} ({shown})")
     if problems:
         raise Error(f"{directory}: tensors do not fit config.json: {'; '.join(problems)}")
+    if aside:
+        shown = ", ".join(aside[:3]) + ", ..." * (len(aside) > 3)
+        note = Error(f"{directory}: {len(aside)} tensors are not part of the model and are not read: {shown}")
+        warnings.warn(str(note), stacklevel=4)
+
+
+def _check_head(directory, head, table):
+    """Raise Error if the file's output head is not the token table, as it is in Gemma 4. A copy is accepted."""
+    head, table = head.map(), table.map()
+    odd = sum((widen(head[rows]) != widen(table[rows])).any(axis=1).sum() for rows in blocks(*table.shape))
+    if odd:
+        raise Error(
+            f"{directory}: {HEAD} differs from the token table in {odd} of its {table.shape[0]} rows. Gemma 4's "
+            "head is that table, and minigemma runs no other; take a checkpoint that was trained with the two tied"
+        )
 
 
 def _convert(tensor, stored, dtype):

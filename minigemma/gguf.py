@@ -34,6 +34,7 @@ OUTSIDE = {
     "per_layer_model_proj.weight": "per_layer_model_projection.weight",
     "per_layer_proj_norm.weight": "per_layer_projection_norm.weight",
     "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",  # absent where the head is the token table, as in every Gemma 4
 }
 LAYER = {  # after `blk.3.` -> after `layers.3.`
     "attn_norm.weight": "input_layernorm.weight",
@@ -208,13 +209,18 @@ class _Header:
 
 
 def text_tensors_of(path):
-    """Every tensor of the text model -> Block by our names; unknown ones keep theirs. The frequencies are left out."""
+    """Every tensor of the text model -> Block by our names; unknown ones keep theirs. The frequencies are left out.
+
+    Raises Error if two have one name.
+    """
     found = {}
     for name, block in read(path).tensors.items():
         layer = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
         ours = OUTSIDE.get(name, name)
-        if layer and layer[2] in LAYER:
-            ours = f"layers.{layer[1]}.{LAYER[layer[2]]}"
+        if layer:
+            ours = f"layers.{layer[1]}.{LAYER.get(layer[2], layer[2])}"
+        if ours in found:
+            raise Error(f"{path}: holds {ours} twice, under two names; download the file again")
         if name != ROPE:
             found[ours] = block
     return found

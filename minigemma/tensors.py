@@ -8,12 +8,21 @@ of the checkpoint without the prefix: `layers.0.self_attn.q_proj.weight`, not `m
 import re
 from typing import NamedTuple
 
-PREFIXES = ("model.language_model.", "model.", "")  # of Google's files; of text-only saves of transformers; none
-VISION = ("vision_tower.", "embed_vision.", "vision_embedder.")  # after "model.", which some files leave out
+VISION = ("vision_tower.", "embed_vision.", "vision_embedder.")
 AUDIO = ("audio_tower.", "embed_audio.")
-NOT_TEXT = tuple(prefix + name for prefix in ("model.", "") for name in (*VISION, *AUDIO))
+# What programs put into the names: Google's files and transformers (model.language_model., model.), MLX
+# (language_model.model.), PEFT (base_model.model.), DistributedDataParallel, torch.compile, FSDP, checkpointing.
+WRAPPERS = {
+    "model", "language_model", "base_model", "module", "_orig_mod", "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+}  # fmt: skip
 BOUNDS = ("input_min", "input_max", "output_min", "output_max")  # of a clipped linear's inputs and outputs
 TABLES = ("token table", "PLE table")  # read one row a token; the token table is also the output head
+
+
+def bare_name(name):
+    """model.language_model.layers.0.x, _orig_mod.layers.0.x, layers.0._orig_mod.x, ... -> layers.0.x"""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 class Tensor(NamedTuple):

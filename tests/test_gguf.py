@@ -103,7 +103,9 @@ def test_keys_that_contradict_the_file_are_refused(changes, complaint, described
     ("change", "complaint"),
     [
         (lambda t: t.pop("output_norm.weight"), "1 missing"),
-        (lambda t: t.update({"output.weight": np.ones((4, 4))}), r"1 unknown \(output\.weight\)"),
+        (lambda t: t.update({"output.weight": np.ones((4, 4))}), r"lm_head\.weight is \[4, 4\]"),
+        (lambda t: t.update({"output.weight": 2 * t["token_embd.weight"]}), r"lm_head\.weight differs"),
+        (lambda t: t.update({"blk.0.attn_q.bias": np.ones(4)}), r"1 unknown \(layers\.0\.attn_q\.bias"),
         (lambda t: t.pop("rope_freqs.weight"), r"no rope_freqs\.weight"),
         (lambda t: t.update({"rope_freqs.weight": np.arange(1, 33)}), "another RoPE"),
         (lambda t: t.pop("token_embd.weight"), r"no token_embd\.weight"),

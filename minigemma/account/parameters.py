@@ -16,7 +16,7 @@ from ..errors import Error
 from ..files import read_json
 from ..gguf import config_of, is_gguf
 from ..released import EFFECTIVE, RELEASED, released_name
-from ..tensors import NOT_TEXT, PREFIXES, TABLES, Tensor, checkpoint_tensors
+from ..tensors import AUDIO, TABLES, VISION, Tensor, bare_name, checkpoint_tensors
 from .towers import GROUPS, TOWERS, group_of, read_towers
 
 PARTS = (
@@ -212,11 +212,10 @@ def _holds_unused(config, towers, stored):
 
 
 def _name_in_table(name, towers):
-    """The table's name of a tensor in a file, whose names may begin with any of PREFIXES."""
-    if name.startswith(NOT_TEXT):
-        return "model." + name.removeprefix("model.")
-    short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
-    return ("model." if towers is None else "model.language_model.") + short
+    """The table's name of a tensor in a file."""
+    bare = bare_name(name)
+    text = not bare.startswith((*VISION, *AUDIO))
+    return ("model.language_model." if text and towers is not None else "model.") + bare
 
 
 def _differences(tensors, towers, stored):

@@ -13,7 +13,7 @@ from ..config import Config
 from ..errors import Error
 from ..files import make_directory, progress, read_json, replacing
 from ..packed import widen
-from ..tensors import NOT_TEXT, PREFIXES, TABLES, text_tensors
+from ..tensors import TABLES, bare_name, text_tensors
 
 GROUP = 32  # columns that share a scale
 
@@ -40,8 +40,7 @@ def write(directory, out, bits=4, layers="*", keep=()):
     rows, sources = [], []
     for path in shards(directory):
         for name, stored in read_header(path).items():
-            short = next(name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix))
-            packed = short in chosen and not name.startswith(NOT_TEXT)
+            packed = bare_name(name) in chosen
             rows += rows_of(name, stored.shape, bits, GROUP) if packed else [(name, stored.shape, stored.dtype)]
             sources.append((stored, packed))
 

@@ -284,7 +284,7 @@ def header_entries(base, rng):
     def rename():
         new = pick(rng, ["", "x", name + "\n", name.upper(), "layers.99.mlp.up_proj.weight", "\x1b[2J" + name,
         "é" * 9999,
-                         name.replace("model.", "model.language_model.model."), "../" + name,
+                         name.replace("model.", "decoder."), "../" + name,
                          "__metadata__"])  # fmt: skip
         entries[i] = (new, entry)
         return ascii(new)[:80]
@@ -302,7 +302,7 @@ def header_entries(base, rng):
         return name
 
     def more():
-        new = pick(rng, ["model.extra.weight", "\n\x1b[31m", "a" * 100_000])
+        new = "model.layers.0." + pick(rng, ["extra.weight", "\n\x1b[31m", "a" * 100_000])
         entries.append((new, {"dtype": "F32", "shape": [0], "data_offsets": [len(data)] * 2}))
         return f"a zero-size tensor {ascii(new)[:40]}"
 
@@ -344,7 +344,7 @@ def benign_header(base, rng):
         return pack([*entries, ("model.vision_tower.x.weight", tower)], data + bytes(size))
 
     def another_prefix():
-        prefix = pick(rng, ["", "model.language_model."])
+        prefix = pick(rng, ["", "model.language_model.", "_orig_mod.model."])
         return pack([(prefix + name.removeprefix("model."), entry) for name, entry in entries], data)
 
     mutation = pick(rng, [data_in_another_order, data_that_is_not_aligned, a_tower_beside_the_text, another_prefix])

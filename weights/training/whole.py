@@ -23,7 +23,7 @@ from minigemma.checkpoint import FILE_DTYPES, find_text_tensors, read_header, wr
 from minigemma.config import GLOBAL
 from minigemma.files import read_json, replacing
 from minigemma.packed import narrow
-from minigemma.tensors import AUDIO, NOT_TEXT, VISION, text_tensors, unused_tensors
+from minigemma.tensors import AUDIO, VISION, text_tensors, unused_tensors
 
 # Special tokens that the tokenizer was trained without: their ids in Gemma 4's vocabulary, where it has <unused...>.
 NAMED = {
@@ -44,7 +44,8 @@ UNUSED = (
 def complete(directory):
     """Rewrite the files of `directory`, one after the other. Each file is whole at any time. Towers are kept."""
     config, path = Config.from_json(directory), directory / "model.safetensors"
-    write_weights(path, whole_text(config, find_text_tensors(directory)) | tensors_of(path, NOT_TEXT))
+    towers = tensors_of(path, tuple(f"model.{prefix}" for prefix in (*VISION, *AUDIO)))
+    write_weights(path, whole_text(config, find_text_tensors(directory)) | towers)
     tokenizer = write_tokenizer(directory / "tokenizer.json")
     write_json(directory / "tokenizer_config.json", tokenizer_fields(config))
     shutil.copy(Path(__file__).with_name("chat_template.jinja"), directory)
