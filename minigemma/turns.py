@@ -57,9 +57,9 @@ def render(messages, tools=None, think=False, *, small, cue=True, keep_thoughts=
     """A conversation -> pieces, each a Mark or text; `to_ids` makes ids of them.
 
     messages: [{"role": ..., "content": text or parts}, ...]. Roles: system, developer, user, assistant or model, tool.
-    Parts: {"type": "text", "text": ...}, {"type": "image", "image": a path or an array}, and {"type": "image"}, "audio"
-    or "video" alone, each of which is one placeholder, a Media where its source is known. A model's message may have
-    "tool_calls" and "reasoning" (its thought). The replies follow it as messages of role tool, or they are its
+    Parts: {"type": "text", "text": ...}; {"type": "image", "image": a path or an array}, likewise "audio" and "video";
+    and {"type": "image"} alone. Each of these is one placeholder, a Media where its source is known. A model's message
+    may have "tool_calls" and "reasoning" (its thought). The replies follow it as messages of role tool, or they are its
     "tool_responses". tools: [{"type": "function", "function": {...}}, ...]. small: whether the cue is
     that of E2B and E4B, see `small_cue`. keep_thoughts: keep the thoughts before the calls of earlier turns, too.
     Raises Error for what the format cannot express.
