@@ -34,7 +34,8 @@ ADAPTER = re.compile(r"\.(lora_\w+|base_layer|modules_to_save|original_module)\.
 SERIES = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 BYSTANDERS = {"k_scale", "v_scale", "q_scale", "inv_freq", "_extra_state"}  # of a KV cache of 8 bits; computed; empty
 HEAD = "lm_head.weight"  # files may hold a copy of the token table under this name
-SMALL = 256 * 1024  # bytes; a smaller matrix is converted at load: mapping would save little and slow the product
+SMALL = 256 * 1024  # bytes, of a packed matrix those that 16 bits would take. A smaller matrix is converted at load:
+# mapping would save little and slow the product.
 
 
 def assemble(config, arrays):
@@ -278,7 +279,8 @@ def _convert(tensor, stored, dtype):
         for array in bits.parts if packed else [bits]:
             _expect_single_rows(array)
     mapped = tensor.part == "PLE table" or dtype == "bfloat16"
-    if not mapped or len(tensor.shape) < 2 or bits.nbytes <= SMALL:
+    size = 2 * math.prod(tensor.shape) if packed else bits.nbytes
+    if not mapped or len(tensor.shape) < 2 or size <= SMALL:
         return np.asarray(bits) if packed else widen(bits)
     if packed:
         return bits
