@@ -17,14 +17,14 @@ import numpy as np
 from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
 from ..sampling import tokenizer_of
-from ..taps import PRECISIONS, layer_of, tap_kind
+from ..taps import AFTER, PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
 from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of
-from .foreign import read_soft
+from .foreign import part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
 from .replay import Replay
 from .runs import PictureRun, SoundRun
-from .samerun import lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
+from .samerun import layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
 NAMED = 0.8  # the fraction of the excess that a named fault must explain
@@ -74,10 +74,12 @@ class Diagnosis:
 
 
 class Candidate(NamedTuple):
-    """A mistake in one of its forms."""
+    """A mistake in one of its forms, in all layers or in some."""
 
     fault: object
     change: object
+    where: str = ""  # which layers, in words; "": all
+    layers: frozenset | None = None  # their numbers
 
 
 class Trial(NamedTuple):
@@ -148,12 +150,28 @@ class Search:
         entries = [fault for fault in FAULTS.values() if applicable(fault, self.run.config, **facts)]
         return [Candidate(f, change) for f in entries for change in f.changes if f.id not in ("J1", "J2")]
 
+    def partial(self, trials):
+        """Candidates in some layers only, as a mistake in one kernel makes them. trials: of each in all layers.
+
+        Where taps of layers show the fault, only those that mend the first broken tap.
+        """
+        first = self.comparison.first_broken
+        if part_that_has(first) != "text" or (self.suspect is None and first not in AFTER):
+            return []
+        tried = [t for t in trials if t.fault.first and layer_of(t.fault.first.replace("*", "0")) is not None]
+        tried = [t for t in tried if "cached" not in t.fault.needs and not t.fault.benign]
+        if self.suspect is not None:
+            tried = [t for t in tried if t.errors.get(first, np.inf) <= self.allows(first)]
+        parts = {f"on {words} only": layers for words, layers in layer_groups(self.run.config).items()}
+        return [t.candidates[0]._replace(where=where, layers=part) for t in tried for where, part in parts.items()]
+
     def errors(self, candidates):
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ."""
         run, port = self.run, self.run.port(self.suspect, self.wrong)
         cached = any("cached" in candidate.fault.needs for candidate in candidates)
         try:
             for candidate in candidates:
+                port.only = candidate.layers
                 candidate.change(port)
             replay = Replay(run.theirs, port.config, {} if cached else self.known, run.last)
             with np.errstate(all="ignore"):
@@ -182,19 +200,24 @@ class Search:
         left = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
         return Trial(candidates, 1 - self._excess(judged) / before if before else 0.0, left, errors)
 
-    def finding(self, fault, explained, errors):
-        """The Finding of a fault that explains this fraction of the excess; errors are those of its Trial."""
+    def finding(self, candidate, explained, errors):
+        """The Finding of a mistake that explains this fraction of the excess; errors are those of its Trial."""
+        fault, title = candidate.fault, ", ".join(filter(None, (candidate.fault.title, candidate.where)))
         mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allows(n)]
         worst = max(self.broken, key=lambda name: self.own_error[name])
         evidence = (
             f"with it in our pass {len(mended)} of {len(self.broken)} broken taps agree; the error at {worst} goes "
             f"from {self.own_error[worst]:.1e} to {errors.get(worst, np.inf):.1e}"
         )
-        return Finding(fault.id, fault.title, round(float(explained), 3), evidence, fault.remedy)
+        return Finding(fault.id, title, round(float(explained), 3), evidence, fault.remedy)
+
+    def mends_all(self, trial):
+        """Whether a trial leaves only rounding."""
+        return trial.explained >= NAMED and all(error <= self.allows(name) for name, error in trial.errors.items())
 
     def findings(self, trials):
         """The Findings of those among these trials of one mistake that explain more than a tenth."""
-        return [self.finding(t.fault, t.explained, t.errors) for t in trials if t.explained > 0.1]
+        return [self.finding(t.candidates[0], t.explained, t.errors) for t in trials if t.explained > 0.1]
 
 
 def diagnose(theirs, run, precision=None, prefill=None):
@@ -262,14 +285,16 @@ def _searched(search):
     if not singles:  # the catalogue has no mistakes with sounds
         return _unknown(search, singles)
     best, first = singles[0], comparison.first_broken
-    named = [(best.fault, best.explained)]
-    if best.explained >= NAMED and all(error <= search.allows(name) for name, error in best.errors.items()):
+    named = [(best.candidates[0], best.explained)]
+    if search.mends_all(best):
         rivals = [t for t in singles[1:4] if t.explained > best.explained - 0.02 and t.fault is not best.fault]
         return _faulty(search, named, best, singles, rivals)
+    if partial := next(filter(search.mends_all, map(search.trial, search.partial(singles))), None):
+        return _faulty(search, [(partial.candidates[0], partial.explained)], partial, singles)
     pair = _best_pair(search, singles)
     if pair and pair.explained >= max(NAMED, best.explained + 0.02):
         adds = [pair.explained - search.trial(other).explained for other in reversed(pair.candidates)]
-        named = zip((candidate.fault for candidate in pair.candidates), adds, strict=True)
+        named = zip(pair.candidates, adds, strict=True)
         return _faulty(search, sorted(named, key=lambda item: -item[1]), pair, singles)
     if best.explained >= NAMED or (best.explained > 0.3 and best.errors.get(first, np.inf) <= search.allows(first)):
         left = next((n for n in run.shapes if best.errors.get(n, 0) > search.allows(n)), None)
@@ -299,18 +324,18 @@ def _best_pair(search, singles):
 
 
 def _faulty(search, named, trial, singles, rivals=()):
-    """The Diagnosis of named faults: pairs (fault, the fraction it explains), and their common Trial."""
-    faults = [search.finding(fault, explained, trial.errors) for fault, explained in named]
+    """The Diagnosis of named faults: pairs (candidate, the fraction it explains), and their common Trial."""
+    faults = [search.finding(candidate, explained, trial.errors) for candidate, explained in named]
     titles = " and ".join(f"{f.id}, {f.title}" for f in faults)
     sentence = f"{titles}: explains {100 * max(trial.explained, 0):.0f}% of the deviation"
-    benign = [fault.benign for fault, _ in named if fault.benign]
+    benign = [candidate.fault.benign for candidate, _ in named if candidate.fault.benign]
     if benign:
         sentence += f"; harmless: {benign[0]}"
     ids = {f.id for f in faults}
     runners = search.findings(t for t in singles[:5] if t.fault.id not in ids)
     probe = None
     if rivals:
-        alike = list(dict.fromkeys([named[0][0], *(t.fault for t in rivals)]))
+        alike = list(dict.fromkeys([named[0][0].fault, *(t.fault for t in rivals)]))
         taps = list(dict.fromkeys(f.first for f in alike))
         means = f"capture {', '.join(taps)}" if len(taps) > 1 else f"run {PROBES[alike[1].probe]}"
         probe = f"to tell {', '.join(f.id for f in alike)} apart, {means}"

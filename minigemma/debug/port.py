@@ -32,10 +32,11 @@ class Port:
         self.suspect, self.unused, self.wrong = suspect, unused or {}, wrong
         layers = [SimpleNamespace(**vars(layer)) for layer in weights.layers]
         self.weights = SimpleNamespace(**{**vars(weights), "layers": layers})
-        self.edits = defaultdict(list)  # name of a tap, a layer's without its number -> [function(at, array) -> array]
+        self.edits = defaultdict(list)  # a tap's name without its layer -> [(only, function(at, array) -> array)]
         self.seen = defaultdict(dict)  # the taps of the current call, by layer
         self.after_call = lambda cache: cache
         self.start = 0  # position of the current call's first token
+        self.only = None  # the numbers of the layers that a change may touch; None: all
         self.mistakes = []  # ids of the catalogue's entries that were put in
 
     def copy(self):
@@ -53,12 +54,13 @@ class Port:
             raise
 
     def edit(self, name, function):
-        self.edits[name].append(function)
+        self.edits[name].append((self.only, function))
 
     def layers(self, kind=None, sharing=None):
         """Pairs of a layer's facts and its weights, for some of the layers."""
         for layer in self.config.layers:
-            if kind in (None, layer.kind) and sharing in (None, layer.shares_kv):
+            chosen = self.only is None or layer.index in self.only
+            if chosen and kind in (None, layer.kind) and sharing in (None, layer.shares_kv):
                 yield layer, self.weights.layers[layer.index]
 
     def change_layers(self, change, kind=None, sharing=None):
@@ -80,8 +82,9 @@ class Port:
 
         def watch(name, array):
             i, short = layer_of(name), part_of(tap_kind(name))
-            for function in self.edits[short]:
-                array = function(At(self, i), array)
+            for only, function in self.edits[short]:
+                if only is None or i in only:
+                    array = function(At(self, i), array)
             array = tap(name, array)
             if i not in self.seen and i:  # of layers behind us only what a later one may read
                 self.seen[i - 1] = {key: self.seen[i - 1][key] for key in KEPT if key in self.seen[i - 1]}

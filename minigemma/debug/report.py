@@ -58,7 +58,7 @@ def diagnosis_text(diagnosis):
     """A diagnosis.Diagnosis: the verdict, the faults with evidence and remedy, what came near, what to try next."""
     lines = _not_understood(diagnosis.unread, diagnosis.comparison)
     lines.append(f"{diagnosis.verdict}: {diagnosis.sentence}")
-    if diagnosis.first_broken and diagnosis.comparison:
+    if diagnosis.first_broken and diagnosis.comparison and diagnosis.comparison.sentence not in diagnosis.sentence:
         lines.append(diagnosis.comparison.sentence)
     if diagnosis.comparison and diagnosis.comparison.hint:
         lines.append(f"what it looks like: {diagnosis.comparison.hint}")

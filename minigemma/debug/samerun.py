@@ -10,12 +10,17 @@ from collections import defaultdict
 
 import numpy as np
 
+from ..config import GLOBAL, SLIDING
 from ..errors import Error
 from ..ops import linear
 from ..taps import layer_of, names_of, part_of, time_axis
 from .foreign import keys_of, read_trace
 from .replay import by_position
 
+KINDS_OF_LAYERS = {
+    "global": lambda layer: layer.kind == GLOBAL, "sliding": lambda layer: layer.kind == SLIDING,
+    "KV-sharing": lambda layer: layer.shares_kv, "KV-writing": lambda layer: not layer.shares_kv,
+}  # fmt: skip
 LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 CLIPPED = 0.7  # a product without its clip bounds is more like the right one than this cosine
 WEIGHTLESS = (
@@ -79,6 +84,15 @@ def stated(theirs, tokens, fingerprint):
         name = theirs.metadata.get("model", "another model")
         return "other-weights", f"other weights: the trace was made with {name}"
     return None
+
+
+def layer_groups(config):
+    """The kinds of layers for which an engine may have code of its own: words -> their numbers."""
+    groups = {
+        f"the {kind} layers": frozenset(layer.index for layer in config.layers if of_kind(layer))
+        for kind, of_kind in KINDS_OF_LAYERS.items()
+    }
+    return {words: layers for words, layers in groups.items() if 0 < len(layers) < config.num_hidden_layers}
 
 
 def lengths_of(theirs, run):

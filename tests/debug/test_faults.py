@@ -19,6 +19,7 @@ from minigemma.debug.diff import compare_traces
 from minigemma.debug.port import Port
 from minigemma.debug.replay import compare
 from minigemma.debug.runs import Run
+from minigemma.debug.samerun import layer_groups
 from minigemma.taps import AUDIO_TAPS, TAPS, VISION_TAPS, tap_kind, time_axis
 from minigemma.tensors import unused_tensors
 
@@ -206,6 +207,22 @@ def test_two_mistakes_at_once_are_both_named():
     found = diagnosed(model_of("E2B"), "B4", "D1")
     assert {fault.id for fault in found.faults} == {"B4", "D1"}
     assert all(fault.explains > 0.03 for fault in found.faults)
+
+
+PARTS = [("D1", "global", None), ("D1", "sliding", "*.resid_post"), ("C1", "KV-sharing", None)]
+PARTS += [("D2", "global", "logits")]
+
+
+@pytest.mark.parametrize("id, kind, only", PARTS)
+def test_a_mistake_in_some_layers_only_is_named_with_those_layers(id, kind, only):
+    model, trace, words = model_of("E2B"), Trace(only), f"the {kind} layers"
+    port = Port(model.config, model.weights, TOKENS)
+    port.only = layer_groups(model.config)[words]
+    FAULTS[id].changes[0](port)
+    port.run(trace)
+    found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+    assert [fault.id for fault in found.faults] == [id]
+    assert f"{FAULTS[id].title}, on {words} only" in found.sentence
 
 
 def test_a_harmless_mistake_is_called_harmless():
