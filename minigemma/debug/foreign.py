@@ -70,6 +70,24 @@ CLIP = {
         "ffn_post_normed": "mlp_out", "layer_out": "resid_post",
     }.items()
 }  # fmt: skip
+# llama.cpp's names in the graph of the text, src/models/gemma4.cpp; its attn_out is the residual after attention. In a
+# file that holds one of TEXT_MARKS. Its `norm`, before the weight, is not transformers' module of that name.
+LLAMA = {
+    "inp_scaled": "embed", "inp_per_layer_selected": "ple.token", "per_layer_proj": "ple.context",
+    "inp_per_layer": "ple", "result_norm": "final_norm", "result_output": "logits",
+    "norm": None, "norm-{i}": None,
+} | {
+    f"{theirs}-{{i}}": f"layers.{{i}}.{part}"
+    for theirs, part in {
+        "attn_norm": "attn.in", "Qcur": "attn.q_raw", "Kcur": "attn.k_raw", "Vcur": "attn.v_raw",
+        "Qcur_normed": "attn.q", "Kcur_normed": "attn.k", "Vcur_normed": "attn.v", "Qcur_pos": "attn.rot_q",
+        "Kcur_pos": "attn.rot_k", "kq": "attn.scores", "kq_soft_max": "attn.pattern", "kqv_out": "attn.z",
+        "attn_post_norm": "attn_out", "attn_out": "resid_mid", "ffn_norm": "mlp.in", "ffn_gate": "mlp.gate",
+        "ffn_up": "mlp.up", "ffn_geglu": "mlp.act", "ffn_out": "mlp.down", "ffn_post_norm": "mlp_out",
+        "pe_in": "resid_ffn", "per_layer_embd_out": "ple_out", "l_out": "resid_post",
+    }.items()
+}  # fmt: skip
+TEXT_MARKS = {"result_output", "result_norm", "l_out-0"}
 MARKS = {"projected", "pooled", "pos_embd", "layer_inp_normed-0"}
 
 
@@ -178,11 +196,11 @@ def read_trace(path, config, mapping=None, ids=None, grid=None, frames=None):
     Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
     `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
     {"tap": ..., "axes": "1 N T H"} in place of the name, to state axes (letters of TAPS; 1 a batch axis; N*H two in
-    one). ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or metadata. Metadata `axes`,
-    "T N H" or "N T H", decides if there are as many tokens as heads. grid: rows and columns of the picture's soft
-    tokens, where the file holds arrays of a vision tower; else from the positions of its patches in the file, or from
-    metadata `grid`. frames: of the sound, as Foreign has them; else from our own audio.mel or audio.frames. Raises
-    Error if no array is understood.
+    one), or null, to leave an array out. ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or
+    metadata. Metadata `axes`, "T N H" or "N T H", decides if there are as many tokens as heads. grid: rows and columns
+    of the picture's soft tokens, where the file holds arrays of a vision tower; else from the positions of its patches
+    in the file, or from metadata `grid`. frames: of the sound, as Foreign has them; else from our own audio.mel or
+    audio.frames. Raises Error if no array is understood.
     """
     return Reader(path, config, mapping, ids, grid, frames).read()
 
@@ -239,6 +257,8 @@ class Reader:
         """The item with its tap. Raises Refused if it has none."""
         for pattern, tap, axes in self.rules:
             if match := pattern.fullmatch(item.key):
+                if tap is None:
+                    raise NoTap("is left out by a mapping")
                 item = item._replace(tap=_ours(tap.replace("{i}", match[1] if match.groups() else "")), axes=axes)
                 break
         else:
@@ -412,10 +432,16 @@ def _check_present(tap, config, names):
 def _rules(path, mapping, header, notes):
     """A mapping file's lines as (pattern of the key, tap, axes). Raises Error for a wrong line, or if none matches."""
     rules, unused = [], []
-    if MARKS & set(header):
-        rules = [(_pattern(theirs), tap, None) for theirs, tap in CLIP.items()]
+    for marks, names in ((MARKS, CLIP), (TEXT_MARKS, LLAMA)):
+        if marks & set(header):
+            rules += [(_pattern(theirs), tap, None) for theirs, tap in names.items()]
     built_in = len(rules)
     for theirs, target in (read_json(mapping) if mapping else {}).items():
+        pattern = _pattern(theirs)
+        unused += [] if any(map(pattern.fullmatch, header)) else [_short(theirs)]
+        if target is None:  # leaves an array out
+            rules.insert(len(rules) - built_in, (pattern, None, None))
+            continue
         tap, axes = (target.get("tap"), target.get("axes")) if isinstance(target, dict) else (target, None)
         where, ours = f"{mapping}: {_short(theirs)}", _ours(str(tap).replace("layers.{i}.", "layers.0."))
         if ours is None:
@@ -426,9 +452,7 @@ def _rules(path, mapping, header, notes):
             axes = str(axes) if "T" in str(axes) else f"T {axes}"  # without T: the last position
             if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(axes_of(ours)):
                 raise Error(f"{where}: its axes are {' '.join(axes_of(ours))} in some order, and 1 for a batch axis")
-        pattern = _pattern(theirs)
         rules.insert(len(rules) - built_in, (pattern, tap, axes))  # what a user says comes first
-        unused += [] if any(map(pattern.fullmatch, header)) else [_short(theirs)]
     if mapping and len(unused) == len(rules) - built_in:
         keys = ", ".join(_short(key) for key in sorted(header)[:3])
         raise Error(f"{mapping}: matches no key of {path}; the first keys there are {keys or 'none'}")

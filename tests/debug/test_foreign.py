@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from minigemma import Error, Trace, forward
 from minigemma.checkpoint import write_safetensors
-from minigemma.debug.foreign import MODULES, read_trace
+from minigemma.debug.foreign import LLAMA, MODULES, read_trace
 from minigemma.ops import linear
 from minigemma.packed import narrow, widen
 from minigemma.taps import axes_of, layer_of, tap_kind
@@ -612,3 +612,25 @@ def test_arrays_in_float32_are_not_copied(tmp_path):
     config, trace = record("E2B")
     foreign = read_trace(write(tmp_path / "trace", trace), config)
     assert not any(array.flags.writeable or array.flags.owndata for array in foreign.arrays.values())
+
+
+def test_llama_cpps_names_of_the_text_are_read_and_its_inner_norm_is_not_the_final_norm(tmp_path):
+    config, trace = record("E2B")
+    arrays = {"norm": np.ones_like(trace["final_norm"]), "norm-0": np.ones_like(trace["final_norm"])}
+    for theirs, ours in LLAMA.items():
+        for i in range(config.num_hidden_layers) if ours else ():
+            if (name := ours.replace("{i}", str(i))) in trace:
+                arrays[theirs.replace("{i}", str(i))] = trace[name]
+    found = read_trace(write(tmp_path / "theirs.safetensors", arrays), config)
+    assert_same(found, trace, {ours.replace("{i}", str(i)) for ours in LLAMA.values() if ours for i in range(99)})
+    assert not found.unread
+
+
+def test_a_mapping_with_null_leaves_an_array_out(tmp_path):
+    config, trace = record("E2B")
+    path, mapping = tmp_path / "theirs.safetensors", tmp_path / "mapping.json"
+    write(path, {"norm": np.ones_like(trace["final_norm"]), "embed": trace["embed"]})
+    mapping.write_text(json.dumps({"norm": None}))
+    found = read_trace(path, config, mapping)
+    assert list(found.arrays) == ["embed"]
+    assert not found.unread
