@@ -38,6 +38,7 @@ try:
     from .conversation import Conversation
     from .errors import Error
     from .files import read_json
+    from .formats import check_quantization, explain
     from .gguf import chat_template, config_of, is_gguf
     from .inputs import fit_image, no_tap, read_image
     from .media import encode_picture, encode_sound, lay_out, open_sound
@@ -161,6 +162,7 @@ def load(path=None, dtype="bfloat16"):
         config = Config.from_dict(config_of(directory), str(directory))
         stops = {"eos_token_id": config.source["eos_token_id"]}
         return Model(directory, config, read_weights(directory, config, dtype), stops, directory, dtype)
+    check_quantization(read_json(directory / "config.json"), directory)
     config = Config.from_json(directory)
     source = directory / "generation_config.json"
     if source.exists():
@@ -218,11 +220,15 @@ def _find(path):
     directory = Path(os.path.expanduser(path))
     if os.path.isdir(directory):  # not Path.is_dir, which raises for a name that is too long
         if not os.path.lexists(directory / "config.json"):
+            explain(directory)
             raise Error(f"{path}: has no config.json{_held(directory)}")
+        if not any(directory.glob("*.safetensors")):
+            explain(directory)
         return directory
     if os.path.isfile(directory) and is_gguf(directory):
         return directory
     if os.path.isfile(directory):
+        explain(directory)
         raise Error(f"{path}: is a file; give its directory, {directory.parent}")
     hub_name = isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~"))
     snapshot = _cached(path) if hub_name else None

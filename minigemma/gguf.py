@@ -63,6 +63,7 @@ LAYER = {  # after `blk.3.` -> after `layers.3.`
     "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
     "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
 }
+STOPS = "<turn|>", "<|tool_response>"  # an answer ends where its turn ends, and where a tool is to reply
 ROPE = "rope_freqs.weight"  # what llama.cpp divides the global layers' frequencies by: 1, or 1e30 for pairs that stay
 
 
@@ -116,6 +117,8 @@ def _read(path, changed, size):
     except OSError as error:
         raise Error(f"{path}: cannot be read ({error})") from None
     name = found.keys.get("general.architecture")
+    if "split.count" in found.keys and found.keys["split.count"] != 1:
+        raise Error(f"{path}: is one part of {found.keys['split.count']}; join them with llama-gguf-split --merge")
     if name != "gemma4":
         raise Error(f"{path}: holds the architecture {name!r}; minigemma reads gemma4, the text model")
     return found
@@ -308,21 +311,24 @@ def _rotating(path, block):
 
 
 def _stops(keys):
-    """The ids that end an answer: the keys' own, and the end of a turn."""
+    """The ids that end an answer: the keys' own, the end of a turn, and where a tool's reply is to begin."""
     tokens = keys.get("tokenizer.ggml.tokens") or []
     named = [keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return sorted({id for id in named if isinstance(id, int)} | {i for i, t in enumerate(tokens) if t == "<turn|>"})
+    return sorted({id for id in named if isinstance(id, int)} | {i for i, token in enumerate(tokens) if token in STOPS})
 
 
-def tokenizer_json(path):
-    """The tokenizer.json that a GGUF file's tokens and merges stand for, as text. Raises Error if they are missing."""
+def tokenizer_json(path, marks):
+    """The tokenizer.json that a GGUF file's tokens and merges stand for, as text. Raises Error if they are missing.
+
+    marks: names of special tokens. llama.cpp writes some of them as tokens that it prints.
+    """
     keys = read(path).keys
     tokens, merges, kinds = (keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type"))
     if not all(isinstance(part, list) for part in (tokens, merges, kinds)) or len(kinds) != len(tokens):
         raise Error(f"{path}: has no tokens with types and merges; put the model's tokenizer.json beside it")
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = [
-        {"id": i, "content": token, "special": kind == 3} | plain
+        {"id": i, "content": token, "special": kind == 3 or token in marks} | plain
         for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
         if kind in (3, 4)  # control tokens, and tokens of the model's authors
     ]

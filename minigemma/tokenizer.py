@@ -43,7 +43,7 @@ class Tokenizer:
         import tokenizers
 
         if is_gguf(path):
-            text = tokenizer_json(path)
+            text = tokenizer_json(path, MARKS)
         else:
             check_file(path, LARGEST)
             text = Path(path).read_bytes()

@@ -10,6 +10,7 @@ from minigemma.checkpoint import find_text_tensors
 from minigemma.config import SLIDING
 from minigemma.packed import widen
 
+VISIBLE = "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'  # llama.cpp prints these
 FORMS = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}
 
 
@@ -41,7 +42,9 @@ def describe(model):
     keys |= {
         "tokenizer.ggml.model": "gemma4",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3 if t in special else 6 if t.startswith("<0x") else 1 for t in tokens],
+        "tokenizer.ggml.token_type": [
+            4 if t in VISIBLE else 3 if t in special else 6 if t.startswith("<0x") else 1 for t in tokens
+        ],
         "tokenizer.ggml.merges": [" ".join(pair) for pair in vocabulary["model"]["merges"]],
         "tokenizer.ggml.bos_token_id": 2,
         "tokenizer.ggml.eos_token_id": 1,

@@ -202,9 +202,9 @@ def test_a_name_of_the_hub_that_is_not_here_is_answered_with_the_download(place)
 def test_a_directory_without_a_config_is_answered_with_what_it_holds(place):
     with pytest.raises(Error, match=r"has no config\.json; it holds nothing"):
         minigemma.load("weights/notes")
-    for name in ("b.gguf", "a.txt"):
+    for name in ("b.md", "a.txt"):
         (place / "weights" / "notes" / name).touch()
-    with pytest.raises(Error, match=r"has no config\.json; it holds a\.txt, b\.gguf\."):
+    with pytest.raises(Error, match=r"has no config\.json; it holds a\.txt, b\.md\."):
         minigemma.load(place / "weights" / "notes")
 
 
