@@ -59,6 +59,7 @@ def encode_image(image, weights, config, *, tap=no_tap):
         o = at("attn.o", clipped(z.reshape(T, N * H), w.o_proj))  # [T, D]
         attn_out = at("attn_out", rms_norm(o, w.post_attention_layernorm, eps))  # [T, D]
         x = at("resid_mid", x + attn_out)  # [T, D]
+        del q_raw, q, rot_q, k_raw, keys, rot_k, v_raw, v, z, o  # 0.3 GB at 1,120 soft tokens
 
         mlp_in = at("mlp.in", rms_norm(x, w.pre_feedforward_layernorm, eps))  # [T, D]
         gate = at("mlp.gate", clipped(mlp_in, w.gate_proj))  # [T, F]

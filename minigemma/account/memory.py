@@ -103,7 +103,7 @@ def picture_memory(config, context):
         patches, values = budget * (config.vision.side // size) ** 2, 3 * size**2
         peak = 4 * width + 3 * values
         if isinstance(config.vision, VisionTower):
-            peak = 16 * width + 2 * values + max(patches + width, 4 * config.vision.intermediate_size)
+            peak = 2 * values + max(patches + 16 * width, 4 * config.vision.intermediate_size + 7 * width)
         sizes[budget] = {
             "soft tokens": 4 * budget * config.hidden_size,
             "encoder": 4 * patches * peak,
