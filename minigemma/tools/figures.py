@@ -49,6 +49,7 @@ WORDS = {  # a label with this word is about that part
     "MLP": "MLP",
     "PLE": "PLE",
     "embedding": "embedding",
+    "vision": "vision",
 }
 LINES = (("#111111", "-"), ("#B3123F", "--"), ("#6B7A00", "-."), ("#14306B", ":"))
 MORE_LINES = (("#555555", "-"), ("#B3123F", ":"))
@@ -346,6 +347,38 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
             axes.set_yticks(range(len(row_labels)), row_labels if place % across == 0 else [], fontsize=8)
     if bar:
         figure.colorbar(image, ax=grid, label=bar, shrink=0.8)
+    return figure
+
+
+def on_picture(image, panels, across=4):
+    """A picture [h, w, 3] once a panel, with what lies on it; panels: title -> one of these, or None for nothing.
+
+    (rows, columns): the lines of a grid. Numbers [rows, columns]: the smaller, the darker the picture is there. Colours
+    [rows, columns, 3] from 0 to 1, in place of the picture. Texts [rows, columns].
+    """
+    side, across = min(WIDEST / across, 4.9), min(across, len(panels))
+    down, (height, width) = -(-len(panels) // across), image.shape[:2]
+    figure, grid = _grid(across * side, down * (side * height / width + 0.3), down, across)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
+        axes.set_title(title, fontsize=10)
+        whole = {"extent": (0, width, height, 0), "interpolation": "nearest"}
+        if isinstance(panel, tuple) or panel is None:
+            axes.imshow(image, **whole)
+            rows, columns = panel or (0, 0)
+            axes.vlines(np.linspace(0, width, columns + 1), 0, height, PALETTE["vision"], linewidth=0.8)
+            axes.hlines(np.linspace(0, height, rows + 1), 0, width, PALETTE["vision"], linewidth=0.8)
+        elif panel.dtype.kind == "U":
+            axes.imshow(image, alpha=0.35, **whole)
+            for (row, column), text in np.ndenumerate(panel):
+                place = (column + 0.5) * width / panel.shape[1], (row + 0.5) * height / panel.shape[0]
+                axes.text(*place, text, ha="center", va="center", fontsize=10)
+        elif panel.ndim == 3:
+            axes.imshow(panel, **whole)
+        else:
+            axes.imshow(image, **whole)
+            axes.imshow(np.zeros((*panel.shape, 3)), alpha=0.8 * (1 - panel / panel.max()), **whole)
     return figure
 
 

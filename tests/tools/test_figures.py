@@ -3,7 +3,9 @@
 import re
 from html import unescape
 
+import numpy as np
 import pytest
+from family import random_picture
 
 from minigemma.__main__ import main
 
@@ -80,3 +82,17 @@ def test_the_command_writes_every_figure_as_svg_and_png_with_its_text(tmp_path, 
         written = unescape((tmp_path / f"{name}.svg").read_text(encoding="utf-8"))
         assert drawn[name][1] in written
     assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_on_a_picture_lie_a_grid_darkness_colours_or_words():
+    image = random_picture(20, 30)
+    heat, words = np.array([[0.0, 1.0], [0.5, 0.25]]), np.array([["a", "b", "c"]])
+    panels = {"grid": (2, 3), "heat": heat, "colours": np.ones((1, 2, 3)), "words": words}
+    grid, dark, colours, written = figures.on_picture(image, panels).axes
+    assert [len(lines.get_segments()) for lines in grid.collections] == [4, 3]
+    assert np.array_equal(grid.images[0].get_array(), image)
+    cover = dark.images[1].get_alpha()
+    assert cover[0, 1] == 0 and cover[0, 0] == cover.max()
+    assert np.array_equal(colours.images[0].get_array(), panels["colours"])
+    places = {text.get_text(): text.get_position() for text in written.texts}
+    assert places == {"a": (5, 10), "b": (15, 10), "c": (25, 10)}
