@@ -219,11 +219,9 @@ def _find(path):
         raise Error("the path of the weights is empty; give a directory or a model's name, or leave it out")
     directory = Path(os.path.expanduser(path))
     if os.path.isdir(directory):  # not Path.is_dir, which raises for a name that is too long
+        explain(directory)
         if not os.path.lexists(directory / "config.json"):
-            explain(directory)
             raise Error(f"{path}: has no config.json{_held(directory)}")
-        if not any(directory.glob("*.safetensors")):
-            explain(directory)
         return directory
     if os.path.isfile(directory) and is_gguf(directory):
         return directory

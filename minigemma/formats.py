@@ -51,13 +51,18 @@ BYTES = 64  # of a file's beginning
 
 
 def explain(path):
-    """Raise Error if a file or a directory is of a kind that people hold and minigemma does not read: it says which."""
+    """Raise Error if a file or a directory is of a kind that people hold and minigemma does not read: it says which.
+
+    Beside safetensors files, other files of a directory do not count.
+    """
     path = Path(path)
-    for file in [path] if os.path.isfile(path) else sorted(path.iterdir()):
+    alone = os.path.isfile(path)
+    weights = [] if alone else sorted(path.glob("*.safetensors"))
+    for file in [path] if alone else weights or sorted(path.iterdir()):
         found = _beginning(file) if os.path.isfile(file) else None
         found = found or next(((what, do) for form, what, do in NAMES if fnmatchcase(file.name, form)), None)
         if found:
-            where = path if file == path else f"{path} (its {file.name})"
+            where = path if alone else f"{path} (its {file.name})"
             raise Error(f"{where}: is {found[0]}; {found[1]}")
 
 
