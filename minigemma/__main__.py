@@ -35,7 +35,7 @@ from .released import RELEASED
 from .sampling import generate_ids, read_prompt, settings, tokenizer_of
 from .sounds import RATE, read_sound
 from .taps import PRECISIONS, Finite, Trace
-from .tools.synth import synthesize
+from .tools.synth import FORMATS, synthesize
 from .turns import spelled
 
 SIDE = 48  # pixels of a soft token's side in every released model
@@ -310,7 +310,7 @@ def tokens(args):
 
 def synth(args):
     """Write a full-size checkpoint of random weights, for benchmarks and for people without the download."""
-    size = synthesize(args.name, args.directory)
+    size = synthesize(args.name, args.directory, format=args.format)
     print(f"{args.directory}: gemma-4-{args.name} with random values, {size / 1e9:.2f} GB")
 
 
@@ -566,7 +566,8 @@ def parser():
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")
     name = flag("name", metavar="NAME", help=f"a released model: {', '.join(RELEASED)}")
     command(tokens, image, audio, video, as_json)
-    command(synth, name, flag("directory", metavar="DIR", help="where to write"))
+    form = flag("--format", default="bfloat16", choices=tuple(FORMATS), help="of the matrices; default: bfloat16")
+    command(synth, name, flag("directory", metavar="DIR", help="where to write"), form)
     command(
         quantize,
         flag("directory", metavar="DIR", help="a checkpoint directory"),

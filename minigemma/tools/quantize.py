@@ -54,40 +54,43 @@ def write(directory, out, bits=4, layers="*", keep=()):
 
     with progress("quantising", sum(math.prod(stored.shape) for stored, _ in sources)) as advance:
         write_safetensors(out / "model.safetensors", "BF16", rows, arrays(advance))
-    whole = {row[0].removesuffix(".weight_packed") for row in rows if row[0].endswith(".weight_packed")}
-    about = raw | {"quantization_config": _about(bits, rows)}
     with replacing(out / "config.json") as path:
-        path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(raw | about(bits, rows), indent=2) + "\n", encoding="utf-8")
     for path in directory.iterdir():
         if path.suffix in (".json", ".jinja") and path.name not in ("config.json", "model.safetensors.index.json"):
             shutil.copyfile(path, out / path.name)
-    return sorted(whole)
+    return sorted(row[0].removesuffix(".weight_packed") for row in rows if row[0].endswith(".weight_packed"))
 
 
 def _chosen(config, layers, keep):
     """The names of the matrices to quantise, without their prefix."""
     layer, kept = re.compile(translate(layers)), [re.compile(translate(pattern)) for pattern in keep]
-    tensors = [tensor for tensor in text_tensors(config) if tensor.part not in TABLES and "router" not in tensor.name]
-    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+    matrices = [t for t in text_tensors(config) if t.part not in TABLES and packs(t)]
     fitting = [t for t in matrices if t.layer is None or layer.match(str(t.layer))]
     if all(t.layer is None for t in fitting):
         raise Error(f"--layers {layers!r} fits none of the layers 0 to {config.num_hidden_layers - 1}")
     for pattern, form in zip(keep, kept, strict=True):
         if not any(form.match(t.name) for t in matrices):
             raise Error(f"--keep {pattern!r} fits no matrix; names are such as {matrices[-1].name}")
-    return {t.name for t in fitting if t.shape[1] % GROUP == 0 and not any(form.match(t.name) for form in kept)}
+    return {t.name for t in fitting if not any(form.match(t.name) for form in kept)}
 
 
-def _about(bits, rows):
-    """The quantization_config that transformers needs to load the file."""
+def packs(tensor):
+    """Whether a tensor of the text model is a matrix of whole groups; a router is small, and its choice is delicate."""
+    return len(tensor.shape) == 2 and tensor.shape[1] % GROUP == 0 and "router" not in tensor.name
+
+
+def about(bits, rows):
+    """What config.json must say of a file with these rows, so that transformers loads it."""
     names = [row[0] for row in rows if row[0].endswith(".weight") and len(row[1]) == 2]
     weights = {
         "num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP, "dynamic": False,
     }  # fmt: skip
-    return {
+    method = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
         "ignore": ["lm_head", *sorted(name.removesuffix(".weight") for name in names)],
     }
+    return {"quantization_config": method}

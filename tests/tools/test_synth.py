@@ -8,6 +8,7 @@ import minigemma
 from minigemma import Error
 from minigemma.account.towers import TOWERS
 from minigemma.checkpoint import read_header
+from minigemma.packed import PackedMatrix
 from minigemma.released import RELEASED
 from minigemma.tensors import checkpoint_tensors
 from minigemma.tools.synth import synthesize
@@ -44,6 +45,21 @@ def test_a_synthetic_checkpoint_has_the_released_tensors_and_runs(released_in_sm
     assert again == sum(2 * np.prod(tensor.shape, dtype=int) for tensor in table)
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("w", "again")]
     assert files[0] == files[1]  # the same seed, the same file
+
+
+def test_a_synthetic_checkpoint_of_four_bits_has_both_tables_packed_and_runs(tmp_path, monkeypatch):
+    monkeypatch.setitem(RELEASED, "E2B", fields("E2B") | {"hidden_size": 64, "hidden_size_per_layer_input": 32})
+    monkeypatch.setitem(TOWERS, "E2B", {"vision_config": VISION, "audio_config": None})
+    monkeypatch.setattr("minigemma.checkpoint.SMALL", 0)  # bytes: nothing is converted at load
+    size = synthesize("E2B", tmp_path / "w", format="w4a16")
+    model = minigemma.load(tmp_path / "w")
+    weights, layer = model.weights, model.weights.layers[1]
+    for matrix in (weights.embed_tokens, weights.embed_tokens_per_layer, layer.q_proj, layer.per_layer_projection):
+        assert isinstance(matrix, PackedMatrix)
+    logits, _ = model(np.arange(12))
+    assert 0.1 < logits.std() < 10  # neither dead nor saturated
+    held = read_header(tmp_path / "w" / "model.safetensors")
+    assert 0 <= (tmp_path / "w" / "model.safetensors").stat().st_size - size < 200 * len(held)  # size, and the header
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
