@@ -413,16 +413,36 @@ def diagnose(args):
     return found.to_dict(), report.diagnosis_text(found), 0 if found.clean else 1
 
 
+def check_ops(args):
+    """Judge the ops of somebody else's trace that need no weights: RoPE, softmax, GELU, residual sums and others.
+
+    For the text model. A norm's weight is fitted. What the other ops do is not judged: `diff` does that, with weights.
+    """
+    from .account import parameters
+    from .debug import checkops, report
+
+    config = parameters.count(args.config).config
+    found = checkops.check_file(args.theirs, config, _ids(args.ids), args.mapping, args.precision)
+    return found.to_dict(), report.diff_text(found, args.all), 0 if found.clean else 1
+
+
 def _given_ids(args, model):
     """The prompt's ids by --ids or --prompt; None where neither is given."""
     if args.ids is not None:
-        parts = args.ids.replace(",", " ").split()
-        if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
-            raise Error(f"--ids must be whole numbers such as '2,818,5279', not {args.ids!r}")
-        return [int(part) for part in parts]
+        return _ids(args.ids)
     if args.prompt is None:
         return None
     return read_prompt(model, place_files(_prompt(args), _files(args, model)), args.budget, args.special)[0]
+
+
+def _ids(text):
+    """The numbers of --ids; None where it was not given."""
+    if text is None:
+        return None
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise Error(f"--ids must be whole numbers such as '2,818,5279', not {text!r}")
+    return [int(part) for part in parts]
 
 
 def faults(args):
@@ -517,7 +537,8 @@ def parser():
     commands = root.add_subparsers(dest="command", required=True)
 
     def command(run, *arguments):
-        sub = commands.add_parser(run.__name__, help=run.__doc__.splitlines()[0], description=run.__doc__)
+        name, text = run.__name__.replace("_", "-"), run.__doc__
+        sub = commands.add_parser(name, help=text.splitlines()[0], description=text)
         sub.set_defaults(run=run, parser=sub)
         for names, options in arguments:
             sub.add_argument(*names, **options)
@@ -595,6 +616,10 @@ def parser():
     everything = flag("--all", action="store_true", help="print every tap, those not captured too")
     first_call = flag("--prefill", type=int, metavar="N", help="tokens of their first call, where they then decoded")
     command(diff, theirs, where, dtype, *foreign, against, plot, everything, as_json)
+    source = f"a released model ({', '.join(RELEASED)}), a config.json, or a checkpoint directory"
+    config = flag("--config", required=True, metavar="C", help=source)
+    mapping, ids, precision = foreign[0], foreign[1], foreign[-1]
+    command(check_ops, theirs, config, mapping, ids, precision, everything, as_json)
     either = flag("theirs", metavar="THEIRS", nargs="?", help="a safetensors file of their intermediates")
     command(diagnose, either, where, dtype, *foreign, first_call, as_json)
     command(faults, as_json)
@@ -615,7 +640,6 @@ def parser():
         as_json,
     )
     command(figures, flag("directory", metavar="DIR", help="where to write"))
-    source = f"a released model ({', '.join(RELEASED)}), a config.json, or a checkpoint directory"
     what = flag("what", metavar="NAME_OR_DIR", help=source)
     context = flag("--context", type=int, metavar="N", help="tokens; default: all positions, for compute 4096")
     command(params, flag("what", metavar="NAME_OR_DIR", nargs="?", help=source), as_json)

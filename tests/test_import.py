@@ -93,7 +93,7 @@ def test_rooms_do_not_import_each_other_but_tools_may_import_all():
 
 DEBUGGER = (
     "foreign", "replay", "port", "runs", "samerun", "catalogue", "pictures", "diff", "turn_mistakes", "diagnosis",
-    "report",
+    "checkops", "report",
 )  # fmt: skip
 
 

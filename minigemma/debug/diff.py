@@ -146,14 +146,21 @@ def _at_least_typical(errors):
     return result
 
 
-def infer_precision(theirs, own, run):
-    """Their engine's number format: from the values, if 16 bits hold them exactly, else from its products' errors."""
+def stored_precision(theirs):
+    """Their engine's number format, if 16 bits hold most of their values exactly, else None."""
     numbers = [x[np.isfinite(x)] for x in theirs.values() if x.dtype in (np.float16, np.float32)]
     for precision, rounded in (("bfloat16", lambda x: widen(narrow(x))), ("float16", lambda x: x.astype(np.float16))):
         with np.errstate(over="ignore"):
             short = [np.array_equal(rounded(x), x) for x in numbers if x.size]
         if short and np.mean(short) > 0.5:
             return precision
+    return None
+
+
+def infer_precision(theirs, own, run):
+    """Their engine's number format: from the values, else from the errors of its products."""
+    if precision := stored_precision(theirs):
+        return precision
     expected = healthy(run, ROUNDING["float32"])[1]
     ratios = [own[n].error / expected[n] for n in own if n in expected and part_of(n) in LINEAR]
     ratios = [ratio for ratio in ratios if np.isfinite(ratio)]

@@ -98,7 +98,7 @@ class Run:
 
     def turned_in_float32(self, name, x):
         """RoPE on x [T, N, H] of the tap's layer, with its angles in float32, as in most engines."""
-        return rope(x, *_angles(np.arange(len(x)), self.config.layers[layer_of(name)].inv_freq, x.dtype))
+        return rope(x, *angles_in_float32(np.arange(len(x)), self.config.layers[layer_of(name)].inv_freq, x.dtype))
 
     def sizes(self, name):
         """Sizes of the model by which an array of this tap may be wrong: name -> number."""
@@ -145,7 +145,7 @@ class PictureRun(Run):
 
     def turned_in_float32(self, name, x):
         _, *places = as_patches(self.image, self.weights, self.config, "input_proj")
-        return rope_2d(x, *(_angles(place, self.config.vision.inv_freq, x.dtype) for place in places))
+        return rope_2d(x, *(angles_in_float32(place, self.config.vision.inv_freq, x.dtype) for place in places))
 
     def sizes(self, name):
         vision = self.config.vision
@@ -186,7 +186,7 @@ class SoundRun(Run):
         return {"D": audio.hidden_size, "head_dim": audio.hidden_size // audio.num_attention_heads}
 
 
-def _angles(positions, inv_freq, dtype):
+def angles_in_float32(positions, inv_freq, dtype):
     """RoPE's cos and sin, each [T, 1, H/2], from angles in float32."""
     angles = positions.astype(np.float32)[:, None, None] * inv_freq.astype(np.float32)  # [T, 1, H/2]
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)  # [T, 1, H/2] each
