@@ -26,7 +26,7 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_it():
     from minigemma.__main__ import parser
 
     (commands,) = (action.choices for action in parser()._actions if action.choices)
-    assert set(commands) == set(re.findall(r"^python -m minigemma (\w+) ", README, re.MULTILINE))
+    assert set(commands) == set(re.findall(r"^python -m minigemma ([\w-]+) ", README, re.MULTILINE))
 
 
 def test_every_link_of_the_readme_leads_to_a_file():
