@@ -24,7 +24,7 @@ from .foreign import part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
 from .replay import Replay
 from .runs import PictureRun, SoundRun
-from .samerun import layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
+from .samerun import broken_ops, layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
 NAMED = 0.8  # the fraction of the excess that a named fault must explain
@@ -311,7 +311,10 @@ def _unknown(search, singles):
     comparison, near = search.comparison, search.findings(singles[:3])
     sentence = f"not in the catalogue: {comparison.sentence}"
     probe = _capture(comparison, search.run)
-    return Diagnosis("unknown", sentence, comparison.first_broken, [], near, probe, comparison)
+    found = Diagnosis("unknown", sentence, comparison.first_broken, [], near, probe, comparison)
+    if ops := broken_ops(search.broken, search.run.config):
+        found.notes.append(f"the broken ops: {ops}")
+    return found
 
 
 def _best_pair(search, singles):

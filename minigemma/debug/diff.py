@@ -336,7 +336,7 @@ def _comparable(name, a, b, config, last):
 def _no_break(rows, precision):
     drifted = [row for row in rows if row.verdict == "DRIFT"]
     captured = sum(row.verdict != "MISSING" for row in rows)
-    sentence = f"all {captured} taps agree within {precision} rounding"
+    sentence = f"{'the only tap agrees' if captured == 1 else f'all {captured} taps agree'} within {precision} rounding"
     if drifted:
         worst = max(drifted, key=lambda row: row.away.error)
         sentence = (

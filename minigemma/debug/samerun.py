@@ -14,7 +14,7 @@ from ..config import GLOBAL, SLIDING
 from ..errors import Error
 from ..ops import linear
 from ..taps import layer_of, names_of, part_of, time_axis
-from .foreign import keys_of, read_trace
+from .foreign import keys_of, part_that_has, read_trace
 from .replay import by_position
 
 KINDS_OF_LAYERS = {
@@ -93,6 +93,23 @@ def layer_groups(config):
         for kind, of_kind in KINDS_OF_LAYERS.items()
     }
     return {words: layers for words, layers in groups.items() if 0 < len(layers) < config.num_hidden_layers}
+
+
+def broken_ops(names, config):
+    """Which ops of the text are broken, and in which layers, in one line. names: the taps; "" if none is in a layer."""
+    layers = defaultdict(set)
+    for name in names:
+        if layer_of(name) is not None and part_that_has(name) == "text":
+            layers[part_of(name)].add(layer_of(name))
+    where = defaultdict(list)  # layers -> the parts that are broken in them
+    for part, numbers in layers.items():
+        where[frozenset(numbers)].append(part)
+    groups = {numbers: f", {words}" for words, numbers in layer_groups(config).items()}
+    groups[frozenset(range(config.num_hidden_layers))] = ", all layers"
+    return "; ".join(
+        f"{', '.join(parts)} in layers {', '.join(map(str, sorted(numbers)))}{groups.get(numbers, '')}"
+        for numbers, parts in where.items()
+    )
 
 
 def lengths_of(theirs, run):

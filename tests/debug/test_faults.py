@@ -240,6 +240,17 @@ def test_what_is_not_in_the_catalogue_is_located_and_not_named():
     assert (found.verdict, found.first_broken, found.faults) == ("unknown", "layers.3.attn.o", [])
 
 
+@pytest.mark.parametrize("kind", ["KV-sharing", "global"])
+def test_of_an_unknown_mistake_the_broken_ops_and_their_layers_are_said_in_one_line(kind):
+    model, trace = model_of("E2B"), Trace()
+    layers = layer_groups(model.config)[f"the {kind} layers"]
+    flipped = {f"layers.{i}.attn.pattern" for i in layers}
+    forward(TOKENS, model.weights, model.config, tap=lambda n, x: trace(n, x[::-1] ** 2 if n in flipped else x))
+    found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+    numbers = ", ".join(map(str, sorted(layers)))
+    assert f"the broken ops: attn.pattern in layers {numbers}, the {kind} layers" in found.notes
+
+
 @pytest.mark.parametrize("kept", ["all", "last logits", "last of all"])
 def test_a_missing_and_a_second_bos_are_named_from_the_last_position_too(kept):
     model = model_of("E2B")
