@@ -154,12 +154,13 @@ class Search:
         """Candidates in some layers only, as a mistake in one kernel makes them. trials: of each in all layers.
 
         Where taps of layers show the fault, only those that mend the first broken tap.
+        Not B11, which itself is of some layers.
         """
         first = self.comparison.first_broken
         if part_that_has(first) != "text" or (self.suspect is None and first not in AFTER):
             return []
         tried = [t for t in trials if t.fault.first and layer_of(t.fault.first.replace("*", "0")) is not None]
-        tried = [t for t in tried if "cached" not in t.fault.needs and not t.fault.benign]
+        tried = [t for t in tried if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
         if self.suspect is not None:
             tried = [t for t in tried if t.errors.get(first, np.inf) <= self.allows(first)]
         parts = {f"on {words} only": layers for words, layers in layer_groups(self.run.config).items()}
