@@ -182,11 +182,14 @@ class _Header:
         align = values.get("general.alignment", 32)
         if type(align) is not int or align < 8 or align & (align - 1):
             self.refuse(f"has a general.alignment of {align!r}, which must be a power of two from 8 on")
-        start, found = -(-self.at // align) * align, {}
+        start, end, found = -(-self.at // align) * align, 0, {}
         for name, shape, kind, offset in places:
             if name in found:
                 self.refuse(f"has the tensor {name} twice")
-            found[name] = self.block(name, shape, kind, start, offset)
+            if offset != end:
+                self.refuse(f"{name} begins at byte {offset} of the data, not at {end}, where the one before it ends")
+            found[name], size = self.block(name, shape, kind, start + offset)
+            end = -(-(offset + size) // align) * align
         return Gguf(values, found)
 
     def place(self):
@@ -196,7 +199,7 @@ class _Header:
         shape = self.numbers("Q", axes)[::-1]  # the file has the row's length first
         return name, shape, self.number("I"), self.number("Q")
 
-    def block(self, name, shape, kind, start, offset):
+    def block(self, name, shape, kind, offset):
         if kind in WHOLE:
             columns, size = 1, np.dtype(WHOLE[kind][1]).itemsize
         elif kind in BLOCKS:
@@ -204,11 +207,12 @@ class _Header:
         else:
             read = ", ".join([*(name for name, _ in WHOLE.values()), *(layout.name for layout in BLOCKS.values())])
             raise Error(f"{self.path}: {name} is of type {kind}; minigemma reads {read}: take such a file")
-        if 0 in shape or shape[-1] % columns or offset % 8:
+        if 0 in shape or shape[-1] % columns:
             self.refuse(f"{name} of {list(shape)} does not consist of whole blocks of {columns}")
-        if start + offset + math.prod(shape) // columns * size > len(self.data):
+        size *= math.prod(shape) // columns
+        if offset + size > len(self.data):
             self.refuse(f"{name} ends beyond the end of the file")
-        return Block(self.path, kind, shape, start + offset)
+        return Block(self.path, kind, shape, offset), size
 
 
 def text_tensors_of(path):

@@ -49,8 +49,9 @@ def describe(model):
         "tokenizer.ggml.bos_token_id": 2,
         "tokenizer.ggml.eos_token_id": 1,
         "tokenizer.ggml.padding_token_id": 0,
-        "tokenizer.chat_template": (where / "chat_template.jinja").read_text(encoding="utf-8"),
     }
+    if (where / "chat_template.jinja").exists():
+        keys["tokenizer.chat_template"] = (where / "chat_template.jinja").read_text(encoding="utf-8")
     outside = {ours: theirs for theirs, ours in gguf.OUTSIDE.items()}
     layer = {ours: theirs for theirs, ours in gguf.LAYER.items()}
     pairs = raw["global_head_dim"] // 2
