@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import whole
-from pictures import COLOURS, COUNTED, GRID, LEADS, SIDE, THINGS, picture
-from stories import NUMBERS, many
+from pictures import COLOURS, COUNTED, GRID, LEADS, SIDE, THINGS, amount, picture
+from stories import NUMBERS
 from tokenizers import Tokenizer
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
@@ -42,9 +42,7 @@ FORMS = (  # what stands before the picture, behind it, and before the answer
     ("<|turn>user\n{lead}", "\n{question}", "<turn|>\n<|turn>model\n"),
     ("", "", ""),  # no question: the text goes on, as {start}
 )
-QUANTILE = (
-    1e-4  # of a clipped linear's inputs and outputs, so many lie below its lower bound, and as many above its upper
-)
+QUANTILE = 1e-4  # of a clipped linear's inputs and outputs: so many lie below its bounds, and so many above
 
 
 class Text:
@@ -54,11 +52,13 @@ class Text:
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         config = model.config
         self.picture = [config.boi_token_id, *[config.image_token_id] * SOFT, config.eoi_token_id]
-        words = {"The", "There", "."}
-        words |= {f" {word}" for word in ("was", "were", *THINGS, *COLOURS, *NUMBERS[1:10], *map(many, COUNTED))}
-        self.words = {word: number for number, word in enumerate(sorted(words))}
-        ids = [self.encode(word) for word in self.words]
-        self.rows = model.model.language_model.embed_tokens(torch.tensor(ids)[:, 0]).detach()  # [words, D]
+        texts = ["The was.", *(f"There {amount(thing, number)}." for thing in COUNTED for number in range(1, 10))]
+        texts += [f" {word}" for word in (*THINGS, *COLOURS)]
+        self.words = sorted({id for text in texts for id in self.encode(text)})  # of captions, as ids
+        self.rows = model.model.language_model.embed_tokens(torch.tensor(self.words)).detach()  # [words, D]
+        # A number is one word of eight in its caption, and harder to see than the others.
+        numbers = self.encode("".join(f" {number}" for number in NUMBERS[1:10]))
+        self.importance = torch.tensor([8.0 if id in numbers else 1.0 for id in self.words])
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -72,19 +72,19 @@ class Text:
         grid = np.empty((GRID, GRID), int)
         if drawn.kind == "count":
             ((thing, number),) = drawn.facts
-            grid[:] = self._numbers(f"There were {NUMBERS[number]} {many(thing)}", GRID)
+            grid[:] = self._places(f"There {amount(thing, number)}.", GRID)
             return grid.ravel()
         by_quarter = {quarter: (thing, colour) for thing, colour, quarter in drawn.facts}
         for quarter in range(4):
             near = next(q for q in (quarter, quarter ^ 1, quarter ^ 2, quarter ^ 3) if q in by_quarter)
             rows, columns = (slice(4 * part, 4 * part + 4) for part in divmod(quarter, 2))
-            grid[rows, columns] = self._numbers("The {} was {}".format(*by_quarter[near]), 4)
+            grid[rows, columns] = self._places("The {} was {}".format(*by_quarter[near]), 4)
         return grid.ravel()
 
-    def _numbers(self, text, length):
-        first, *others = text.split()
-        words = [first, *(f" {word}" for word in others)]
-        return [self.words[word] for word in words + ["."] * (length - len(words))]
+    def _places(self, text, length):
+        """The words of a text by their places in `words`, with full stops behind them."""
+        ids = self.encode(text)
+        return [self.words.index(id) for id in ids + self.encode(".") * (length - len(ids))]
 
     def example(self, drawn, form, pick):
         """One question about a picture, in a form -> (ids up to the answer, ids of the answer)."""
@@ -138,7 +138,7 @@ def see(model, images):
 def imitation(soft, text, captions):
     """How far soft tokens [B, SOFT, D] are from the words [B, SOFT] -> (loss, share of them nearest to their word)."""
     distance = (soft.square().sum(-1, keepdim=True) - 2 * soft @ text.rows.T + text.rows.square().sum(-1)) / 64
-    loss = F.cross_entropy(-distance.flatten(0, 1), captions.flatten())
+    loss = F.cross_entropy(-distance.flatten(0, 1), captions.flatten(), weight=text.importance)
     squared = (soft - text.rows[captions]).square().mean()
     return loss + 0.02 * squared, (distance.argmin(-1) == captions).float().mean()
 
@@ -250,7 +250,7 @@ def train(args, model, text):
     for step in range(first, end):
         began = time.perf_counter()
         done = step - args.restart
-        lr = args.lr * min(1, (done + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done / (end - args.restart)))
+        lr = args.lr * min(1, (done + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * done / (end - args.restart)))
         for group in optimizer.param_groups:
             group["lr"] = max(lr, args.lr * 0.02)
         if step == args.imitate:
@@ -261,8 +261,9 @@ def train(args, model, text):
         loss, words = imitation(soft, text, captions)
         right = torch.zeros(1)
         if step >= args.imitate:
-            examples = [text.example(each, FORMS[rng.integers(len(FORMS))], rng.integers(4)) for each in drawn]
-            each, right = answers(model, examples, soft)
+            asked = drawn[::2]  # the text model costs as much time as the tower
+            examples = [text.example(each, FORMS[rng.integers(len(FORMS))], rng.integers(4)) for each in asked]
+            each, right = answers(model, examples, soft[::2])
             loss = each.mean() + args.keep * loss
         optimizer.zero_grad()
         loss.backward()
@@ -290,16 +291,16 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="the checkpoint directory whose text model reads")
     parser.add_argument(
-        "--work", type=Path, help="file for the state of training; without it the tower is only measured"
+        "--work", type=Path, help="file of the training state; without it the tower is only measured"
     )
     parser.add_argument("--log", type=Path, help="write the training log here, as CSV")
-    parser.add_argument("--imitate", type=int, default=2000, help="steps of the first part")
-    parser.add_argument("--answer", type=int, default=2000, help="steps of the last part")
-    parser.add_argument("--keep", type=float, default=0.1, help="weight of imitation in the last part")
+    parser.add_argument("--imitate", type=int, default=1250, help="steps of the first part")
+    parser.add_argument("--answer", type=int, default=1000, help="steps of the last part")
+    parser.add_argument("--keep", type=float, default=1.0, help="weight of imitation in the last part")
     parser.add_argument("--skip", type=float, default=0.0, help="share of the pictures of coloured things to leave out")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--measure", type=int, default=1000, help="held-out pictures that are asked about at the end")
+    parser.add_argument("--measure", type=int, default=320, help="held-out pictures that are asked about at the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
