@@ -16,7 +16,7 @@ from minigemma.layouts import BLOCKS, W4A16, W8A16
 from minigemma.packed import PackedMatrix
 from minigemma.tools import quantize
 
-GOLDENS = safetensors.numpy.load_file(Path(__file__).parent / "goldens" / "layouts.safetensors")
+GOLDENS = safetensors.numpy.load_file(Path(__file__).parent / "goldens" / "layouts" / "layouts.safetensors")
 LAYOUTS = {"w4a16": W4A16, "w8a16": W8A16} | {layout.name: layout for layout in BLOCKS.values()}
 CASES = sorted({name.rpartition(".")[0] for name in GOLDENS})
 

@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:tests python -m parity.make_layout_goldens
 
-tests/goldens/layouts.safetensors then holds for each layout the arrays of the file, and the weights as their bits.
+tests/goldens/layouts/layouts.safetensors then holds for each layout the arrays of the file, and the weights as their bits.
 """
 
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from .layouts import blocks_of_gguf, compressed
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "layouts.safetensors"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "layouts" / "layouts.safetensors"
 
 
 def main():
