@@ -313,7 +313,8 @@ def _unknown(search, singles):
     sentence = f"not in the catalogue: {comparison.sentence}"
     probe = _capture(comparison, search.run)
     found = Diagnosis("unknown", sentence, comparison.first_broken, [], near, probe, comparison)
-    if ops := broken_ops(search.broken, search.run.config):
+    whole = lengths_of(search.run.theirs, search.run) == {len(search.run.tokens)}
+    if whole and (ops := broken_ops(search.broken, search.run.config)):  # of a part, later ops are not judged alone
         found.notes.append(f"the broken ops: {ops}")
     return found
 
