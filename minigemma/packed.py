@@ -12,7 +12,7 @@ import numpy as np
 
 from .threads import SMALL, blocks, share_out
 
-NEAR = 3 * 2**16  # numbers that are unpacked at once for few rows of x: 0.8 MB in float32, for a core's own cache
+NEAR = 2**19  # numbers that are unpacked at once for one row of x: 2 MB in float32; with fewer, calls cost more than work
 BY_ROW = 3  # rows of x up to which one matrix-vector product a row is the fastest
 WORK = 3 * 2**18  # least numbers of a block: 150 us, where sharing costs 10 to 30
 READ = 16  # products of numbers in the time in which one is read or widened
@@ -103,11 +103,11 @@ class PackedMatrix:
     def multiply(self, x, rows, out):
         """x [T, in] times these rows transposed, into out [T, R].
 
-        For few x the scales are applied to the sums of the groups: there are fewer sums than weights.
+        For one x the scales are applied to the sums of the groups: there are fewer sums than weights.
         """
         parts, width = [part[rows] for part in self.parts], self.shape[-1]
-        R, T = len(parts[0]), len(x)
-        if T > BY_ROW:
+        R = len(parts[0])
+        if len(x) > 1:
             wide = _memory(R * width).view(np.float32).reshape(R, width)  # [R, in]
             _multiply(x, self._rows(parts, wide), out)
             return
@@ -115,12 +115,11 @@ class PackedMatrix:
             q, scale, minimum = self.layout.unpack(*(part[near] for part in parts))  # [R, in], [R, G], [R, G]
             wide = _memory(q.size).view(np.float32).reshape(*scale.shape, -1)  # [R, G, g]
             wide[...] = q.reshape(wide.shape)
-            groups = x.reshape(T, *wide.shape[1:]).transpose(1, 2, 0)  # [G, g, T]
-            sums = wide.transpose(1, 0, 2) @ groups  # [G, R, T]
-            for t in range(T):
-                out[t, near] = np.vecdot(sums[..., t].T, scale)
-                if minimum is not None:
-                    out[t, near] -= minimum @ groups[..., t].sum(1)
+            groups = x.reshape(*wide.shape[1:], 1)  # [G, g, 1]
+            sums = (wide.transpose(1, 0, 2) @ groups)[..., 0]  # [G, R]
+            out[0, near] = np.vecdot(sums.T, scale)
+            if minimum is not None:
+                out[0, near] -= minimum @ groups.sum((1, 2))
 
 
 class Clipped(NamedTuple):
