@@ -148,6 +148,8 @@ class Search:
         """The entries of the catalogue that this model and this run can show, harmless ones included."""
         facts = self.run.facts(self.prefill)
         entries = [fault for fault in FAULTS.values() if applicable(fault, self.run.config, **facts)]
+        if self.suspect == 0:  # then no earlier layer is right: B11 would be B1
+            entries = [fault for fault in entries if fault.id != "B11"]
         return [Candidate(f, change) for f in entries for change in f.changes if f.id not in ("J1", "J2")]
 
     def partial(self, trials):

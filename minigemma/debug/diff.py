@@ -471,9 +471,11 @@ def _constant(bad, ours, theirs, run, good, left):
     if i is not None and hasattr(run.weights.layers[i], "layer_scalar"):
         scalar = float(np.ravel(run.weights.layers[i].layer_scalar)[0])
         known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
-    name, value = min(known.items(), key=lambda item: abs(np.log(abs(c / item[1]))) + (c * item[1] < 0))
-    close = left(value * ours) <= max(2 * left(c * ours), 1e-6)  # it fits as well as the number itself
-    return f"it is {c:.6g} times what it should be" + (f": {name}" if close else "")
+    near = [name for name, value in known.items() if c * value > 0 and abs(np.log(c / value)) < 0.01]
+    limit = max(2 * left(c * ours), 1e-6)  # a name must fit as well as the number itself
+    names = [name for name in near if left(known[name] * ours) <= limit]
+    names.sort(key=lambda name: "head_dim" not in name)  # sizes may agree by chance: the head's own comes first
+    return f"it is {c:.6g} times what it should be" + (f": {' or '.join(names)}" if names else "")
 
 
 def _rearranged(name, ours, theirs, fits):

@@ -520,6 +520,19 @@ def test_a_constant_has_a_name_only_where_the_name_fits_as_well():
         assert found.hint == f"it is {factor:.6g} times what it should be{name}"
 
 
+def test_of_names_that_fit_a_constant_alike_all_are_said_and_head_dim_first():
+    """In tiny's global layers head_dim is 64 and D is 128, so 1/sqrt(head_dim) is sqrt(2/D) too."""
+    model, tokens = load(), [2, 5, 6, 7]
+    theirs = recorded(model, tokens=tokens, tap=Edit({"layers.4.attn.scores": lambda x: x / 8}))
+    hint = compared(model, theirs, tokens).hint
+    assert hint == "it is 0.125 times what it should be: 1/sqrt(head_dim) or sqrt(2/D)"
+
+
+def test_without_per_layer_embeddings_in_every_layer_the_later_layers_are_no_second_answer():
+    found = diagnose(theirs := recorded_with(model := model_of("E2B"), FAULTS["B1"]), Run(model, TOKENS, theirs))
+    assert found.faults[0].id == "B1" and "B11" not in {rival.id for rival in found.rivals}
+
+
 @pytest.mark.parametrize("id", ["J1", "J2"])
 def test_a_missing_or_a_second_bos_is_found_where_the_file_holds_no_ids(id, tmp_path, capsys):
     model, trace, path = load(), Trace(), str(tmp_path / "t.safetensors")
