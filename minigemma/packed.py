@@ -12,7 +12,7 @@ import numpy as np
 
 from .threads import SMALL, blocks, share_out
 
-NEAR = 2**19  # numbers that are unpacked at once for one row of x: 2 MB in float32; with fewer, calls cost more than work
+NEAR = 2**19  # numbers that are unpacked at once for one row of x: with fewer, the calls cost more than the work
 BY_ROW = 3  # rows of x up to which one matrix-vector product a row is the fastest
 WORK = 3 * 2**18  # least numbers of a block: 150 us, where sharing costs 10 to 30
 READ = 16  # products of numbers in the time in which one is read or widened

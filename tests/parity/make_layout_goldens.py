@@ -2,7 +2,8 @@
 
     PYTHONPATH=.:tests python -m parity.make_layout_goldens
 
-tests/goldens/layouts/layouts.safetensors then holds for each layout the arrays of the file, and the weights as their bits.
+tests/goldens/layouts/layouts.safetensors then holds for each layout the arrays of the file, and the weights as their
+bits.
 """
 
 from importlib.metadata import version
