@@ -41,6 +41,7 @@ from .turns import spelled
 SIDE = 48  # pixels of a soft token's side in every released model
 FRAME = 640  # samples of a soft token of 12B
 FILE_LINE = re.compile(rf"/({'|'.join(KINDS)})\b(.*)\n?")  # in a chat: a file for the next text
+QUANTIZED_TEXTS, QUANTIZED_TOKENS = 12, 128  # at most so many, for what the rounding costs
 PAUSE = 0.05  # seconds without a new line after which a pasted text is complete
 
 
@@ -317,12 +318,19 @@ def synth(args):
 def quantize(args):
     """Write a checkpoint's matrices in 4 or 8 bits, as the compressed-tensors library does; its tables stay.
 
-    Round to nearest, groups of 32 columns. transformers loads the result too.
+    Round to nearest, groups of 32 columns. transformers loads the result too. --texts measures what the rounding costs,
+    by part of the model and by depth; both tables, which the written file keeps, are rounded there too.
     """
+    from .study.rounding import costs, costs_text
+    from .study.texts import documents, read_texts
     from .tools.quantize import write
 
     names = write(args.directory, args.out, args.bits, args.layers, args.keep)
     print(f"{args.out}: {len(names)} matrices in {args.bits} bits")
+    if args.texts:
+        model = load(args.directory)
+        docs = documents(tokenizer_of(model), read_texts(args.texts), QUANTIZED_TOKENS)[:QUANTIZED_TEXTS]
+        print(f"\n{costs_text(costs(model, docs, args.bits))}")
 
 
 # Commands with --json return (data for JSON, text for people, exit status); `main` prints one of the two.
@@ -596,6 +604,7 @@ def parser():
         flag("--bits", type=int, default=4, choices=(4, 8), help="default: 4"),
         flag("--layers", default="*", metavar="PATTERN", help="only these layers, such as [0-4] or 7"),
         flag("--keep", action="append", default=[], metavar="PATTERN", help="names that stay, such as *.down_proj.*"),
+        flag("--texts", metavar="FILE", help="measure on these texts what the rounding costs"),
     )
     command(bench, where, dtype, repeats, as_json)
     command(verify, where, dtype, as_json)

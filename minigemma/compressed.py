@@ -15,6 +15,7 @@ from .packed import PackedMatrix, narrow, widen
 
 INTEGERS = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 LAYOUTS = {4: W4A16, 8: W8A16}  # by bits a number
+GROUP = 32  # columns that share a scale in what we write
 FIELDS = ("packed", "scale", "shape", "zero_point")  # after the name of a matrix and "_"
 
 
@@ -80,6 +81,11 @@ def _packed(name, numbers, scale, shape, zero):
     return Packed(LAYOUTS[bits], (rows, columns), numbers, scale, zero)
 
 
+def packs(tensor):
+    """Whether a tensor of the text model is a matrix of whole groups; a router is small, and its choice is delicate."""
+    return len(tensor.shape) == 2 and tensor.shape[1] % GROUP == 0 and "router" not in tensor.name
+
+
 def rows_of(name, shape, bits, group):
     """The table rows of one matrix [out, in] for checkpoint.write_safetensors, in the order of `pack`."""
     rows, columns = shape
@@ -103,3 +109,9 @@ def pack(matrix, bits, group):
     if bits == 4:
         q = q[:, ::2] | q[:, 1::2] << 4  # [out, in / 2]
     return q.view("<i4"), scale, np.array(matrix.shape)
+
+
+def rounded(matrix, bits, group):
+    """A float32 matrix [out, in] -> the PackedMatrix that a file with it would give."""
+    numbers, scale, _ = pack(matrix, bits, group)
+    return PackedMatrix(LAYOUTS[bits], (numbers.view(np.uint8), scale), matrix.shape)

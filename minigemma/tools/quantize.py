@@ -8,14 +8,12 @@ from fnmatch import translate
 from pathlib import Path
 
 from ..checkpoint import find_text_tensors, read_header, shards, write_safetensors
-from ..compressed import LAYOUTS, Packed, pack, rows_of
+from ..compressed import GROUP, LAYOUTS, Packed, pack, packs, rows_of
 from ..config import Config
 from ..errors import Error
 from ..files import make_directory, progress, read_json, replacing
 from ..packed import widen
 from ..tensors import TABLES, bare_name, text_tensors
-
-GROUP = 32  # columns that share a scale
 
 
 def write(directory, out, bits=4, layers="*", keep=()):
@@ -73,11 +71,6 @@ def _chosen(config, layers, keep):
         if not any(form.match(t.name) for t in matrices):
             raise Error(f"--keep {pattern!r} fits no matrix; names are such as {matrices[-1].name}")
     return {t.name for t in fitting if not any(form.match(t.name) for form in kept)}
-
-
-def packs(tensor):
-    """Whether a tensor of the text model is a matrix of whole groups; a router is small, and its choice is delicate."""
-    return len(tensor.shape) == 2 and tensor.shape[1] % GROUP == 0 and "router" not in tensor.name
 
 
 def about(bits, rows):

@@ -10,13 +10,13 @@ import numpy as np
 from ..account.parameters import NOT_TEXT_PARTS
 from ..account.towers import TOWERS
 from ..checkpoint import FILE_DTYPES, random_vector, write_safetensors
-from ..compressed import INTEGERS, rows_of
+from ..compressed import GROUP, INTEGERS, packs, rows_of
 from ..errors import Error
 from ..files import make_directory, progress, replacing
 from ..packed import narrow
 from ..released import RELEASED, released_config, released_name
 from ..tensors import checkpoint_tensors
-from .quantize import GROUP, about, packs
+from .quantize import about
 
 PIECE = 2**24  # values of a synthetic tensor written at a time
 FORMATS = {"bfloat16": 16, "w4a16": 4, "w8a16": 8}  # bits a number of the text model's matrices
