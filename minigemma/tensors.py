@@ -33,7 +33,8 @@ class Tensor(NamedTuple):
     part: str  # the part of the model that the accounting counts it under
     attribute: str | None  # of Weights, or of its layer; None for tensors that the pass never reads
     layer: int | None = None  # None for tensors outside the layers
-    dtype: str = "BF16"  # as safetensors names it; the released files hold only this
+    dtype: str = "BF16"  # as safetensors names it; the released files hold only this. Of a packed one its layout
+    packed: int | None = None  # bytes in the file, of a packed matrix and in a GGUF file; else the dtype tells
 
 
 def text_tensors(config):

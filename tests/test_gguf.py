@@ -43,7 +43,8 @@ def test_commands_take_a_gguf_file(tiny_gguf, tmp_path, capsys):
         assert main(words) == 0, words
     for command in ("params", "memory", "compute"):
         assert main([command, str(tiny_gguf)]) == 0, command
-    assert minigemma.count(tiny_gguf).text == minigemma.count(minigemma.load(tiny_gguf).config).text
+    account, whole = minigemma.count(tiny_gguf), minigemma.count(minigemma.load(tiny_gguf).config, unused=True)
+    assert account.text == whole.text and account.differences == ()
 
 
 @pytest.mark.parametrize("number", BLOCKS)

@@ -10,11 +10,12 @@ import safetensors.numpy
 import minigemma
 from minigemma import Error, checkpoint, packed
 from minigemma.__main__ import main
+from minigemma.account.memory import weights_in_memory
 from minigemma.checkpoint import write_safetensors
-from minigemma.compressed import pack, rows_of
+from minigemma.compressed import INTEGERS, pack, rows_of
 from minigemma.layouts import BLOCKS, W4A16, W8A16
 from minigemma.packed import PackedMatrix
-from minigemma.tools import quantize
+from minigemma.tools import bench, quantize
 
 GOLDENS = safetensors.numpy.load_file(Path(__file__).parent / "goldens" / "layouts" / "layouts.safetensors")
 LAYOUTS = {"w4a16": W4A16, "w8a16": W8A16} | {layout.name: layout for layout in BLOCKS.values()}
@@ -171,3 +172,26 @@ def test_save_writes_the_weights_that_a_packed_checkpoint_stands_for(quantised, 
         minigemma.load(tmp_path / "saved", "float32")(ids)[0], minigemma.load(out, "float32")(ids)[0]
     )
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+
+
+def test_params_and_memory_count_what_packed_matrices_stand_for_and_the_bytes_that_they_take(quantised):
+    out, bits = quantised
+    whole, account = minigemma.count(minigemma.TINY), minigemma.count(out)
+    assert account.parts == whole.parts and account.differences == ()
+    held = checkpoint.read_header(out / "model.safetensors")
+    in_file = sum(stored.map(checkpoint.FILE_DTYPES | INTEGERS).nbytes for stored in held.values())
+    shapes = sum(16 for name in held if name.endswith("_shape"))  # bytes, two numbers of 8
+    assert account.nbytes == in_file - shapes
+    assert weights_in_memory(account)["this file"]["file"] == account.nbytes
+    mlp = {tensor.dtype for tensor in account.tensors if tensor.part == "MLP"}
+    assert mlp == {f"w{bits}a16"}
+    assert "this file" not in weights_in_memory(whole)
+
+
+def test_bench_tells_packed_bytes_apart(quantised, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SMALL", 0)  # bytes: nothing is converted at load
+    out, _ = quantised
+    account, model = minigemma.count(out), minigemma.load(out)
+    packed_ones = [t for t in account.tensors if t.packed is not None and t.part != "unused"]
+    assert bench.packed_bytes(model) == sum(t.packed for t in packed_ones) > 0
+    assert bench.packed_bytes(minigemma.load(minigemma.TINY)) == 0

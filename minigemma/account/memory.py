@@ -12,7 +12,7 @@ from ..config import AudioTower, VisionTower
 from ..inputs import BUDGETS
 from ..sounds import RATE
 from .compute import SECONDS, check_context, chunks, visible_keys
-from .parameters import DISK, PARTS, size_of
+from .parameters import DISK, PARTS, nbytes_of, size_of
 
 # Bits of each weight. Vectors (norms, scalars) keep 16 in every scheme. The scales of a real format are not counted.
 # Google's mobile files mix 2 and 4 bits and do not say where each is; here the widest matrices get 2.
@@ -51,8 +51,16 @@ def kv_cache(config, length, sharing=True, bounded=True, itemsize=2):
 
 
 def weights_in_memory(account):
-    """Bytes of the weights under each of SCHEMES -> by scheme: file, resident in memory, on disk (see DISK)."""
+    """Bytes of the weights under each of SCHEMES -> by scheme: file, resident in memory, on disk (see DISK).
+
+    Of a file with packed matrices also its own bytes, as "this file", scales included.
+    """
     result = {}
+    if any(tensor.packed is not None for tensor in account.tensors):
+        sizes = Counter()
+        for tensor in account.tensors:
+            sizes["disk" if tensor.part in DISK else "resident"] += nbytes_of(tensor)
+        result["this file"] = {"file": sum(sizes.values()), "resident": sizes["resident"], "disk": sizes["disk"]}
     for scheme, bits in SCHEMES.items():
         sizes = Counter()
         for tensor in account.tensors:

@@ -10,11 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import read_header, shards
+from ..checkpoint import Stored, read_header, shards
+from ..compressed import fold
 from ..config import Config
 from ..errors import Error
 from ..files import read_json
-from ..gguf import config_of, is_gguf
+from ..gguf import config_of, is_gguf, text_tensors_of
 from ..released import EFFECTIVE, RELEASED, released_name
 from ..tensors import AUDIO, TABLES, VISION, Tensor, bare_name, checkpoint_tensors
 from .towers import GROUPS, TOWERS, group_of, read_towers
@@ -51,7 +52,7 @@ class Account:
     @property
     def nbytes(self):
         """Bytes stored."""
-        return sum(_nbytes(tensor) for tensor in self.tensors)
+        return sum(nbytes_of(tensor) for tensor in self.tensors)
 
     @property
     def parts(self):
@@ -66,7 +67,7 @@ class Account:
             tensors = [tensor for tensor in self.tensors if tensor.layer == layer.index]
             row = {"index": layer.index, "kind": layer.kind, "kv_from": layer.kv_from, "head_dim": layer.head_dim}
             row |= {"num_key_value_heads": layer.num_key_value_heads, "intermediate_size": layer.intermediate_size}
-            row |= {"total": sum(map(size_of, tensors)), "bytes": sum(map(_nbytes, tensors))}
+            row |= {"total": sum(map(size_of, tensors)), "bytes": sum(map(nbytes_of, tensors))}
             row["parts"] = _by_part(tensors)
             rows.append(row)
         return rows
@@ -140,7 +141,7 @@ class Account:
             "bytes": self.nbytes,
             "text": self.text,
             "parts": self.parts,
-            "part_bytes": _by_part(self.tensors, _nbytes),
+            "part_bytes": _by_part(self.tensors, nbytes_of),
             "part_tensors": _by_part(self.tensors, lambda tensor: 1),
             "clip_bounds": sum(tensor.shape == () for tensor in self.tensors),
             "effective": self.effective,
@@ -161,10 +162,11 @@ def count(what, unused=None):
     """The Account of a released model's name, a config.json, a checkpoint directory, or a Config.
 
     A name that is both a released model's and a directory's means the released model. A directory's file is compared
-    with the table. unused: whether to count the K and V tensors of KV-sharing layers, which no pass reads. By default
-    they are counted if the file holds them: Google's files and our tiny weights do, files saved by transformers or
-    minigemma.save do not. A Config knows no file, so its Account counts what the pass reads. Raises Error for a name
-    that is none of these, and for a config.json that cannot be counted.
+    with the table; a packed matrix counts the parameters that it stands for, and the bytes that it takes. unused:
+    whether to count the K and V tensors of KV-sharing layers, which no pass reads. By default they are counted if the
+    file holds them: Google's files and our tiny weights do, files saved by transformers or minigemma.save do not. A
+    Config knows no file, so its Account counts what the pass reads. Raises Error for a name that is none of these, and
+    for a config.json that cannot be counted.
     """
     if isinstance(what, Config):
         return Account("config", what, checkpoint_tensors(what, unused=bool(unused)))
@@ -172,7 +174,7 @@ def count(what, unused=None):
     where = str(directory or what)
     config, towers = Config.from_dict(raw, where), read_towers(raw, where)
     text = raw.get("text_config", raw)
-    stored = None if directory is None else {n: s for path in shards(directory) for n, s in read_header(path).items()}
+    stored = None if directory is None else _stored(directory)
     if unused is None:
         # Google's spelling nests the text model and has global_head_dim, which transformers drops when it saves again
         google = towers is not None and text.get("global_head_dim") is not None
@@ -183,6 +185,8 @@ def count(what, unused=None):
     tensors = [tensor._replace(dtype=DTYPES[dtype]) for tensor in checkpoint_tensors(config, towers, unused)]
     if stored is None:
         return Account(name, config, tensors, EFFECTIVE.get(name))
+    held = {_name_in_table(name, towers): found for name, found in stored.items()}
+    tensors = [_as_stored(tensor, held[tensor.name]) if tensor.name in held else tensor for tensor in tensors]
     return Account(name, config, tensors, None, tuple(_differences(tensors, towers, stored)))
 
 
@@ -197,12 +201,26 @@ def _find(what):
         if os.path.isdir(path):
             return path.resolve().name, read_json(path / "config.json"), path
         if os.path.isfile(path) and is_gguf(path):
-            return path.stem, config_of(path), None
+            return path.stem, config_of(path), path
         if os.path.exists(path):
             return path.stem, read_json(path), None
         raise Error(f"{unknown}, and there is no file or directory of that name") from None
     nested = {"model_type": "gemma4", "text_config": RELEASED[name]}
     return name, nested | TOWERS[name], None
+
+
+def _stored(path):
+    """Every tensor of a checkpoint directory or of a GGUF file by its whole name, a packed matrix as one tensor."""
+    if is_gguf(path):
+        return {f"model.{name}": found for name, found in text_tensors_of(path).items()}
+    return fold({name: found for shard in shards(path) for name, found in read_header(shard).items()})
+
+
+def _as_stored(tensor, found):
+    """A tensor of the table with the layout of its packed matrix. A GGUF file also chooses each tensor's dtype."""
+    if isinstance(found, Stored):
+        return tensor
+    return tensor._replace(dtype=found.dtype, packed=found.map().nbytes)
 
 
 def _holds_unused(config, towers, stored):
@@ -242,8 +260,8 @@ def size_of(tensor):
     return math.prod(tensor.shape)
 
 
-def _nbytes(tensor):
-    return size_of(tensor) * ITEMSIZE[tensor.dtype]
+def nbytes_of(tensor):
+    return size_of(tensor) * ITEMSIZE[tensor.dtype] if tensor.packed is None else tensor.packed
 
 
 def read_of(tensor, config):

@@ -151,9 +151,11 @@ def itself(directory, dtype, ids, count):
             id = int(logits.argmax())
             (logits,), cache = forward([id], model.weights, model.config, cache, logits="last")
     memory = {
+        "packed weights": packed_bytes(model),
         "anonymous after load": after_load,
         "peak anonymous": peak.bytes,
         "mapped and resident": memory_of_process("RssFile"),
+        "peak of both": memory_of_process("VmHWM"),
         "KV cache": cache.nbytes,
     }
     return {"load": loaded, "first token at": first, "memory": memory | ple_table(model)}
@@ -201,6 +203,13 @@ def resident(array):
     except OSError:
         pass
     return None
+
+
+def packed_bytes(model):
+    """Bytes of the weights that stay in 4 to 8 bits, in the mapped file."""
+    owners = (model.weights, *model.weights.layers)
+    values = [value for owner in owners for value in vars(owner).values()]
+    return sum(value.nbytes for value in values if isinstance(value, PackedMatrix))
 
 
 def ple_table(model):
