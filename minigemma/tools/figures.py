@@ -81,8 +81,8 @@ def save(figure, path, kind="png", pixels=1600, alt=""):
     figure.savefig(path, format=kind, dpi=pixels / figure.get_figwidth(), metadata=undated)
 
 
-def part_bars(accounts):
-    """Stored parameters by part, in billions, one bar per model; accounts: name -> {part: parameters}."""
+def part_bars(accounts, across="parameters stored, billions"):
+    """Billions of something by part, one bar per name; accounts: name -> {part: count}. across: of what."""
     axes = _axes(8, 1.2 + 0.55 * len(accounts))
     for part, widths, under in _stacks(accounts.values(), 1e9):
         axes.barh(list(accounts), widths, left=under, label=part, **_fill(part))
@@ -91,7 +91,7 @@ def part_bars(accounts):
         axes.text(total, name, f" {total:.2f}", va="center")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1 * max(totals))
-    return _finish(axes, "parameters stored, billions", legend=BESIDE)
+    return _finish(axes, across, legend=BESIDE)
 
 
 def token_boxes(ids, labels, groups, across=100):
