@@ -395,7 +395,8 @@ def read_unused(directory, config):
     result is empty if the file lacks them, as one saved again by transformers does.
     """
     found = find_text_tensors(directory)
-    return {tensor.name: widen(found[tensor.name].map()) for tensor in unused_tensors(config) if tensor.name in found}
+    held = {tensor.name: found[tensor.name].map() for tensor in unused_tensors(config) if tensor.name in found}
+    return {name: np.asarray(bits) if isinstance(bits, PackedMatrix) else widen(bits) for name, bits in held.items()}
 
 
 def fingerprint(weights):

@@ -134,11 +134,26 @@ def identify(rows, theirs, run):
     if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
         sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
         if sound > 0.9:
-            return "other-weights", (
+            return _few_bits(np.array([row.own.error for row in learned]), "product") or ("other-weights", (
                 f"this looks like other weights: {len(broken)} of {len(learned)} matrix products are wrong on their "
                 "own inputs, while the ops without weights are right; compare checkpoint names and revisions"
-            )
+            ))  # fmt: skip
     return None
+
+
+def _few_bits(errors, what):
+    """The verdict if these relative errors are those of weights that were all rounded alike, else None.
+
+    Rounding to 4 bits in groups of 32 makes an error of about 0.1; with each bit more it is half as large.
+    """
+    middle = np.median(errors)
+    if not (0.003 < middle < 0.3 and middle / 3 < errors.min() and errors.max() < 3 * middle):
+        return None
+    return "other-weights", (
+        f"this looks like the same weights, of about {round(4 + np.log2(0.1 / middle))} bits: each {what} is off by "
+        f"about {middle:.1g}; to find a mistake beside the rounding, compare with the rounded weights: give their "
+        "directory or GGUF file with --weights"
+    )
 
 
 def _other_tokens(embed, theirs, run):
@@ -181,11 +196,13 @@ def _other_tokens(embed, theirs, run):
 
 @np.errstate(invalid="ignore")
 def unrelated(comparison, run):
-    """The verdict if the first tap of a trace is unrelated to ours, else None.
+    """The verdict if the first tap of a trace is unrelated to ours, or its token table is rounded; else None.
 
-    For traces that no known mistake explains, and that lack `embed`, from which `identify` already knows.
+    For traces that no known mistake explains.
     """
     judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
+    if judged and judged[0].name == "embed" and judged[0].verdict == "BROKEN":
+        return _few_bits(judged[0].own.errors, "row of the token table")
     layers = [row for row in judged if layer_of(row.name) is not None]
     if len(layers) < 3 or judged[0].name == "embed":
         return None
