@@ -155,15 +155,18 @@ def load(path=None, dtype="bfloat16"):
 
     Without a path: MINIGEMMA_WEIGHTS, else the tiny weights of this repository. dtype: "bfloat16" keeps the weights in
     the mapped file; "float32" converts all but the PLE table, for the fastest decoding; "float64" is for exact tests.
+    None reads no weights, for ids and conversations alone: `.weights` is then None.
     Raises Error if there is no such checkpoint, or if it cannot be read.
     """
     directory = _find((os.environ.get("MINIGEMMA_WEIGHTS") or TINY) if path is None else path)
     if is_gguf(directory):
         config = Config.from_dict(config_of(directory), str(directory))
+        weights = None if dtype is None else read_weights(directory, config, dtype)
         stops = {"eos_token_id": config.source["eos_token_id"]}
-        return Model(directory, config, read_weights(directory, config, dtype), stops, directory, dtype)
+        return Model(directory, config, weights, stops, directory, dtype)
     check_quantization(read_json(directory / "config.json"), directory)
     config = Config.from_json(directory)
+    weights = None if dtype is None else read_weights(directory, config, dtype)
     source = directory / "generation_config.json"
     if source.exists():
         generation_config = read_json(source)
@@ -171,7 +174,7 @@ def load(path=None, dtype="bfloat16"):
         source = directory / "config.json"
         both = config.source | read_json(source)
         generation_config = {"eos_token_id": both.get("eos_token_id")}
-    return Model(directory, config, read_weights(directory, config, dtype), generation_config, source, dtype)
+    return Model(directory, config, weights, generation_config, source, dtype)
 
 
 # Names from the rooms, loaded on first use: whoever only runs the model loads no room.

@@ -95,7 +95,7 @@ def chat(args):
 
 def turns(args):
     """Show a conversation as the model reads it: its ids and their tokens. FILE is a JSON list of messages."""
-    model = load(args.weights)
+    model = load(args.weights, None)
     ids = model.chat_ids(read_json(args.file, list), _tools(args), args.think, args.budget)
     return ids, spelled(ids, tokenizer_of(model), coloured=_is_terminal(sys.stdout)), 0
 
@@ -407,7 +407,7 @@ def diagnose(args):
     """Name the known mistake behind somebody else's trace. Without THEIRS, name those that the ids alone show."""
     from .debug import diagnosis, report
 
-    model = load(args.weights, args.dtype)
+    model = load(args.weights, None if args.theirs is None else args.dtype)
     ids = _given_ids(args, model)
     if args.theirs is None and ids is None:
         raise Error("there is nothing to diagnose; give a trace, or a prompt with --ids 2,105,... or --prompt TEXT")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from vocabulary import SPECIAL, gemma_4_vocabulary
 
-from minigemma import Error, Trace
+from minigemma import TINY, Error, Trace
 from minigemma.__main__ import main
 from minigemma.debug.catalogue import FAULTS
 from minigemma.debug.diagnosis import diagnose_ids
@@ -266,3 +266,14 @@ def test_an_id_that_the_model_does_not_have_is_refused_and_not_called_clean(tiny
     assert diagnose_ids(ids, tiny).sentence == "the ids show no mistake"
     with pytest.raises(Error, match=f"id {stranger} at position 4 is outside the vocabulary .* --weights"):
         diagnose_ids([*ids[:4], stranger, *ids[4:]], tiny)
+
+
+def test_ids_and_conversations_need_no_weights(tmp_path, capsys):
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((TINY / name).read_bytes())
+    (tmp_path / "talk.json").write_text('[{"role": "user", "content": "Hello"}]', encoding="utf-8")
+    assert main(["turns", str(tmp_path / "talk.json"), "--weights", str(tmp_path), "--json"]) == 0
+    ids = capsys.readouterr().out.strip().strip("[]").replace(" ", "")
+    assert main(["diagnose", "--ids", ids, "--weights", str(tmp_path)]) == 0
+    assert main(["generate", "Hello", "--weights", str(tmp_path)]) == 2
+    assert "model.safetensors" in capsys.readouterr().err
