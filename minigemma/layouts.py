@@ -22,6 +22,7 @@ class Layout(NamedTuple):
     unpack: Callable  # rows of the file's arrays -> q [R, in] of int8 or int16, scale [R, G], minimum [R, G] or None
     columns: int  # of a block, which the file keeps together
     size: int  # bytes of a block; 0 for compressed-tensors, which keeps scales in an array of their own
+    quick: Callable | None = None  # for one product: as unpack without zero points, in the units of quick_w4a16
 
 
 def nibbles(packed):
@@ -41,6 +42,18 @@ def unpack_w4a16(packed, scale, zero=None):
     q = nibbles(packed).view(np.int8)  # [R, in]
     q -= 8
     return _less_zero(q, scale, zero)
+
+
+QUICK_UNITS = np.array([1 / 16, 1], np.float32)  # of even and odd columns
+QUICK_ZERO = 8
+
+
+def quick_w4a16(packed, scale):
+    """As unpack_w4a16, in one step: an even column as 16 x (q + 8), an odd one as q + 8, in uint8.
+
+    byte  hhhhllll  x 16:  0000hhhh llll0000, which is two bytes in the order 16 x l, h on a little-endian machine
+    """
+    return np.multiply(packed, 16, dtype="<u2").view(np.uint8), _float32(scale)
 
 
 def unpack_w8a16(packed, scale, zero=None):
@@ -160,7 +173,7 @@ def _six_bits(packed):
     return scale, minimum
 
 
-W4A16 = Layout("w4a16", 4.5, 32, unpack_w4a16, 8, 0)
+W4A16 = Layout("w4a16", 4.5, 32, unpack_w4a16, 8, 0, quick_w4a16)
 W8A16 = Layout("w8a16", 8.5, 32, unpack_w8a16, 4, 0)
 BLOCKS = {  # of GGUF, by the number of the type in the file
     2: Layout("Q4_0", 4.5, 32, unpack_q4_0, 32, 18),

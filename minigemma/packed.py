@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .layouts import QUICK_UNITS, QUICK_ZERO
 from .threads import SMALL, blocks, share_out
 
 NEAR = 2**19  # numbers that are unpacked at once for one row of x: with fewer, the calls cost more than the work
@@ -111,15 +112,20 @@ class PackedMatrix:
             wide = _memory(R * width).view(np.float32).reshape(R, width)  # [R, in]
             _multiply(x, self._rows(parts, wide), out)
             return
+        quick = self.layout.quick if len(parts) == 2 else None
+        inputs = x.reshape(-1, 2) * QUICK_UNITS if quick else x
         for near in blocks(R, width, R, NEAR):
-            q, scale, minimum = self.layout.unpack(*(part[near] for part in parts))  # [R, in], [R, G], [R, G]
+            q, scale, *rest = (quick or self.layout.unpack)(*(part[near] for part in parts))  # [R, in], [R, G]
             wide = _memory(q.size).view(np.float32).reshape(*scale.shape, -1)  # [R, G, g]
             wide[...] = q.reshape(wide.shape)
-            groups = x.reshape(*wide.shape[1:], 1)  # [G, g, 1]
+            groups = inputs.reshape(*wide.shape[1:], 1)  # [G, g, 1]
             sums = (wide.transpose(1, 0, 2) @ groups)[..., 0]  # [G, R]
+            totals = x.reshape(wide.shape[1:]).sum(1)  # [G]
+            if quick:
+                sums -= QUICK_ZERO * totals[:, None]
             out[0, near] = np.vecdot(sums.T, scale)
-            if minimum is not None:
-                out[0, near] -= minimum @ groups.sum((1, 2))
+            if rest and rest[0] is not None:
+                out[0, near] -= rest[0] @ totals
 
 
 class Clipped(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from family import small
 
 import minigemma
 from minigemma import Error, checkpoint, packed
@@ -14,7 +15,9 @@ from minigemma.account.memory import weights_in_memory
 from minigemma.checkpoint import write_safetensors
 from minigemma.compressed import INTEGERS, pack, rows_of
 from minigemma.layouts import BLOCKS, W4A16, W8A16
+from minigemma.model import forward
 from minigemma.packed import PackedMatrix
+from minigemma.tensors import text_tensors
 from minigemma.tools import bench, quantize
 
 GOLDENS = safetensors.numpy.load_file(Path(__file__).parent / "goldens" / "layouts" / "layouts.safetensors")
@@ -195,3 +198,52 @@ def test_bench_tells_packed_bytes_apart(quantised, monkeypatch):
     packed_ones = [t for t in account.tensors if t.packed is not None and t.part != "unused"]
     assert bench.packed_bytes(model) == sum(t.packed for t in packed_ones) > 0
     assert bench.packed_bytes(minigemma.load(minigemma.TINY)) == 0
+
+
+WIDE = {  # every row is a multiple of 256 long, with PLE, sharing layers and both kinds of layer
+    "hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "global_head_dim": 128,
+    "hidden_size_per_layer_input": 256, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}  # fmt: skip
+HALVES = {"Q4_0": [0], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}  # where a block has float16
+UNIT = {"Q4_0": 4.6, "Q8_0": 74, "Q4_K": 330, "Q5_K": 660, "Q6_K": 1370, "w4a16": 4.6, "w8a16": 74}  # rms of numbers
+
+
+def random_packed(name, shape, zero, rng):
+    """A PackedMatrix of random bytes, whose weights are about as large as those of a trained model."""
+    layout, (rows, width), step = LAYOUTS[name], shape, shape[1] ** -0.5 / UNIT[name]
+    if name in HALVES:
+        raw = rng.integers(0, 256, (rows, width // layout.columns, layout.size), np.uint8)
+        for at in HALVES[name]:
+            raw[..., at : at + 2] = np.float16([step]).view(np.uint8)
+        return PackedMatrix(layout, (raw.reshape(rows, -1),), shape)
+    numbers = rng.integers(0, 256, (rows, width * int(layout.bits) // 8), np.uint8)
+    parts = [numbers, packed.narrow(rng.uniform(0.5, 1.5, (rows, width // 32)).astype(np.float32) * step)]
+    return PackedMatrix(layout, [*parts, *([rng.integers(-8, 8, (rows, width // 32), np.int8)] if zero else [])], shape)
+
+
+@pytest.mark.parametrize(("name", "zero"), [*((name, False) for name in UNIT), ("w4a16", True), ("w8a16", True)])
+def test_a_model_in_any_layout_is_as_exact_as_its_float32_twin(name, zero):
+    config, plain = small("E2B", **WIDE)
+    rng, ids = np.random.default_rng(0), [2, 17, 90, 4, 33, 33, 8, 101]
+    forms = {form: [] for form in ("packed", "float32", "float64")}
+    table = text_tensors(config)
+    for tensor in table:
+        owner = plain if tensor.layer is None else plain.layers[tensor.layer]
+        value = getattr(owner, tensor.attribute)
+        if len(tensor.shape) == 2:
+            value = random_packed(name, tensor.shape, zero, rng)
+        forms["packed"].append(value)
+        forms["float32"].append(np.asarray(value, np.float32))
+        forms["float64"].append(np.asarray(value).astype(np.float64))
+
+    def logits(form):
+        names = [tensor.name for tensor in table]
+        weights = checkpoint.assemble(config, dict(zip(names, forms[form], strict=True)))
+        prompt, cache = forward(ids[:-1], weights, config)
+        return np.concatenate([prompt, forward(ids[-1:], weights, config, cache)[0]]).astype(np.float64)
+
+    ours, twin, exact = map(logits, forms)
+    assert 0.1 < exact.std() < 20  # the softcap of 30 hides nothing
+    assert np.linalg.norm(ours - exact) <= 5 * np.linalg.norm(twin - exact)
+    assert np.linalg.norm(ours[-1] - exact[-1]) <= 5 * np.linalg.norm(twin[-1] - exact[-1])  # one token has its own way
