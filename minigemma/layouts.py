@@ -22,7 +22,7 @@ class Layout(NamedTuple):
     unpack: Callable  # rows of the file's arrays -> q [R, in] of int8 or int16, scale [R, G], minimum [R, G] or None
     columns: int  # of a block, which the file keeps together
     size: int  # bytes of a block; 0 for compressed-tensors, which keeps scales in an array of their own
-    quick: Callable | None = None  # for one product: as unpack without zero points, in the units of quick_w4a16
+    quick: Callable | None = None  # as unpack without zero points, for one product, in QUICK_UNITS
 
 
 def nibbles(packed):
@@ -45,15 +45,15 @@ def unpack_w4a16(packed, scale, zero=None):
 
 
 QUICK_UNITS = np.array([1 / 16, 1], np.float32)  # of even and odd columns
-QUICK_ZERO = 8
 
 
 def quick_w4a16(packed, scale):
-    """As unpack_w4a16, in one step: an even column as 16 x (q + 8), an odd one as q + 8, in uint8.
+    """As unpack_w4a16, in one step: an even column as 16 x (q + 8), an odd one as q + 8; the minimum takes off the 8.
 
     byte  hhhhllll  x 16:  0000hhhh llll0000, which is two bytes in the order 16 x l, h on a little-endian machine
     """
-    return np.multiply(packed, 16, dtype="<u2").view(np.uint8), _float32(scale)
+    scale = _float32(scale)
+    return np.multiply(packed, 16, dtype="<u2").view(np.uint8), scale, 8 * scale
 
 
 def unpack_w8a16(packed, scale, zero=None):

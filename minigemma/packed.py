@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .layouts import QUICK_UNITS, QUICK_ZERO
+from .layouts import QUICK_UNITS
 from .threads import SMALL, blocks, share_out
 
 NEAR = 2**19  # numbers that are unpacked at once for one row of x: with fewer, the calls cost more than the work
@@ -112,20 +112,17 @@ class PackedMatrix:
             wide = _memory(R * width).view(np.float32).reshape(R, width)  # [R, in]
             _multiply(x, self._rows(parts, wide), out)
             return
-        quick = self.layout.quick if len(parts) == 2 else None
-        inputs = x.reshape(-1, 2) * QUICK_UNITS if quick else x
+        unpack = self.layout.quick if self.layout.quick and len(parts) == 2 else self.layout.unpack
+        inputs = x if unpack is self.layout.unpack else x.reshape(-1, 2) * QUICK_UNITS
         for near in blocks(R, width, R, NEAR):
-            q, scale, *rest = (quick or self.layout.unpack)(*(part[near] for part in parts))  # [R, in], [R, G]
+            q, scale, minimum = unpack(*(part[near] for part in parts))  # [R, in], [R, G], [R, G]
             wide = _memory(q.size).view(np.float32).reshape(*scale.shape, -1)  # [R, G, g]
             wide[...] = q.reshape(wide.shape)
             groups = inputs.reshape(*wide.shape[1:], 1)  # [G, g, 1]
             sums = (wide.transpose(1, 0, 2) @ groups)[..., 0]  # [G, R]
-            totals = x.reshape(wide.shape[1:]).sum(1)  # [G]
-            if quick:
-                sums -= QUICK_ZERO * totals[:, None]
             out[0, near] = np.vecdot(sums.T, scale)
-            if rest and rest[0] is not None:
-                out[0, near] -= rest[0] @ totals
+            if minimum is not None:
+                out[0, near] -= minimum @ x.reshape(wide.shape[1:]).sum(1)
 
 
 class Clipped(NamedTuple):
