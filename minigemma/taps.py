@@ -276,6 +276,7 @@ def time_axis(name):
     return next((axis for axis, letter in enumerate(axes_of(name)) if letter in "TM"), 0)
 
 
+SHOWN = 5  # names in a message
 LAYERS = 128  # before the model is known, a pattern may name any layer of a model with this many,
 TOWER_LAYERS, HEADS = 48, 24  # and any layer and head of a tower with so many
 
@@ -304,12 +305,16 @@ def nearest(pattern, names):
     ranges = {"*", *re.findall(r"\[[\d-]+\]", pattern), *(f"[{pair}]" for pair in re.findall(r"\d+-\d+", pattern))}
     forms = dict.fromkeys(kind.replace("*", layers, 1) for kind in kinds for layers in sorted(ranges))
     known = dict.fromkeys([*(form for form in forms if fits(form, names)), *names])
-    matcher = difflib.SequenceMatcher(b=pattern)
-    likeness = {}
+    matcher, bounds, likeness = difflib.SequenceMatcher(b=pattern), {}, {}
     for name in known:
         matcher.set_seq1(name)
+        bounds[name] = matcher.quick_ratio()  # at least the ratio, and a tenth of its cost
+    for name in sorted(known, key=bounds.get, reverse=True):
+        if len(likeness) >= SHOWN and bounds[name] < sorted(likeness.values())[-SHOWN]:
+            break
+        matcher.set_seq1(name)
         likeness[name] = matcher.ratio()
-    return sorted(known, key=likeness.get, reverse=True)[:5]
+    return sorted(filter(likeness.__contains__, known), key=likeness.get, reverse=True)[:SHOWN]
 
 
 class Selection:
