@@ -237,20 +237,22 @@ def config_of(path):
     """The fields of a config.json, from a GGUF file's keys. Raises Error if one is missing or contradicts others."""
     keys, tensors = read(path)
 
-    def key(name, default=None):
+    def key(name, default=None, kinds=(int, float)):
         value = keys.get(f"gemma4.{name}", default)
+        if value is not None and not isinstance(value, kinds):
+            raise Error(f"{path}: the key gemma4.{name} cannot be {value!r:.60}; convert the model again")
         if value is None:
             raise Error(f"{path}: has no key gemma4.{name}; convert the model again with a newer llama.cpp")
         return value
 
     layers = key("block_count")
-    pattern = key("attention.sliding_window_pattern")
-    if not isinstance(layers, int) or not isinstance(pattern, list) or len(pattern) != layers:
+    pattern = key("attention.sliding_window_pattern", kinds=list)
+    if len(pattern) != layers:
         raise Error(f"{path}: sliding_window_pattern must have a value for each of the {layers!r} layers")
     kinds = [SLIDING if sliding else GLOBAL for sliding in pattern]
-    heads = key("attention.head_count_kv")
+    heads = key("attention.head_count_kv", kinds=(int, list))
     heads = heads if isinstance(heads, list) else [heads] * layers
-    widths = key("feed_forward_length")
+    widths = key("feed_forward_length", kinds=(int, list))
     widths = widths if isinstance(widths, list) else [widths]
     if len(heads) != layers or not widths:
         raise Error(f"{path}: head_count_kv must have a value for each of the {layers} layers")
@@ -261,7 +263,7 @@ def config_of(path):
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise Error(f"{path}: has no token_embd.weight of two dimensions; give the file of the text model")
-    experts = keys.get("gemma4.expert_count", 0)
+    experts = key("expert_count", 0)
     keyed = [i for i, kind in enumerate(kinds) if kind == GLOBAL and f"blk.{i}.attn_k.weight" in tensors]
     k_eq_v = bool(keyed) and not any(f"blk.{i}.attn_v.weight" in tensors for i in keyed)
     return {
@@ -316,7 +318,8 @@ def _rotating(path, block):
 
 def _stops(keys):
     """The ids that end an answer: the keys' own, the end of a turn, and where a tool's reply is to begin."""
-    tokens = keys.get("tokenizer.ggml.tokens") or []
+    tokens = keys.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else []
     named = [keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     return sorted({id for id in named if isinstance(id, int)} | {i for i, token in enumerate(tokens) if token in STOPS})
 
@@ -328,7 +331,8 @@ def tokenizer_json(path, marks):
     """
     keys = read(path).keys
     tokens, merges, kinds = (keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type"))
-    if not all(isinstance(part, list) for part in (tokens, merges, kinds)) or len(kinds) != len(tokens):
+    whole = all(isinstance(part, list) for part in (tokens, merges, kinds)) and len(kinds) == len(tokens)
+    if not whole or not all(isinstance(text, str) for text in (*tokens, *merges)):
         raise Error(f"{path}: has no tokens with types and merges; put the model's tokenizer.json beside it")
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = [

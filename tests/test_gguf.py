@@ -76,6 +76,15 @@ def test_a_tokenizer_json_beside_the_file_is_preferred(tiny, tiny_gguf, describe
     assert minigemma.load(path).tokenizer.encode("Tom") == tiny.tokenizer.encode("Tom")
 
 
+@pytest.mark.parametrize("part", ["tokens", "merges", "token_type"])
+@pytest.mark.parametrize("value", [1.5, [1], "x"])
+def test_tokens_that_are_none_are_refused(part, value, described, tmp_path):
+    keys = described[0] | {f"tokenizer.ggml.{part}": value}
+    model = minigemma.load(gguf_files.write(tmp_path / "m.gguf", keys, described[1]))
+    with pytest.raises(Error, match="no tokens with types and merges"):
+        _ = model.tokenizer
+
+
 def test_a_gguf_file_does_not_see(tiny_gguf):
     with pytest.raises(Error, match="holds the text model; for pictures and sound give a safetensors directory"):
         minigemma.load(tiny_gguf).see(np.zeros((48, 48, 3), np.uint8))
@@ -89,7 +98,9 @@ def test_a_gguf_file_does_not_see(tiny_gguf):
         ({"gemma4.attention.head_count_kv": [1, 1]}, "for each of the 10 layers"),
         ({"gemma4.attention.head_count_kv": [1, 2] * 5}, "different numbers of kv heads"),
         ({"gemma4.block_count": None}, r"no key gemma4\.block_count"),
-        ({"gemma4.block_count": "ten"}, "each of the 'ten' layers"),
+        ({"gemma4.block_count": "ten"}, r"gemma4\.block_count cannot be 'ten'"),
+        ({"gemma4.attention.layer_norm_rms_epsilon": "small"}, "cannot be 'small'"),
+        ({"gemma4.attention.layer_norm_rms_epsilon": [0.5]}, r"cannot be \[0\.5\]"),
         ({"gemma4.embedding_length": 96}, "tensors do not fit"),
         ({"general.alignment": 24}, "power of two"),
     ],
