@@ -305,6 +305,77 @@ def architecture(config):
     return _finish(axes, legend={"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 10})
 
 
+def ple_path(config, token, i):
+    """PLE's path for one token: two rows of slices are mixed once; the hidden state gates slice i in layer i.
+
+    token: the text of the first box, such as the token and its id.
+    """
+    axes, L, P = _page(4.9), config.num_hidden_layers, config.hidden_size_per_layer_input
+    V, D = config.vocab_size, config.hidden_size
+    left, wide, bottom = 50, 38 / L, 18.5  # of the slices: left end, width of one; above: of the layer's frame
+    own = left + (i + 0.5) * wide
+    start = _box(axes, 0, 37.4, token)
+    table = _box(axes, 14, 41.3, f"PLE table [{config.vocab_size_per_layer_input:,}, {L} × {P}]\nits row × √{P}", "PLE")
+    row = _box(axes, 14, 33, f"token table\n[{V:,}, {D:,}]\nits row × √{D:,}", "embedding")
+    for y in (41.3, 33):
+        _flow(axes, (start, 37.4), (11.5, 37.4), (11.5, y), (14, y))
+    _flow(axes, (table, 41.3), (left, 41.3))
+    project = _box(axes, row + 2.5, 33, f"projection\n[{L} × {P}, {D:,}]\n× 1/√{D:,}, norm", "PLE")
+    _flow(axes, (row, 33), (row + 2.5, 33))
+    _flow(axes, (project, 33), (left, 33))
+    for y, name in ((41.3, "lookup"), (33, "projection, called “context”"), (24.5, "sum × 1/√2")):
+        for n in range(L):
+            strong = 1 if n == i else 0.3
+            look = {"facecolor": (PALETTE["PLE"], strong), "edgecolor": PLE_EDGE, "linewidth": 0.8 + (n == i)}
+            axes.add_patch(plt.Rectangle((left + n * wide, y - 1.3), wide, 2.6, **look))
+        axes.text(left + 38 / 2, y + 1.6, f"{name}: {L} slices of {P}", ha="center", va="bottom", fontsize=10)
+    for y, sign in ((37.4, "+"), (28.9, "=")):
+        axes.text(left + 2, y, sign, ha="center", va="center", fontsize=16)
+    once = "Made once, before layer 0,\nfrom this token's id alone."
+    axes.text(left - 1, 24.5, once, ha="right", va="center", fontsize=10)
+    axes.add_patch(plt.Rectangle((0, 0), 90, bottom, facecolor="#F2F2F2", edgecolor="none"))
+    axes.text(1, bottom - 0.7, f"In layer {i} (every layer does this with its own slice)", va="top", fontsize=10)
+    _flow(axes, (1, 3), (89, 3), width=3)
+    axes.text(1, 4, f"hidden state x [{D:,}]\nafter attention and MLP", va="bottom", fontsize=10)
+    gate = _box(axes, 24, 11.5, f"gate [{P}, {D:,}]\nGELU", "PLE")
+    _flow(axes, (21.5, 3), (21.5, 11.5), (24, 11.5))
+    _flow(axes, (gate, 11.5), (own - 1.1, 11.5))
+    _flow(axes, (own, 23.2), (own, 12.6), colour=PLE_EDGE)
+    axes.text(own, 11.4, "×", ha="center", va="center", fontsize=14)
+    back = _box(axes, own + 3.4, 11.5, f"projection\n[{D:,}, {P}], norm", "PLE")
+    _flow(axes, (own + 1.1, 11.5), (own + 3.4, 11.5))
+    _flow(axes, (back, 11.5), (back + 2, 11.5), (back + 2, 3.3))
+    axes.text(back + 1.2, 5, "+", ha="center", va="center", fontsize=16)
+    axes.text(89, 1.2, "then × layer scalar", ha="right", va="center", fontsize=10)
+    return axes.figure
+
+
+def _page(height):
+    """Axes for a drawing WIDEST inches wide; their unit is a tenth of an inch."""
+    axes = _axes(WIDEST, height)
+    axes.axis("off")
+    axes.set(xlim=(0, 10 * WIDEST), ylim=(0, 10 * height - 4))  # a title takes 4
+    return axes
+
+
+def _box(axes, left, middle, text, part=None):
+    """A box as large as its text, in the colour of a part of the model -> where it ends at the right."""
+    lines = text.split("\n")
+    width, height = 0.82 * max(map(len, lines)) + 1.2, 1.8 * len(lines) + 1
+    colour = PALETTE.get(part, "#FFFFFF")
+    edge = {"PLE": PLE_EDGE, None: "#000000"}.get(part, colour)
+    corner = (left, middle - height / 2)
+    axes.add_patch(plt.Rectangle(corner, width, height, facecolor=(colour, 0.3), edgecolor=edge, linewidth=1.2))
+    axes.text(left + width / 2, middle, text, ha="center", va="center", fontsize=10)
+    return left + width
+
+
+def _flow(axes, *points, colour="#000000", width=1.2):
+    """A line through the points; an arrow ends it."""
+    axes.plot(*zip(*points[:-1], strict=True), color=colour, linewidth=width)
+    axes.annotate("", points[-1], points[-2], arrowprops=_arrow(colour) | {"linewidth": width})
+
+
 def _kv_rail(axes, layers, donor, height):
     """A line from the layer that writes K and V to the layers that read them."""
     readers = [layer.index for layer in layers if layer.kv_from == donor and layer.shares_kv]

@@ -39,6 +39,13 @@ def lecture_figures():
             "E2B from left to right: token table, 35 layers of attention and MLP, final norm. PLE's table feeds every "
             "layer. Every fifth layer has global attention. Layers 15 to 34 read the keys and values of layers 13, 14.",
         ),
+        "ple-path": (
+            figures.ple_path(e2b.config, "a token:\nits id", 9),
+            "PLE gives each layer its own slice of the token's row, and the hidden state decides what is written",
+            "The token's id picks a row of the PLE table and a row of the token table. The second is projected and "
+            "normed. Both are 35 slices of 256; their sum times 1/√2 is made once. In layer 9 the hidden state makes "
+            "a gate of 256, which multiplies slice 9; a projection and a norm follow, and the result is added.",
+        ),
         "e2b-layers": (
             figures.layer_bars(e2b.layers),
             "From layer 15 on, E2B's layers reuse keys and values, and their MLP is twice as wide",
