@@ -338,6 +338,70 @@ def ple_path(config, token, i):
     return axes.figure
 
 
+def prompt_stop(config, prompt, saved):
+    """Layers x positions of a prompt: which of them a call for the last logits computes.
+
+    prompt: a text, with spaces between its tokens. saved: the share of the work that this spares, as a text.
+    """
+    tokens, axes, L, first = prompt.split(), _page(4.9), config.num_hidden_layers, config.first_kv_shared_layer
+    left, wide, high, low = 6, 54 / len(tokens), 38 / L, 4
+    end, turn = left + 54, low + first * high  # the right edge of the positions; where a prompt stops
+    for layer in config.layers:
+        for n in range(len(tokens)):
+            runs = not layer.shares_kv or n == len(tokens) - 1
+            corner, colour = (left + n * wide, low + layer.index * high), KIND_COLOURS[layer.kind]
+            look = {"facecolor": colour if runs else "#FFFFFF", "edgecolor": "#FFFFFF" if runs else "#DDDDDD"}
+            axes.add_patch(plt.Rectangle(corner, wide, high, linewidth=0.8, **look))
+        if layer.index in (0, first - 1, first, L - 1):
+            y = low + (layer.index + 0.5) * high + {first - 1: -0.4, first: 0.4}.get(layer.index, 0)
+            axes.text(left - 0.7, y, str(layer.index), ha="right", va="center", fontsize=10)
+    axes.text(left - 5, low + 19, "layer", rotation=90, ha="center", va="center", fontsize=10)
+    for n, token in enumerate(tokens):
+        axes.text(left + (n + 0.5) * wide, low - 0.6, token, ha="center", va="top", fontsize=10)
+    middle, above = (left + end - wide) / 2, (turn + low + 38) / 2
+    plain = {"ha": "center", "backgroundcolor": "white"}
+    axes.text(middle, above + 1, textwrap.fill(f"not computed: {saved}", 30), va="bottom", fontsize=14, **plain)
+    axes.text(middle, above, "What these layers write at a position,\nno other position reads.", va="top", **plain)
+    last = f"The last position\nruns all {L} layers:\nits logits are wanted."
+    axes.text(end + 3.5, above + 4, last, va="center", fontsize=11)
+    donors = [config.layers[i] for i in sorted({layer.kv_from for layer in config.layers if layer.shares_kv})]
+    for place, layer in enumerate(donors):
+        x, y, top = end + 0.8 + 0.9 * place, low + (layer.index + 0.5) * high, low + 36 + 1.5 * place
+        _flow(axes, (end, y), (x, y), (x, top), (end, top), colour=KIND_COLOURS[layer.kind])
+    names = " and ".join(f"{layer.index} ({'sliding' if layer.window else 'global'})" for layer in donors)
+    reads = f"Layers {first} to {L - 1} read\nK and V of layers\n{names}."
+    axes.text(end + 3.5, turn + 2.6, reads, va="center", fontsize=11)
+    writes = f"Layers 0 to {first - 1} run at\nevery position: they\nwrite the K and V\nthat later tokens read."
+    axes.text(end + 3.5, (low + turn) / 2 - 2, writes, va="center", fontsize=11)
+    return axes.figure
+
+
+def fact_in_two_steps(before, between, after, window, links, note):
+    """A text on a line, what a window covers of it, and the links of attention that carry a fact to its end.
+
+    before, after: words with spaces between; between: how many tokens are left out there. window: how many of those
+    it covers, and its text. links: (from, to, kind of layer, text, where the text is); from, to: numbers of words.
+    """
+    axes, right, middles, y = _page(4.1), 0, [], 10
+    for word in (*before.split(), None, *after.split()):
+        text = word or f"… {between} tokens …"
+        width, shade = 0.96 * len(text), "#000000" if word else "#666666"
+        axes.text(right + width / 2, y, text, ha="center", va="center", fontsize=11, color=shade)
+        if word:
+            middles.append(right + width / 2)
+        else:
+            start = right + width * (1 - window[0] / between)
+        right += width + 1.3
+    axes.plot([start, start, right, right], [y - 2, y - 3.5, y - 3.5, y - 2], color=PALETTE["attention"], linewidth=2)
+    axes.text((start + right) / 2, y - 4.5, window[1], ha="center", va="top", fontsize=11)
+    for one, other, kind, text, (x, height) in links:
+        bow = _arrow(KIND_COLOURS[kind]) | {"connectionstyle": "arc3,rad=0.5", "linewidth": 2.5}
+        axes.annotate("", (middles[other], y + 1.5), (middles[one], y + 1.5), arrowprops=bow)
+        axes.text(x, height, text, va="bottom", fontsize=11)
+    axes.text(0, y - 3.5, note, va="top", fontsize=11)
+    return axes.figure
+
+
 def _page(height):
     """Axes for a drawing WIDEST inches wide; their unit is a tenth of an inch."""
     axes = _axes(WIDEST, height)

@@ -2,11 +2,12 @@
 
 import math
 
-from .. import TINY
-from ..account import memory, parameters
+from .. import TINY, load
+from ..account import compute, memory, parameters
 from ..account.parameters import USES
 from ..files import make_directory, read_json, replacing
 from ..released import EFFECTIVE, RELEASED
+from ..study import recall
 from . import figures
 
 PIXELS = 1600  # across
@@ -45,6 +46,20 @@ def lecture_figures():
             "The token's id picks a row of the PLE table and a row of the token table. The second is projected and "
             "normed. Both are 35 slices of 256; their sum times 1/√2 is made once. In layer 9 the hidden state makes "
             "a gate of 256, which multiplies slice 9; a projection and a norm follow, and the result is added.",
+        ),
+        "prompt-stop": (
+            figures.prompt_stop(e2b.config, "Anna put the kite in the barn . Where is the kite ?", _saved(e2b)),
+            "A prompt stops at layer 14: later layers write nothing that another position could read",
+            "A grid of E2B's 35 layers and the positions of a prompt. Layers 0 to 14 run at every position. Layers 15 "
+            "to 34 run at the last position only, and read the keys and values of layers 13 and 14. "
+            f"Not computed: {_saved(e2b)}.",
+        ),
+        "two-steps": (
+            _two_steps(load(TINY)),
+            "In the tiny weights a fact crosses the window in two steps: a short link, then a long look",
+            "The text: Anna put the kite in the barn, then a long story, then the question where the kite is. One arc "
+            "goes from barn back to kite, in sliding layer 3; one from the last token to barn, in global layer 9. With "
+            "either of them cut, nearly all answers are wrong.",
         ),
         "e2b-layers": (
             figures.layer_bars(e2b.layers),
@@ -119,6 +134,36 @@ def write_figures(directory):
 
 def _billions(parts):
     return f"{sum(parts.values()) / 1e9:.2f}"
+
+
+def _saved(account, length=1024):
+    """The share of a prompt's multiply-adds that a call for the last logits does not need, as a text."""
+    whole, short = (sum(compute.prefill_multiply_adds(account.config, length, shortcut=stop).values())
+                    for stop in (False, True))  # fmt: skip
+    return f"{1 - short / whole:.0%} of the work of a prompt of {length:,} tokens"
+
+
+def _two_steps(model):
+    """The figure of a fact that crosses the window of the tiny weights, with numbers measured on 16 questions."""
+    asked, W = recall.questions(model), model.config.sliding_window
+    whole, far, near, verb = (
+        recall.answers(model, asked, *edits)
+        for edits in ((), [recall.blind([9], W)], [recall.unlinked(3, 3)], [recall.unlinked(3, 5)])
+    )
+    before, after = "Anna put the kite in the barn .", "Where is the kite ? The kite is in the"
+    ids, last, n = asked[0].ids, len(f"{before} {after}".split()) - 1, len(asked)
+    place = ids.index(asked[0].right)
+    behind = len(model.chat_ids([{"role": "user", "content": "Where is the kite?"}])) - 4 + 5  # tokens from "Where" on
+    between = len(ids) - behind - (place + 2)
+    links = [
+        (6, 3, "sliding_attention", f"First, in sliding layer 3,\nbarn looks at kite.\n"
+         f"Link cut: {near[0]} of {n} right,\n{near[1]} name the other place.", (0, 16)),
+        (last, 6, "full_attention", f"Then, in global layer 9, the last token looks\n{len(ids) - 1 - place} positions "
+         f"back at barn. View taken away: {far[0]} of {n} right.", (32, 27)),
+    ]  # fmt: skip
+    window = W - behind, f"what a sliding layer sees from the last token: {W} tokens"
+    note = f"Nothing cut: {whole[0]} of {n} right.\nLink to “put” cut, not to “kite”: {verb[0]} of {n} right."
+    return figures.fact_in_two_steps(before, between, after, window, links, note)
 
 
 def _effective(account):
