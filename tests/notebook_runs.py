@@ -3,8 +3,8 @@
     python tests/notebook_runs.py           all of them
     python tests/notebook_runs.py 01 03     these
 
-An exercise is a code cell with one hole, a line `name = ...` or `return ...`, and a call of check(). The markdown cell
-after it folds the solution away in <details>: its ```python block is what stands in the hole's place.
+An exercise is a code cell with one hole, a line `name = ...`, `return ...` or `...`, and a call of check(). The cell
+after it folds hints and the solution away in <details>: the solution's ```python block stands in the hole's place.
 """
 
 import base64
@@ -29,8 +29,8 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-HOLE = re.compile(r"^( *)(?:\w+ = |return )\.\.\.(?:  #.*)?$", re.MULTILINE)
-SOLUTION = re.compile(r"<details>.*?```python\n(.*?)\n```", re.DOTALL)
+HOLE = re.compile(r"^( *)(?:\w+ = |return |)\.\.\.(?:  #.*)?$", re.MULTILINE)
+SOLUTION = re.compile(r"<summary>Solution</summary>.*?```python\n(.*?)\n```", re.DOTALL)
 GRID = 24  # a thumbnail has as many squares each way
 FIGURE = re.compile(r"^<Figure size .*>$")
 

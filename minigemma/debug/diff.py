@@ -427,10 +427,10 @@ def find_hint(bad, run):
 
     return (
         _probabilities(bad, theirs)
-        or _constant(bad, ours, theirs, run, good, left)
-        or _rearranged(bad.name, ours, theirs, fits)
+        or resemblance(axes_of(bad.name), ours, theirs, _factors_of(bad.name, run), good, left)
         or _elsewhere(bad.name, keep, fits)
         or _donor(bad.name, run, keep, fits)
+        or scaled(ours, theirs, good, left)
         or _positions(bad, run)
     )
 
@@ -454,23 +454,41 @@ def _probabilities(bad, theirs):
     return None
 
 
-def _constant(bad, ours, theirs, run, good, left):
+def resemblance(axes, ours, theirs, factors, good, left):
+    """How an array relates to the right one of its shape: a constant factor, an order, a shift. One phrase, or None.
+
+    axes: a letter for each axis, as in taps.axes_of. factors: name -> number, of `known_factors`. left: candidate ->
+    how far it is from theirs; good: how far an array may be that explains theirs.
+    """
+    return _constant(ours, theirs, factors, good, left) or _rearranged(axes, ours, theirs, good, left)
+
+
+def known_factors(sizes):
+    """The factors that a scale may be wrong by; sizes: name of a size -> number."""
+    known = {"-1": -1, "2": 2, "1/2": 0.5, "sqrt(2)": 2**0.5, "1/sqrt(2)": 2**-0.5}
+    for name, size in sizes.items():
+        known |= {f"sqrt({name})": size**0.5, f"1/sqrt({name})": size**-0.5} if size else {}
+    if D := sizes.get("D"):
+        rounded = widen(narrow(np.float32(D**0.5))).item()
+        known[f"{rounded:g} / sqrt(D), that is sqrt(D) rounded to bfloat16"] = rounded / D**0.5
+        known |= {"sqrt(2/D)": (2 / D) ** 0.5} if sizes.get("P") else {}
+    return known
+
+
+def _factors_of(name, run):
+    """The factors that the array of a tap may be wrong by."""
+    known, i = known_factors(run.sizes(name)), layer_of(name)
+    if i is not None and hasattr(run.weights.layers[i], "layer_scalar"):
+        scalar = float(np.ravel(run.weights.layers[i].layer_scalar)[0])
+        known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
+    return known
+
+
+def _constant(ours, theirs, known, good, left):
     size = (ours * ours).sum()
     c = float((ours * theirs).sum() / size) if size else 0.0
     if not c or not left(c * ours) <= good:
         return None
-    i, sizes = layer_of(bad.name), {name: size for name, size in run.sizes(bad.name).items() if size}
-    D = sizes["D"]
-    known = {"-1": -1, "2": 2, "1/2": 0.5, "sqrt(2)": 2**0.5, "1/sqrt(2)": 2**-0.5}
-    known |= {f"sqrt({name})": size**0.5 for name, size in sizes.items()}
-    known |= {f"1/sqrt({name})": size**-0.5 for name, size in sizes.items()}
-    rounded = widen(narrow(np.float32(D**0.5))).item()
-    known[f"{rounded:g} / sqrt(D), that is sqrt(D) rounded to bfloat16"] = rounded / D**0.5
-    if "P" in sizes:
-        known |= {"sqrt(2/D)": (2 / D) ** 0.5}
-    if i is not None and hasattr(run.weights.layers[i], "layer_scalar"):
-        scalar = float(np.ravel(run.weights.layers[i].layer_scalar)[0])
-        known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
     near = [name for name, value in known.items() if c * value > 0 and abs(np.log(c / value)) < 0.01]
     limit = max(2 * left(c * ours), 1e-6)  # a name must fit as well as the number itself
     names = [name for name in near if left(known[name] * ours) <= limit]
@@ -478,8 +496,7 @@ def _constant(bad, ours, theirs, run, good, left):
     return f"it is {c:.6g} times what it should be" + (f": {' or '.join(names)}" if names else "")
 
 
-def _rearranged(name, ours, theirs, fits):
-    axes = axes_of(name)
+def _rearranged(axes, ours, theirs, good, left):
     tries = {}
     for letter, words in (("T", "tokens"), ("L", "layers")):
         for shift in (1, -1) if letter in axes and ours.shape[axes.index(letter)] > 2 else ():
@@ -487,7 +504,7 @@ def _rearranged(name, ours, theirs, fits):
             edge = tuple(slice(None) if i != axis else 0 if shift == 1 else -1 for i in range(len(axes)))
             moved[edge] = theirs[edge]  # what came in at the edge is unknown
             tries[f"its {words} are shifted by {shift}"] = moved
-    if axes[-1] == "H":
+    if axes[-1] == "H" and ours.ndim == 3:
         T, N, H = ours.shape
         tries["the two halves of each head are swapped"] = np.roll(ours, H // 2, axis=-1)
         tries["each head's pairs are interleaved (2j, 2j + 1)"] = (
@@ -498,9 +515,26 @@ def _rearranged(name, ours, theirs, fits):
         )
         tries["it is dealt to the heads as [head_dim, heads]"] = ours.reshape(T, H, N).swapaxes(1, 2)
         tries["its heads are in reverse order"] = ours[:, ::-1]
+    if ours.ndim == 2 and ours.shape[0] == ours.shape[1]:
+        tries["it is transposed"] = ours.T
     if axes[-1] in ("D", "F", "P"):
         tries["the two halves of its last axis are swapped"] = np.roll(ours, ours.shape[-1] // 2, axis=-1)
-    return next((words for words, array in tries.items() if fits(array)), None)
+    return next((words for words, array in tries.items() if left(array) <= good), None)
+
+
+def scaled(ours, theirs, good, left):
+    """A norm or a learned weight too many or too few: along one axis each row has a factor of its own, or None."""
+    if ours.ndim < 2 or min(len(ours), ours.shape[-1]) < 4:
+        return None
+    others = tuple(range(ours.ndim - 1))
+    for axis, words in (
+        (-1, "each row has a factor of its own: a norm over the last axis is missing or is one too many"),
+        (others, "each column has a factor of its own: a learned weight is missing or is another one"),
+    ):
+        size = (ours * ours).sum(axis, keepdims=True)
+        if left(ours * (ours * theirs).sum(axis, keepdims=True) / np.where(size > 0, size, 1)) <= good:
+            return words
+    return None
 
 
 def _elsewhere(name, keep, fits):

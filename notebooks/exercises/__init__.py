@@ -1,0 +1,214 @@
+"""The exercises: what each one asks for, and what `check` says of an answer.
+
+e03.py holds TARGETS for notebook 03: an exercise's name -> a function of the model that gives its target. A target is
+computed from the model's own pass when it is asked for. It is one of the classes below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from minigemma import TINY, Error, Trace, load
+from minigemma.debug.diff import compare_traces, known_factors, resemblance, scaled
+from minigemma.debug.runs import Run
+
+FOLDER = Path(__file__).parent
+TOLERANCE = 1e-4  # of floating-point values, relative to their root mean square
+OPEN = "the hole is still open"
+session = SimpleNamespace(model=None, solved=set())  # whose pass gives the targets; names of solved exercises
+
+
+@dataclass
+class Tap:
+    """The array of a tap in the pass of these ids. Wrong answers are described as by `python -m minigemma diff`."""
+
+    name: str
+    ids: list  # [T]
+
+
+@dataclass
+class Values:
+    """A number, a text or an array; counts and texts must be equal. axes: a letter for each axis, such as "T H"."""
+
+    right: object
+    axes: str = ""
+    tolerance: float = TOLERANCE
+
+
+@dataclass
+class Calls:
+    """A function: for each case, what it returns must be what `right` returns.
+
+    cases: what the case is -> the arguments; "" where there is nothing to say of it.
+    """
+
+    right: Callable
+    cases: dict
+    axes: str = ""
+
+
+@dataclass
+class Judged:
+    """Any answer for which `wrong` returns None; else it returns what is wrong with it, in a few words."""
+
+    wrong: Callable
+
+
+def check(name, mine):
+    """Print whether `mine` is the answer of an exercise, and if not, how the two are related.
+
+    name: such as "03.2". A hole that is still `...` is "not yet". Raises Error for a name that no exercise has.
+    """
+    targets = _targets(name[:2])
+    if name not in targets:
+        raise Error(f"there is no exercise {name!r}; notebook {name[:2]} has {', '.join(targets) or 'none'}")
+    session.model = session.model or load(TINY)
+    if _say(*_judge(targets[name](session.model), mine)):
+        session.solved.add(name)
+        print(_count(name[:2]))
+
+
+def compare(mine, right, tolerance=TOLERANCE):
+    """As `check`, for an answer and what it should be."""
+    _say(*_judge(Values(right, tolerance=tolerance), mine))
+
+
+def progress(notebook):
+    """Print which exercises of a notebook, such as "03", were solved in this session."""
+    marks = " ".join(name + (" +" if name in session.solved else " .") for name in _targets(notebook))
+    print(f"{_count(notebook)}:  {marks}")
+
+
+def _say(verdict, words):
+    print(f"all right{words}" if verdict else f"not yet: {words}")
+    return verdict
+
+
+def _count(notebook):
+    targets = _targets(notebook)
+    return f"you have solved {len(session.solved & set(targets))} of {len(targets)}"
+
+
+def _targets(notebook):
+    """The targets of a notebook -> {name: function of the model}."""
+    if not (FOLDER / f"e{notebook}.py").is_file():
+        return {}
+    return import_module(f"exercises.e{notebook}").TARGETS
+
+
+def _judge(target, mine):
+    """(whether the answer is right, what to say of it)."""
+    if mine is None or mine is ...:
+        return False, OPEN
+    if isinstance(target, Judged):
+        wrong = target.wrong(mine)
+        return not wrong, wrong or ""
+    if isinstance(target, Calls):
+        return _judge_calls(target, mine)
+    if isinstance(target, Tap):
+        return _judge_tap(target, mine)
+    return _compare(mine, target.right, partial(_hint, axes=target.axes), target.tolerance)
+
+
+def _judge_calls(target, mine):
+    """A function, on all cases."""
+    if not callable(mine):
+        return False, "give the function itself, not what it returns"
+    for title, arguments in target.cases.items():
+        where = f" [{title}]" if title else ""
+        right = target.right(*map(_copy, arguments))
+        try:
+            answer = mine(*map(_copy, arguments))
+        except Exception as error:  # the student's own
+            return False, f"your function raises {type(error).__name__}: {error}{where}"
+        if answer is None or answer is ...:
+            return False, f"{OPEN}: your function returns nothing{where}"
+        verdict, words = _compare(answer, right, partial(_hint, axes=target.axes))
+        if not verdict:
+            return False, words + where
+    return True, f" in {len(target.cases)} cases" if len(target.cases) > 1 else ""
+
+
+def _copy(argument):
+    return argument.copy() if isinstance(argument, np.ndarray) else argument
+
+
+def _judge_tap(target, mine):
+    """An array that a tap of the pass holds; a wrong one goes through `diff`."""
+
+    def hint(mine, right):
+        theirs = {target.name: np.asarray(mine, right.dtype)}
+        return compare_traces(theirs, Run(session.model, target.ids, theirs, own_ids=True), "float32").hint
+
+    return _compare(mine, _traced(session.model, tuple(map(int, target.ids)))[target.name], hint)
+
+
+@cache
+def _traced(model, ids):
+    trace = Trace()
+    model(list(ids), tap=trace)
+    return trace
+
+
+def _compare(mine, right, hint, tolerance=TOLERANCE):
+    """Two values -> (whether they agree, what to say). hint: both -> how they are related, or None."""
+    try:
+        mine, right = np.asarray(mine), np.asarray(right)
+    except ValueError:  # rows of different lengths
+        return False, "your rows differ in length"
+    if mine.dtype.kind == "O" or (mine.dtype.kind == "U") != (right.dtype.kind == "U"):
+        return False, "some of your values are of another type than the answer's"
+    if mine.shape != right.shape:
+        turned = "; its axes are in another order" if sorted(mine.shape) == sorted(right.shape) else ""
+        return False, f"your shape is {mine.shape}, the answer's is {right.shape}{turned}"
+    fits = mine == right
+    if right.dtype.kind == "f":
+        finite = np.isfinite(right)
+        rms = np.sqrt(np.mean(np.square(right, where=finite, out=np.zeros_like(right))))
+        with np.errstate(invalid="ignore"):  # infinity minus infinity; those that are equal are right already
+            fits = fits | (np.abs(mine - right) <= tolerance * rms)
+    count = int(fits.sum())
+    if count == fits.size:
+        return True, f": {count:,} of {fits.size:,} values" if count > 1 else ""
+    found = hint(mine, right) if {mine.dtype.kind, right.dtype.kind} <= set("fiu") else None
+    if fits.size == 1:
+        return False, found or "that is not the answer"
+    words = f"{count:,} of {fits.size:,} values are right"
+    if count:
+        words += f" ({count / fits.size:.1%}); look at [{', '.join(map(str, np.argwhere(~fits)[0]))}]"
+    return False, f"{words}; {found}" if found else words
+
+
+def _hint(mine, right, axes):
+    """How wrong numbers are related to the right ones, in a phrase, or None."""
+    if wrong := int((~np.isfinite(mine) & np.isfinite(right)).sum()):
+        return f"{wrong} of its {mine.size} numbers are not finite"
+    known = np.isfinite(right) & np.isfinite(mine)
+    if right.dtype.kind in "iu" and len(off := np.unique(np.asarray(mine, float) - right)) == 1:
+        return _offset(off[0], mine, right)
+    ours, theirs = np.where(known, right, 0).astype(float), np.where(known, mine, 0).astype(float)
+    size = np.sqrt(np.square(theirs).mean()) or 1.0
+
+    def left(candidate):
+        return float(np.sqrt(np.square(candidate - theirs).mean()) / size)
+
+    letters = tuple(axes.split()) or ("-",) * max(1, ours.ndim)  # of no axis that the engine knows
+    sizes = dict(zip(letters, ours.shape, strict=False))
+    factors = known_factors({letter: size for letter, size in sizes.items() if letter in "DPHLF"})
+    found = resemblance(letters, ours, theirs, factors, TOLERANCE, left) or scaled(ours, theirs, TOLERANCE, left)
+    return None if found and mine.size == 1 and ":" not in found else found  # a factor without a name gives it away
+
+
+def _offset(off, mine, right):
+    """Counts that are all too large or too small by as much. A single one is not given away."""
+    words = f"too {'large' if off > 0 else 'small'}"
+    if mine.size > 1:
+        return f"each is {abs(off):g} {words}"
+    if mine in (2 * right, right / 2):
+        words = f"{'twice' if off > 0 else 'half'} the answer"
+    return f"it is 1 {words}" if abs(off) == 1 else f"it is {words}"

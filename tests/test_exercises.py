@@ -1,0 +1,110 @@
+"""What `check` says of an answer: typical wrong ones are recognised, and an open hole is never an error."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from notebook_runs import FOLDER
+
+import minigemma
+
+
+@pytest.fixture(scope="module")
+def course():
+    import sys
+
+    sys.path.insert(0, str(FOLDER))
+    import course
+
+    yield course
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture
+def said(course, tiny, capsys, monkeypatch):
+    """A function: the name of an exercise and an answer -> what check prints."""
+    monkeypatch.setattr(course.exercises, "session", SimpleNamespace(model=tiny, solved=set()))
+
+    def said(name, mine):
+        course.check(name, mine)
+        return capsys.readouterr().out.strip()
+
+    return said
+
+
+@pytest.fixture(scope="module")
+def facts(course, tiny):
+    """The trace of the running example."""
+    trace = minigemma.Trace()
+    tiny(tiny.tokenizer.encode(course.FACTS), tap=trace)
+    return trace
+
+
+def test_a_wrong_answer_is_described_as_by_diff(said, facts):
+    v, raw = facts["layers.3.attn.v"], facts["layers.3.attn.v_raw"]  # [T, K, H] each
+    assert said("03.1", v).startswith("all right")
+    assert said("03.1", raw).endswith("it equals layers.3.attn.v_raw")
+    assert "1/sqrt(head_dim)" in said("03.1", v * v.shape[-1] ** -0.5)
+    assert said("03.1", np.roll(v, 1, 0)).endswith("its tokens are shifted by 1")
+    assert said("03.1", v * np.linspace(1, 2, v.shape[-1])).endswith("a learned weight is missing or is another one")
+    assert said("03.1", v[:, 0]) == "not yet: your shape is (17, 32), the answer's is (17, 1, 32)"
+
+
+def test_an_answer_that_ignores_groups_is_wrong_where_there_are_two(said):
+    right = said("03.2", lambda n, q, k: q[:, n] @ k[:, n * k.shape[1] // q.shape[1]].T)
+    assert right.startswith("all right")
+    assert "K = 2" in said("03.2", lambda n, q, k: q[:, n] @ k[:, 0].T)
+    assert "IndexError" in said("03.2", lambda n, q, k: q[:, n] @ k[:, n].T)
+
+
+@pytest.mark.parametrize("open_hole", [..., None])
+def test_an_open_hole_is_not_an_error(said, open_hole):
+    assert said("03.1", open_hole) == "not yet: the hole is still open"
+    assert said("03.2", lambda n, q, k: open_hole).startswith("not yet: the hole is still open")
+
+
+def test_an_answer_that_is_made_of_an_open_one_shows_a_line_and_no_traceback(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.run_cell(f"import sys; sys.path.insert(0, {str(FOLDER)!r})")
+    shell.run_cell("import importlib, course; importlib.reload(course)")
+    capsys.readouterr()
+    shell.run_cell("ple = ...\nprint(ple[:, 0] * 2)")
+    assert capsys.readouterr().out == "not yet: this cell uses a hole that is still open\n"
+    shell.run_cell("1 + 'a'")
+    assert "Traceback" in capsys.readouterr().out
+
+
+def test_solved_exercises_are_counted_once(said, course, facts, capsys):
+    for _ in range(2):
+        assert "you have solved 1 of" in said("03.1", facts["layers.3.attn.v"])
+    course.progress("03")
+    assert re.match(r"you have solved 1 of \d+:  03.1 \+ 03.2 \.", capsys.readouterr().out)
+
+
+def test_a_name_that_no_exercise_has_is_refused(course):
+    with pytest.raises(minigemma.Error, match=r"notebook 03 has 03\.1, 03\.2"):
+        course.check("03.99", 1)
+
+
+def test_a_function_cannot_change_what_the_next_case_gets(said):
+    def spoils(n, q, k):
+        result = q[:, n] @ k[:, n * k.shape[1] // q.shape[1]].T
+        q[:] = k[:] = 0
+        return result
+
+    assert said("03.2", spoils).startswith("all right")
+
+
+def test_a_count_that_is_off_is_not_given_away(course):
+    said = course.exercises._compare
+    hint = course.exercises._hint
+
+    def words(mine, right):
+        return said(np.asarray(mine), np.asarray(right), lambda a, b: hint(a, b, ""))[1]
+
+    assert words(4, 3) == "it is 1 too large" and words(17, 35) == "it is too small"
+    assert words(70, 35) == "it is twice the answer"
+    assert words([1, 2, 3], [2, 3, 4]) == "0 of 3 values are right; each is 1 too small"

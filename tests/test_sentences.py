@@ -1,0 +1,46 @@
+"""The course reads easily: its sentences are short. Code, formulas and tables are left out."""
+
+import json
+import re
+
+import pytest
+from notebook_runs import FOLDER
+
+MEASURED = ()  # notebooks whose text was written for this rule
+MEAN, LONGEST = 16, 32  # words
+LEFT_OUT = r"```.*?```|\$\$.*?\$\$|^\|.*?$|^#+ .*?$|</?\w+>|^\*\*Exercise [^)]*\)"
+
+
+def sentences(text):
+    """The sentences of a text in Markdown. A formula or a piece of code inside one counts as a word."""
+    text = re.sub(LEFT_OUT, "\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"\$[^$\n]+\$|`[^`\n]+`", "code", text)
+    text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", text)  # a link is its text
+    found = []
+    for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", text):
+        for sentence in re.split(r"(?<=[.!?:])[\"'*_)]*\s+(?=[\"'*_(]*[A-Z0-9\[])|(?<=:)\s*$", " ".join(block.split())):
+            words = [word for word in sentence.split() if re.search(r"\w", word)]
+            if len(words) > 1:
+                found.append(" ".join(words))
+    return found
+
+
+def text_of(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def test_a_sentence_ends_at_its_stop_and_a_formula_is_one_word():
+    text = (
+        "One two, $a + b$ three. Four `x = 1` five? (See [the model](model.py).)\n\n| a | b |\n\n- six seven\n- eight"
+    )
+    assert [len(sentence.split()) for sentence in sentences(text)] == [4, 3, 3, 2]
+
+
+@pytest.mark.parametrize("notebook", MEASURED)
+def test_a_notebook_has_short_sentences(notebook):
+    (path,) = FOLDER.glob(f"{notebook}_*.ipynb")
+    found = sentences(text_of(path))
+    lengths = [len(sentence.split()) for sentence in found]
+    assert not [sentence for sentence in found if len(sentence.split()) > LONGEST]
+    assert sum(lengths) / len(lengths) < MEAN
