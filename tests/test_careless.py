@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from importlib import import_module
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from family import small
+from processes import command, interrupt_at, one_line, python
 
 import minigemma
 from minigemma import Error, prefill
@@ -32,30 +32,13 @@ CONVERSATION = import_module("minigemma.conversation")
 STORY = "Once upon a time"
 
 
-def python(*arguments, path=(), **options):
-    """A finished Python process, with directories in front of those that it imports from."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], check=False, capture_output=True, encoding="utf-8", timeout=120,
-        **{"cwd": ROOT, "env": environment} | options,
-    )  # fmt: skip
-
-
-def one_line(result, *words):
-    """Status 2, nothing on stdout, one line on stderr that holds these words."""
-    assert (result.returncode, result.stdout) == (2, ""), result.stderr
-    (line,) = result.stderr.splitlines()
-    for word in ("minigemma: ", *words):
-        assert word in line
-
-
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("program", ["minigemma", "minigemma/__main__.py", ROOT / "minigemma"])
 def test_the_package_runs_by_its_path_as_by_its_name(program):
     words = ["generate", STORY, "-n", 5, "--seed", 1]
-    by_path, by_name = python(program, *words), python("-m", "minigemma", *words)
+    by_path, by_name = python(program, *words), command(*words)
     assert by_path.stdout == by_name.stdout != ""
     assert (by_path.returncode, by_path.stderr) == (0, "")
 
@@ -73,7 +56,7 @@ def test_a_missing_matplotlib_is_one_line_and_no_figure(tmp_path):
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")")
     trace, figure = tmp_path / "t.safetensors", tmp_path / "f.png"
     assert main(["trace", "Tom", "--out", str(trace), "--only", "layers.9.resid_post"]) == 0
-    one_line(python("-m", "minigemma", "diff", trace, "--plot", figure, path=[tmp_path]), "'matplotlib'", "pip install")
+    one_line(command("diff", trace, "--plot", figure, path=[tmp_path]), "'matplotlib'", "pip install")
     assert not figure.exists()
 
 
@@ -226,13 +209,13 @@ def test_other_words_too_many_are_not_answered_with_quotes(words, capsys):
 
 
 def test_a_prompt_may_come_from_a_pipe(tmp_path):
-    piped = python("-m", "minigemma", "generate", "-", "-n", 10, "--seed", 1, input=STORY + "\n")
-    assert piped.stdout == python("-m", "minigemma", "generate", STORY, "-n", 10, "--seed", 1).stdout != ""
-    assert python("-m", "minigemma", "trace", "-", "--out", tmp_path / "t", input=" a\n\nb\n").returncode == 0
+    piped = command("generate", "-", "-n", 10, "--seed", 1, input=STORY + "\n")
+    assert piped.stdout == command("generate", STORY, "-n", 10, "--seed", 1).stdout != ""
+    assert command("trace", "-", "--out", tmp_path / "t", input=" a\n\nb\n").returncode == 0
     ids = minigemma.Trace.load(tmp_path / "t").metadata["tokens"]
     assert ids == minigemma.load().tokenizer.encode(" a\n\nb")
-    one_line(python("-m", "minigemma", "generate", "-", input=""), "the prompt is empty")
-    one_line(python("-m", "minigemma", "generate", "-", input="caf\udce9", errors="surrogateescape"), "UTF-8")
+    one_line(command("generate", "-", input=""), "the prompt is empty")
+    one_line(command("generate", "-", input="caf\udce9", errors="surrogateescape"), "UTF-8")
 
 
 def test_settings_that_are_not_applied_are_one_note_for_a_whole_chat(tmp_path):
@@ -240,7 +223,7 @@ def test_settings_that_are_not_applied_are_one_note_for_a_whole_chat(tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "generation_config.json").read_text()) | {"repetition_penalty": 1.1, "min_p": 0.1}
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
-    result = python("-m", "minigemma", "chat", "-n", 3, "--weights", tmp_path, input="Hello\nWho is Tom?\n")
+    result = command("chat", "-n", 3, "--weights", tmp_path, input="Hello\nWho is Tom?\n")
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 2)
     (note,) = result.stderr.splitlines()
     assert note.startswith("minigemma: note: ") and note.endswith("does not apply min_p, repetition_penalty")
@@ -253,8 +236,8 @@ PASTED = "Tom has a red kite.\n\nHe put the kite in the barn.\n\nWhere is the ki
 
 def test_from_a_pipe_each_line_is_a_turn_and_blank_lines_are_none():
     lines = PASTED.splitlines()
-    words = ["-m", "minigemma", "chat", "-n", 20, "--temperature", 0, "--stats"]
-    spaced, dense = python(*words, input="\n \n".join(lines)), python(*words, input="\n".join(filter(None, lines)))
+    words = ["chat", "-n", 20, "--temperature", 0, "--stats"]
+    spaced, dense = command(*words, input="\n \n".join(lines)), command(*words, input="\n".join(filter(None, lines)))
     assert spaced.stdout == dense.stdout
     assert spaced.stderr.count("prompt  ") == 3
 
@@ -273,21 +256,8 @@ def test_a_paste_is_one_turn_on_windows_too(monkeypatch):
 
 
 def test_exit_ends_a_conversation():
-    result = python("-m", "minigemma", "chat", "-n", 5, input="Hello\n/exit\nHello\n")
+    result = command("chat", "-n", 5, input="Hello\n/exit\nHello\n")
     assert (result.returncode, len(result.stdout.splitlines())) == (0, 1)
-
-
-def interrupt_at(monkeypatch, owner, name, call):
-    """Ctrl-C arrives just before the given call of a function."""
-    function, calls = getattr(owner, name, print), []
-
-    def interrupted(*arguments, **options):
-        calls.append(name)
-        if len(calls) == call:
-            signal.raise_signal(signal.SIGINT)
-        return function(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, interrupted, raising=False)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from family import HEARING, VISION, random_audio, random_picture, random_sound, random_vision, write_tiny_text
 from PIL import Image
+from processes import one_line
 from test_audio import write_audio
-from test_command_line import refused
 from test_sounds import wav
 from test_vision import write_vision
 
@@ -140,7 +140,7 @@ def test_a_sound_changes_what_is_said_and_python_says_the_same_as_the_command(wh
 def test_a_model_without_an_audio_tower_says_which_ones_hear(sound, run):
     for path in (sound, "no/such/file.wav"):
         for command in (["generate", "Hi"], ["chat"], ["trace", "Hi", "--out", "x"]):
-            refused(run(*command, "--audio", path), "no audio tower", "E2B, E4B and 12B hear")
+            one_line(run(*command, "--audio", path), "no audio tower", "E2B, E4B and 12B hear")
     with pytest.raises(Error, match="E2B, E4B and 12B hear"):
         load().hear(sound)
 
@@ -149,7 +149,7 @@ def test_a_chat_takes_sounds_and_videos_by_the_line(whole, sound, video, run):
     stdin = f"/audio {sound}\n/video '{video}'\nHi\n"
     result = run("chat", "-n", "1", "--weights", whole, stdin=stdin)
     assert f"word.wav: {COUNT} soft tokens" in result.stderr and "walk.gif: 315 soft tokens" in result.stderr
-    refused(run("chat", "--weights", whole, stdin="/audio no.wav\n"), "no.wav: no such file")
+    one_line(run("chat", "--weights", whole, stdin="/audio no.wav\n"), "no.wav: no such file")
 
 
 def test_trace_records_the_sound_and_the_text_around_it(whole, sound, tmp_path, run):
@@ -227,5 +227,5 @@ def test_tokens_prints_what_sounds_and_videos_become_without_weights(sound, vide
     assert lines[4].endswith("walk.gif: 5 frames, 315 soft tokens")
     result = json.loads(run("tokens", "--json", "--audio", sound).stdout)
     assert result[0]["heard"][0] == {"models": "E2B, E4B", "seconds": 0.375, "soft_tokens": COUNT}
-    refused(run("tokens"), "--audio FILE")
-    refused(run("tokens", "--audio", __file__), "not a WAV file")
+    one_line(run("tokens"), "--audio FILE")
+    one_line(run("tokens", "--audio", __file__), "not a WAV file")

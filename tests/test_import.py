@@ -1,11 +1,11 @@
 """`import minigemma` is light, and nothing in the package needs more than the requirements or reaches the network."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def modules_after(statement):
     """The top-level packages that a statement loads in a fresh interpreter, the standard library's left out."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = python("-c", code)
     last = run.stdout.splitlines()[-1]
     return {name.split(".")[0] for name in last.split()} - set(sys.stdlib_module_names)
 
@@ -119,7 +119,7 @@ def test_files_and_errors_import_nothing_that_could_import_them():
 def test_importing_minigemma_loads_no_room():
     statement = "import minigemma; print([n for n in sys.modules if n.split('.')[1:2] and n.split('.')[1] in ROOMS])"
     code = f"import sys; ROOMS = {ROOMS}; {statement}"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = python("-c", code)
     assert run.stdout.strip() == "[]"
 
 
@@ -140,7 +140,7 @@ def test_old_names_of_modules_go_on_working_and_say_the_new_one_once(capsys):
         "import minigemma; from minigemma import plots, accounting; minigemma.retention; minigemma.retention;"
         "print(minigemma.trace.Replay is minigemma.Replay, accounting.count is minigemma.count)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = python("-c", code)
     assert run.stdout == "True True\n"
     assert run.stderr.count("minigemma.retention is now") == 1
     assert "minigemma.plots is now minigemma.tools.figures" in run.stderr

@@ -15,6 +15,7 @@ import needs
 import numpy as np
 import pytest
 from family import fields, small
+from processes import command, interrupt_at, one_line, python
 
 import minigemma
 from minigemma import Error
@@ -29,30 +30,7 @@ CONVERSATION = import_module("minigemma.conversation")
 STORY = "Once upon a time"
 
 
-def command(*arguments, program=("-m", "minigemma"), **options):
-    """A finished process of its own."""
-    environment = needs.environment(ROOT, **options.pop("env", {}))
-    return subprocess.run(
-        [sys.executable, *program, *map(str, arguments)],
-        check=False, text=True, cwd=options.pop("cwd", ROOT), env=environment, timeout=120,
-        **{"capture_output": True, "encoding": "utf-8"} | options,
-    )  # fmt: skip
-
-
 # --- interrupts ------------------------------------------------------------------------------------------------------
-
-
-def interrupt_at(monkeypatch, owner, name, call):
-    """Ctrl-C arrives in the middle of the given call of a function."""
-    function, calls = getattr(owner, name), []
-
-    def interrupted(*arguments, **options):
-        calls.append(name)
-        if len(calls) == call:
-            signal.raise_signal(signal.SIGINT)
-        return function(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, interrupted)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +78,7 @@ runpy.run_module("minigemma", run_name="__main__", alter_sys=True)
 
 
 def test_a_terminated_command_leaves_no_half_file_either(tmp_path):
-    arguments = [sys.executable, "-c", TERMINATED, "trace", STORY, "--out", str(tmp_path / "trace")]
-    result = subprocess.run(arguments, check=False, cwd=ROOT, capture_output=True, text=True)
+    result = python("-c", TERMINATED, "trace", STORY, "--out", tmp_path / "trace")
     assert (result.returncode, result.stderr, list(tmp_path.iterdir())) == (143, "", [])
 
 
@@ -158,10 +135,8 @@ sys.exit(status)
 
 @needs.module("resource")
 def test_a_trace_that_does_not_fit_is_one_line_and_no_file(tmp_path):
-    result = command("trace", STORY, "--out", tmp_path / "trace", program=("-c", LIMITED))
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"minigemma: {tmp_path / 'trace'}: cannot write (")
-    assert len(result.stderr.splitlines()) == 1
+    out = tmp_path / "trace"
+    one_line(python("-c", LIMITED, "trace", STORY, "--out", out), f"{out}: cannot write (")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,7 +182,7 @@ def generate(args): "Print."; print("caf\xe9 \U0001f642")
 command.generate = generate
 command.main(["generate", "x"])
 """
-    shown = command(program=("-c", program), env={"PYTHONIOENCODING": "ascii"})
+    shown = python("-c", program, env={"PYTHONIOENCODING": "ascii"})
     assert (shown.stdout, shown.stderr) == ("caf\\xe9 \\U0001f642\n", "")
 
 
@@ -359,7 +334,7 @@ def test_no_command_opens_a_connection_starts_a_process_or_writes_elsewhere(stat
     place = str(tmp_path) if arguments[0] == "trace" else ""
     words = [word.format(tmp_path) for word in arguments]
     offline = {"HF_HUB_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
-    result = command(place, *words, program=("-c", WATCHED), input="Hello\n", env=offline)
+    result = python("-c", WATCHED, place, *words, input="Hello\n", env=offline)
     assert result.returncode == status, result.stderr
 
 

@@ -4,8 +4,6 @@ import io
 import json
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from family import VISION, random_picture, random_vision, write_tiny_text
 from PIL import Image
-from test_command_line import refused
+from processes import command, one_line
 from test_vision import write_vision
 
 import minigemma
@@ -125,8 +123,8 @@ def test_a_picture_changes_what_is_said_and_python_says_the_same_as_the_command(
 
 def test_a_text_model_says_that_it_cannot_see(picture, run):
     for image in (picture, "no/such/file.png"):
-        for command in (["generate", "Hi"], ["generate", "Hi", "--think"], ["chat"], ["trace", "Hi", "--out", "x"]):
-            refused(run(*command, "--weights", BLIND, "--image", image), "no vision_config")
+        for words in (["generate", "Hi"], ["generate", "Hi", "--think"], ["chat"], ["trace", "Hi", "--out", "x"]):
+            one_line(run(*words, "--weights", BLIND, "--image", image), "no vision_config")
 
 
 def test_a_picture_that_is_longer_than_the_context_is_refused_before_the_tower_runs(whole, picture, monkeypatch):
@@ -220,8 +218,8 @@ def test_image_in_a_chat_says_how_many_soft_tokens_and_what_is_wrong(whole, pict
     result = run("chat", "-n", "1", "--weights", whole, stdin=f"/image '{picture}'\nHi\n")
     assert "photo.png: 266 soft tokens" in result.stderr
     for line, problem in (("/image no.png", "no.png: no such file"), ("/image", "/image FILE")):
-        refused(run("chat", "--weights", whole, stdin=f"{line}\n"), problem)
-    refused(run("chat", "--weights", BLIND, stdin=f"/image {picture}\n"), "no vision_config")
+        one_line(run("chat", "--weights", whole, stdin=f"{line}\n"), problem)
+    one_line(run("chat", "--weights", BLIND, stdin=f"/image {picture}\n"), "no vision_config")
 
 
 def test_trace_records_the_picture_and_the_text_behind_it(whole, picture, tmp_path, run):
@@ -246,9 +244,7 @@ def test_a_broken_picture_is_refused_in_one_line_whatever_pillow_logs(tmp_path):
     tags = {256: 9, 257: 9, 262: 2, 273: 8, 277: 515}  # a TIFF of 515 colours
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     (tmp_path / "photo.tif").write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4))
-    command = [sys.executable, "-m", "minigemma", "tokens", "--image", str(tmp_path / "photo.tif")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (2, "", 1)
+    one_line(command("tokens", "--image", tmp_path / "photo.tif"), "photo.tif")
 
 
 def test_tokens_prints_size_grid_and_count_at_every_budget_without_weights(picture, tmp_path, run, monkeypatch):
@@ -260,4 +256,4 @@ def test_tokens_prints_size_grid_and_count_at_every_budget_without_weights(pictu
     assert len(result) == 2
     expected = {"budget": 280, "width": 912, "height": 672, "columns": 19, "rows": 14, "soft_tokens": 266}
     assert result[1]["grids"][2] == expected
-    refused(run("tokens", "--image", __file__), "not a picture")
+    one_line(run("tokens", "--image", __file__), "not a picture")

@@ -1,16 +1,14 @@
 """The measures recover what is known of made-up hidden states, fall to chance where there is nothing, and run whole."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from family import small
+from processes import command, one_line, python
 
 import minigemma
 from minigemma import Error, Trace, forward
@@ -435,10 +433,7 @@ def test_tokens_of_bytes_are_counted_as_bytes(tiny):
 
 
 def test_the_texts_are_the_held_out_stories_that_their_program_writes():
-    run = subprocess.run(
-        [sys.executable, "weights/training/stories.py", "--split", "heldout", "-n", "40", "--jsonl"],
-        capture_output=True, text=True, check=True, cwd=ROOT,
-    )  # fmt: skip
+    run = python("weights/training/stories.py", "--split", "heldout", "-n", 40, "--jsonl")
     lines = run.stdout.splitlines()
     assert len(lines) > 20
     assert TEXTS.read_text(encoding="utf-8").splitlines()[: len(lines)] == lines
@@ -490,11 +485,8 @@ def measured(tmp_path_factory):
     minigemma.save(directory / "without", weights, config, "bfloat16")
     shutil.copy(minigemma.TINY / "tokenizer.json", directory / "without")
     sizes = ["--count", "12", "--length", "60", "--positions", "600", "--swaps", "24", "--interventions", "1"]
-    run = subprocess.run(
-        [sys.executable, "-m", "minigemma", "retention", "--weights", minigemma.TINY, directory / "without",
-         *sizes, "--plots", directory / "figures", "--json"],
-        check=False, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"MPLBACKEND": "agg"}, timeout=300,
-    )  # fmt: skip
+    weights = ["--weights", minigemma.TINY, directory / "without"]
+    run = command("retention", *weights, *sizes, "--plots", directory / "figures", "--json", env={"MPLBACKEND": "agg"})
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout), directory / "figures"
 
@@ -561,10 +553,7 @@ def test_a_plain_script_measures_without_a_main_guard(tmp_path):
         "print(result['positions'], len(result['interventions']) > 1)\n",
         encoding="utf-8",
     )
-    run = subprocess.run(
-        [sys.executable, script], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    run = python(script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-400:]
     assert run.stdout.split() == ["40", "True"]
 
@@ -612,10 +601,4 @@ def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoin
 
 def test_a_size_too_small_to_measure_is_refused():
     for flag in ("--count", "--positions", "--swaps"):
-        run = subprocess.run(
-            [sys.executable, "-m", "minigemma", "retention", flag, "-1"],
-            check=False, capture_output=True, text=True, cwd=ROOT, timeout=60,
-        )  # fmt: skip
-        assert run.returncode == 2
-        assert flag in run.stderr
-        assert len(run.stderr.splitlines()) == 1
+        one_line(command("retention", flag, -1), flag)

@@ -1,8 +1,6 @@
 """`bench` measures what it says: fresh processes, medians with their spread, files and other memory told apart."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import needs
 import numpy as np
 import pytest
 from family import small
+from processes import command, one_line
 
 import minigemma
 from minigemma import Error, threads
@@ -20,11 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def result():
-    run = subprocess.run(
-        [sys.executable, "-m", "minigemma", "bench", "--repeats", "1", "--json"],
-        capture_output=True, text=True, check=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
-    return json.loads(run.stdout)
+    return json.loads(command("bench", "--repeats", 1, "--json").stdout)
 
 
 def test_every_figure_has_all_its_runs(result):
@@ -99,9 +94,4 @@ def test_a_measuring_process_that_fails_is_told_in_one_line(tmp_path):
 
 
 def test_repeats_below_one_are_refused():
-    run = subprocess.run(
-        [sys.executable, "-m", "minigemma", "bench", "--repeats", "0"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
+    one_line(command("bench", "--repeats", 0), "repeats")

@@ -1,0 +1,46 @@
+"""Python processes of their own, as a user starts them; one line for a mistake; Ctrl-C at a chosen call."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import needs
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments, path=(), env=None, **options):
+    """A finished Python process. path: directories in front of those that it imports from; env: added to os.environ."""
+    environment = needs.environment(os.pathsep.join(map(str, [*path, ROOT])), **env or {})
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], check=False, env=environment, timeout=120,
+        **{"cwd": ROOT, "capture_output": True, "encoding": "utf-8"} | options,
+    )  # fmt: skip
+
+
+def command(*arguments, **options):
+    """A finished `python -m minigemma`; options as of `python`."""
+    return python("-m", "minigemma", *arguments, **options)
+
+
+def one_line(result, *words):
+    """Assert that a command ended with status 2, nothing on stdout, and one line on stderr that holds these words."""
+    assert (result.returncode, result.stdout or "") == (2, ""), result.stderr
+    (line,) = result.stderr.splitlines()
+    for word in ("minigemma: ", *words):
+        assert word in line
+
+
+def interrupt_at(monkeypatch, owner, name, call):
+    """Ctrl-C arrives just before the given call of a function; of a built-in one, as the module `owner` calls it."""
+    function, calls = getattr(owner, name, print), []
+
+    def interrupted(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, interrupted, raising=False)
