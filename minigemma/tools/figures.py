@@ -338,6 +338,109 @@ def ple_path(config, token, i):
     return axes.figure
 
 
+def whole_model(config):
+    """The model on one page: its layers and whose K and V they read, one layer in full, sizes and constants.
+
+    For models with PLE and KV sharing, without experts: E2B and E4B. The eight norms of a layer are numbered.
+    """
+    axes, layers, L = _page(6.3), config.layers, config.num_hidden_layers
+    D, N, P, V = config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input, config.vocab_size
+    near, far = (next(layer for layer in layers if (layer.window is None) == wide) for wide in (False, True))
+    narrow, wide = (f(layer.intermediate_size for layer in layers) for f in (min, max))
+    left, step = 16, 59 / L
+    places = [left + (i + 0.5) * step for i in range(L)]
+    start = _box(axes, 0, 48.6, f"token table\n[{V:,}, {D:,}]\nrow × √{D:,}", "embedding")
+    _flow(axes, (start, 48.6), (77, 48.6))
+    _box(axes, 77, 48.6, "final norm\ntoken table\nlogits, capped", "embedding")
+    axes.add_patch(plt.Rectangle((left, 40.2), 59, 2.6, **_fill("PLE")))
+    slices = f"PLE: a row of {L} slices of {P} for each token, made once; layer i gets slice i"
+    axes.text(left + 29.5, 41.4, slices, ha="center", va="center", fontsize=10)
+    for x, layer in zip(places, layers, strict=True):
+        colour = KIND_COLOURS[layer.kind]
+        face = "white" if layer.shares_kv else colour
+        high = 3 * layer.intermediate_size / wide
+        square = {"facecolor": face, "edgecolor": colour, "linewidth": 1.5}
+        axes.add_patch(plt.Rectangle((x - 0.42 * step, 49.2), 0.84 * step, 2.4, zorder=3, **square))
+        axes.add_patch(plt.Rectangle((x - 0.42 * step, 49 - high), 0.84 * step, high, zorder=3, **_fill("MLP")))
+        _flow(axes, (x, 42.8), (x, 48.9 - high), colour=PLE_EDGE)
+        if layer.window is None and not layer.shares_kv:
+            axes.text(x, 50.3, str(layer.index), color="white", ha="center", va="center", fontsize=10, zorder=4)
+    for rail, donor in enumerate(sorted({layer.kv_from for layer in layers if layer.shares_kv})):
+        colour, y = KIND_COLOURS[layers[donor].kind], 53.6 + 2 * rail
+        axes.plot([places[donor]] * 2, [51.6, y], color=colour, linewidth=1.5)
+        axes.text(places[donor] - 0.5, y, f"K and V of layer {donor}", ha="right", va="center", fontsize=10)
+        for layer in layers:
+            if layer.kv_from == donor and layer.shares_kv:
+                _flow(axes, (places[donor], y), (places[layer.index], y), (places[layer.index], 51.7), colour=colour)
+    _layer_in_full(axes, near, far, narrow, wide, config)
+    notes = (
+        f"D = {D:,}   hidden size\nL = {L}   layers, {sum(layer.window is None for layer in layers)} global\n"
+        f"N = {N}   query heads\nK = {near.num_key_value_heads}   key and value heads\n"
+        f"H = {near.head_dim}, global {far.head_dim}\nF = {narrow:,}, wide {wide:,}\nP = {P}   PLE in a layer\n"
+        f"V = {V:,}   tokens\nwindow {config.sliding_window} tokens\n\n"
+        f"embedding × √{D:,}\nlookup × √{P}\nprojection × 1/√{D:,}\ntheir sum × 1/√2\nscores × 1, not 1/√H\n"
+        f"norm: x / √(mean x² + ε)\nlogits: {config.final_logit_softcapping:g} tanh(x / "
+        f"{config.final_logit_softcapping:g})\nRoPE: {np.count_nonzero(near.inv_freq)} of {len(near.inv_freq)} pairs "
+        f"turn;\nglobal: {np.count_nonzero(far.inv_freq)} of {len(far.inv_freq)} pairs"
+    )
+    axes.text(68, 38, notes, va="top", fontsize=10, linespacing=1.35)
+    looks = {"sliding attention": _fill("sliding"), "global attention": _fill("global"),
+             f"layers {config.first_kv_shared_layer} to {L - 1}: read another's K and V": {"fill": False},
+             "MLP": _fill("MLP"), "PLE": _fill("PLE")}  # fmt: skip
+    handles = [plt.Rectangle((0, 0), 1, 1, label=label, **look) for label, look in looks.items()]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.01, 1.03), ncols=5, fontsize=10,
+                columnspacing=1, handlelength=1.5, frameon=False)  # fmt: skip
+    return axes.figure
+
+
+def _layer_in_full(axes, near, far, narrow, wide, config):
+    """One layer on the page of `whole_model`: the stream goes down at the left, each part leaves it and comes back."""
+    stream, part = 1.5, "attention"
+    _flow(axes, (stream, 38), (stream, 0.5), width=3)
+    axes.text(stream + 1.5, 37.4, "one layer, x [D]", va="center", fontsize=10)
+    _flow(axes, (stream, 32), (4, 32))
+    start = _box(axes, 4, 32, "① norm", part)
+    back = (("⑤ norm", part), ("o", part), ("mix of v", part), ("softmax", part), ("mask", part), ("q · k", part))
+    first = _row(axes, 4, 25.6, *back, back=True)
+    _flow(axes, (4, 25.6), (stream + 0.2, 25.6))
+    cache = _box(axes, 51, 30.6, "K, V cache:\nits own or\na donor's", part)
+    heads = f"× {near.head_dim} (global {far.head_dim})"
+    for y, name, count, norm in (
+        (34.8, "q", config.num_attention_heads, "② norm"),
+        (32, "k", near.num_key_value_heads, "③ norm"),
+        (29.2, "v", near.num_key_value_heads, "④ norm, no weight"),
+    ):
+        _flow(axes, (start, 32), (start + 0.9, 32), (start + 0.9, y), (12.3, y))
+        ends = ((norm, part), ("RoPE", part)) if name != "v" else ((norm, part),)
+        end = _row(axes, 12.3, y, (f"{name}: {count} {heads}", part), *ends)
+        turn = [(cache + 1, y), (cache + 1, 25.6), (first, 25.6)] if name == "q" else [(51, y)]
+        _flow(axes, (end, y), *turn)
+    _flow(axes, (56, 27.4), (56, 25.8))
+    parts = (
+        (20.6, (("⑥ norm", "MLP"), (f"gate, up: {narrow:,} (wide {wide:,})", "MLP"), ("gelu(gate) × up", "MLP"),
+                ("down", "MLP"), ("⑦ norm", "MLP"))),
+        (12.6, ((f"gate: {config.hidden_size_per_layer_input}", "PLE"), ("gelu", "PLE"), ("× slice i of PLE", "PLE"),
+                ("projection", "PLE"), ("⑧ norm", "PLE"))),
+    )  # fmt: skip
+    for y, boxes in parts:
+        _flow(axes, (stream, y), (4, y))
+        end = _row(axes, 4, y, *boxes)
+        _flow(axes, (end, y), (end + 1, y), (end + 1, y - 3.4), (stream + 0.2, y - 3.4))
+    for y in (25.6, 17.2, 9.2):
+        axes.text(stream + 1.3, y + 1, "+", ha="center", va="center", fontsize=13)
+    axes.text(stream + 1.5, 4, "then all of x × layer scalar", va="center", fontsize=10)
+
+
+def _row(axes, left, middle, *boxes, back=False):
+    """Boxes (text, part) from the left, with arrows between them (leftwards if `back`) -> where the last one ends."""
+    for n, box in enumerate(boxes):
+        if n:
+            _flow(axes, *[(left, middle), (left + 1.5, middle)][:: -1 if back else 1])
+            left += 1.5
+        left = _box(axes, left, middle, *box)
+    return left
+
+
 def prompt_stop(config, prompt, saved):
     """Layers x positions of a prompt: which of them a call for the last logits computes.
 

@@ -40,6 +40,14 @@ def lecture_figures():
             "E2B from left to right: token table, 35 layers of attention and MLP, final norm. PLE's table feeds every "
             "layer. Every fifth layer has global attention. Layers 15 to 34 read the keys and values of layers 13, 14.",
         ),
+        "e2b-whole": (
+            figures.whole_model(e2b.config),
+            "E2B on one page: 35 layers, eight norms in each, 15 that write K and V, one PLE row for all of them",
+            "Above: token table, 35 layers, final norm and logits. Layers 0 to 14 write keys and values; later sliding "
+            "layers read those of layer 13, later global ones those of layer 14. PLE enters every layer. Below: one "
+            "layer in full, as three paths that leave the hidden state and are added to it: attention with norms 1 to "
+            "5, MLP with norms 6 and 7, PLE with norm 8; then the layer scalar. Beside it: sizes and constants.",
+        ),
         "ple-path": (
             figures.ple_path(e2b.config, "a token:\nits id", 9),
             "PLE gives each layer its own slice of the token's row, and the hidden state decides what is written",
