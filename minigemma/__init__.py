@@ -39,9 +39,10 @@ try:
     from .errors import Error
     from .files import read_json
     from .formats import check_quantization, explain
-    from .gguf import chat_template, config_of, is_gguf
+    from .gguf import chat_template, is_gguf
     from .inputs import fit_image, no_tap, read_image
     from .media import encode_picture, encode_sound, lay_out, open_sound
+    from .mmproj import config_of
     from .model import forward
     from .sampling import generate, generate_ids, prefill, tokenizer_of
     from .taps import Edit, Finite, Stop, Trace

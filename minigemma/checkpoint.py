@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import gguf
+from . import gguf, mmproj
 from .compressed import INTEGERS, fold
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
@@ -106,24 +106,31 @@ def read_vision(directory, config, dtype="bfloat16"):
     Nobody needs it for text, so it is not a part of read_weights. Raises Error if the model has no vision, or if its
     tensors do not fit `config`.
     """
-    _refuse_gguf(directory)
     if config.vision is None:
+        _refuse_gguf(directory)
         raise Error(f"{directory}: this model cannot see: config.json has no vision_config; use a whole checkpoint")
     return _read_tower(directory, vision_tensors(vars(config.vision), config.hidden_size), VISION, dtype)
 
 
 def read_audio(directory, config, dtype="bfloat16"):
     """What turns sounds into soft tokens, as read_vision. Raises Error if the model does not hear."""
-    _refuse_gguf(directory)
     if config.audio is None:
+        _refuse_gguf(directory)
         what = "this checkpoint has no audio tower (config.json has no audio_config)"
         raise Error(f"{directory}: {what}: E2B, E4B and 12B hear")
     return _read_tower(directory, audio_tensors(vars(config.audio), config.hidden_size), AUDIO, dtype)
 
 
 def _refuse_gguf(path):
-    if is_gguf(path):
-        raise Error(f"{path}: a GGUF file holds the text model; for pictures and sound give a safetensors directory")
+    """Raise Error for a GGUF file without towers: there is no mmproj file beside it, or several."""
+    if not is_gguf(path):
+        return
+    files = mmproj.files_beside(path)
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise Error(f"{path}: {len(files)} mmproj files beside it fit it ({names}); keep one of them in its directory")
+    what = "holds the text model" if not files else f"{files[0].name} holds the other tower alone"
+    raise Error(f"{path}: {what}; for pictures and sound put the model's whole mmproj file (mmproj-*.gguf) beside it")
 
 
 def _read_tower(directory, table, prefixes, dtype):
@@ -149,15 +156,18 @@ def find_text_tensors(directory):
 
     directory: of safetensors files, or the path of a GGUF file.
     """
-    found = gguf.text_tensors_of(directory) if is_gguf(directory) else find_tensors(directory)
+    found = find_tensors(directory)
     return {name: stored for name, stored in found.items() if not name.startswith((*VISION, *AUDIO))}
 
 
 def find_tensors(directory):
     """The tensors of all shards -> Stored by bare name, or Packed for a packed matrix.
 
-    Raises Error if two of them have one name, and for a LoRA that is not merged.
+    Raises Error if two of them have one name, and for a LoRA that is not merged. directory: of safetensors files, or a
+    GGUF file, whose towers are in the mmproj file beside it.
     """
+    if is_gguf(directory):
+        return gguf.text_tensors_of(directory) | mmproj.tensors_beside(directory)
     found = {}
     for path in shards(Path(directory)):
         for whole, stored in read_header(path).items():

@@ -63,7 +63,7 @@ LAYER = {  # after `blk.3.` -> after `layers.3.`
     "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
     "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
 }
-STOPS = "<turn|>", "<|tool_response>"  # an answer ends where its turn ends, and where a tool is to reply
+STOPS = {"<turn|>", "<|tool_response>"}  # an answer ends where its turn ends, and where a tool is to reply
 ROPE = "rope_freqs.weight"  # what llama.cpp divides the global layers' frequencies by: 1, or 1e30 for pairs that stay
 
 
@@ -101,13 +101,23 @@ def is_gguf(path):
 
 
 def read(path):
-    """The header of a GGUF file -> Gguf. Raises Error if the file is not whole, or not of Gemma 4."""
+    """The header of a GGUF file -> Gguf. Raises Error if the file is not whole, or not the text model of a Gemma 4."""
+    found = read_header(path)
+    name = found.keys.get("general.architecture")
+    if name != "gemma4":
+        mmproj = "; give the file of the text model, and leave this one beside it" if name == "clip" else ""
+        raise Error(f"{path}: holds the architecture {name!r}; minigemma reads gemma4, the text model{mmproj}")
+    return found
+
+
+def read_header(path):
+    """The header of any GGUF file -> Gguf. Raises Error if the file is not whole, or one part of several."""
     check_file(path, LARGEST)
     state = os.stat(path)
     return _read(Path(path), state.st_mtime_ns, state.st_size)
 
 
-@lru_cache(4)  # a header of 262,144 tokens takes half a second
+@lru_cache(8)  # a header of 262,144 tokens takes half a second
 def _read(path, changed, size):
     if size < 24:
         raise Error(f"{path}: has {size} bytes, too few for a GGUF file; download it again")
@@ -116,11 +126,8 @@ def _read(path, changed, size):
             found = _Header(data, path).read()
     except OSError as error:
         raise Error(f"{path}: cannot be read ({error})") from None
-    name = found.keys.get("general.architecture")
     if "split.count" in found.keys and found.keys["split.count"] != 1:
         raise Error(f"{path}: is one part of {found.keys['split.count']}; join them with llama-gguf-split --merge")
-    if name != "gemma4":
-        raise Error(f"{path}: holds the architecture {name!r}; minigemma reads gemma4, the text model")
     return found
 
 
@@ -263,7 +270,7 @@ def config_of(path):
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise Error(f"{path}: has no token_embd.weight of two dimensions; give the file of the text model")
-    experts = key("expert_count", 0)
+    experts, ple = key("expert_count", 0), key("embedding_length_per_layer_input", 0)
     keyed = [i for i, kind in enumerate(kinds) if kind == GLOBAL and f"blk.{i}.attn_k.weight" in tensors]
     k_eq_v = bool(keyed) and not any(f"blk.{i}.attn_v.weight" in tensors for i in keyed)
     return {
@@ -271,7 +278,7 @@ def config_of(path):
         "vocab_size": table.shape[0],
         "vocab_size_per_layer_input": table.shape[0],
         "hidden_size": key("embedding_length"),
-        "hidden_size_per_layer_input": key("embedding_length_per_layer_input", 0),
+        "hidden_size_per_layer_input": ple,
         "num_hidden_layers": layers,
         "num_attention_heads": key("attention.head_count"),
         "num_key_value_heads": by_kind.get(SLIDING, heads)[0],
@@ -296,13 +303,19 @@ def config_of(path):
                 "partial_rotary_factor": _rotating(path, tensors.get(ROPE)),
             },
         },
-        "rms_norm_eps": float(f"{key('attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32
+        "rms_norm_eps": decimal(key("attention.layer_norm_rms_epsilon")),
         "final_logit_softcapping": key("final_logit_softcapping"),
         "max_position_embeddings": key("context_length"),
+        "use_bidirectional_attention": None if ple else "vision",  # no key says it; as in the released models
         "bos_token_id": keys.get("tokenizer.ggml.bos_token_id"),
         "pad_token_id": keys.get("tokenizer.ggml.padding_token_id", 0),
         "eos_token_id": _stops(keys),
     }
+
+
+def decimal(number):
+    """A float32 of a key -> the short decimal number that was meant. Another value stays as it is."""
+    return float(f"{number:.6g}") if isinstance(number, float) else number
 
 
 def _rotating(path, block):
@@ -318,10 +331,14 @@ def _rotating(path, block):
 
 def _stops(keys):
     """The ids that end an answer: the keys' own, the end of a turn, and where a tool's reply is to begin."""
-    tokens = keys.get("tokenizer.ggml.tokens")
-    tokens = tokens if isinstance(tokens, list) else []
     named = [keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return sorted({id for id in named if isinstance(id, int)} | {i for i, token in enumerate(tokens) if token in STOPS})
+    return sorted({id for id in named if isinstance(id, int)} | set(ids_of(keys, STOPS).values()))
+
+
+def ids_of(keys, names):
+    """The ids of tokens by name, of those that the vocabulary has."""
+    tokens = keys.get("tokenizer.ggml.tokens")
+    return {token: i for i, token in enumerate(tokens) if token in names} if isinstance(tokens, list) else {}
 
 
 def tokenizer_json(path, marks):

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from minigemma import gguf
+from minigemma import gguf, mmproj
 from minigemma.checkpoint import find_text_tensors
 from minigemma.config import SLIDING
 from minigemma.packed import widen
@@ -60,6 +60,53 @@ def describe(model):
         _, number, rest = [*name.split(".", 2), "", ""][:3]
         tensors[outside.get(name) or f"blk.{number}.{layer[rest]}"] = np.asarray(widen(stored.map()))
     return keys, tensors
+
+
+def describe_towers(config, arrays):
+    """Keys and tensors of an mmproj file. arrays: of the towers in float32, by their names without `model.`"""
+    kinds = {"vision": hasattr(config.vision, "mm_embed_dim"), "audio": hasattr(config.audio, "audio_embed_dim")}
+    unified = any(kinds.values())
+    kinds = {part: f"gemma4{'u' * unified}{part[0]}" for part in kinds if getattr(config, part)}
+    keys = {"general.architecture": "clip"} | {f"clip.{part}.projector_type": kind for part, kind in kinds.items()}
+    if config.vision:
+        keys["clip.vision.attention.layer_norm_epsilon"] = config.vision.rms_norm_eps
+        keys["clip.vision.projector.scale_factor"] = config.vision.pooling_kernel_size
+    return keys, {tower_name(name, unified): tower_layout(name, array) for name, array in arrays.items()}
+
+
+def tower_name(name, unified):
+    """llama.cpp's name of a tower's tensor."""
+    if "pos_embedding" in name or "position_embedding_table" in name:
+        return "v.position_embd.weight"
+    outside = mmproj.OUTSIDE | (mmproj.OUTSIDE_UNIFIED if unified else {})
+    modules = {ours: theirs for theirs, ours in outside.items()}
+    module, _, last = name.rpartition(".")
+    if ".layers." not in name:
+        return modules.get(name) or f"{modules[module]}.{last}"
+    part, table = ("v", mmproj.VISION_LAYER) if name.startswith("vision") else ("a", mmproj.AUDIO_LAYER)
+    modules = {ours.removesuffix(".linear"): theirs for theirs, ours in table.items()}
+    number, inside = module.split(".layers.")[1].split(".", 1)
+    if last == "per_dim_scale":
+        return f"a.blk.{number}.per_dim_scale.weight"
+    return f"{part}.blk.{number}.{modules[inside.removesuffix('.linear')]}.{last}"
+
+
+def tower_layout(name, array):
+    """A tensor as llama.cpp's conversion of gemma4 writes it."""
+    if name.endswith("patch_embedder.input_proj.weight"):
+        side = int((array.shape[1] // 3) ** 0.5)
+        return array.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+    if "patch_dense.weight" in name or "patch_ln1" in name:
+        side = int((array.shape[-1] // 3) ** 0.5)
+        i = np.arange(array.shape[-1])
+        return array[..., i % side**2 // side * side * 3 + i % side * 3 + i // side**2]
+    if name.endswith("per_dim_scale"):
+        return np.log1p(np.exp(array))
+    if "depthwise" in name:
+        return array[:, 0]
+    if name.endswith("pos_embedding"):
+        return array.transpose(1, 0, 2)
+    return np.atleast_1d(array)
 
 
 def value(item):

@@ -85,11 +85,6 @@ def test_tokens_that_are_none_are_refused(part, value, described, tmp_path):
         _ = model.tokenizer
 
 
-def test_a_gguf_file_does_not_see(tiny_gguf):
-    with pytest.raises(Error, match="holds the text model; for pictures and sound give a safetensors directory"):
-        minigemma.load(tiny_gguf).see(np.zeros((48, 48, 3), np.uint8))
-
-
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

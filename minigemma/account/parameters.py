@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import Stored, read_header, shards
+from ..checkpoint import Stored, find_tensors, read_header, shards
 from ..compressed import fold
 from ..config import Config
 from ..errors import Error
 from ..files import read_json
-from ..gguf import config_of, is_gguf, text_tensors_of
+from ..gguf import is_gguf
+from ..mmproj import config_of
 from ..released import EFFECTIVE, RELEASED, released_name
 from ..tensors import AUDIO, TABLES, VISION, Tensor, bare_name, checkpoint_tensors
 from .towers import GROUPS, TOWERS, group_of, read_towers
@@ -212,7 +213,7 @@ def _find(what):
 def _stored(path):
     """Every tensor of a checkpoint directory or of a GGUF file by its whole name, a packed matrix as one tensor."""
     if is_gguf(path):
-        return {f"model.{name}": found for name, found in text_tensors_of(path).items()}
+        return {f"model.{name}": found for name, found in find_tensors(path).items()}
     return fold({name: found for shard in shards(path) for name, found in read_header(shard).items()})
 
 
