@@ -13,7 +13,8 @@ import numpy as np
 from .layouts import QUICK_UNITS
 from .threads import SMALL, blocks, share_out
 
-NEAR = 2**19  # numbers that are unpacked at once for one row of x: with fewer, the calls cost more than the work
+PIECE = 2**20  # numbers of a block that is unpacked for one row of x: with fewer, the calls cost more than the work
+GAP = 16  # numbers between unpacked rows: at a distance of 4,096 bytes they would push each other out of the cache
 BY_ROW = 3  # rows of x up to which one matrix-vector product a row is the fastest
 WORK = 3 * 2**18  # least numbers of a block: 150 us, where sharing costs 10 to 30
 READ = 16  # products of numbers in the time in which one is read or widened
@@ -114,15 +115,14 @@ class PackedMatrix:
             return
         unpack = self.layout.quick if self.layout.quick and len(parts) == 2 else self.layout.unpack
         inputs = x if unpack is self.layout.unpack else x.reshape(-1, 2) * QUICK_UNITS
-        for near in blocks(R, width, R, NEAR):
-            q, scale, minimum = unpack(*(part[near] for part in parts))  # [R, in], [R, G], [R, G]
-            wide = _memory(q.size).view(np.float32).reshape(*scale.shape, -1)  # [R, G, g]
-            wide[...] = q.reshape(wide.shape)
-            groups = inputs.reshape(*wide.shape[1:], 1)  # [G, g, 1]
-            sums = (wide.transpose(1, 0, 2) @ groups)[..., 0]  # [G, R]
-            out[0, near] = np.vecdot(sums.T, scale)
-            if minimum is not None:
-                out[0, near] -= minimum @ x.reshape(wide.shape[1:]).sum(1)
+        q, scale, minimum = unpack(*parts)  # [R, in], [R, G], [R, G]
+        wide = _memory(R * (width + GAP)).view(np.float32).reshape(R, -1)[:, :width]  # [R, in]
+        wide[...] = q
+        groups = inputs.reshape(scale.shape[1], -1, 1)  # [G, g, 1]
+        sums = (wide.reshape(*scale.shape, -1).transpose(1, 0, 2) @ groups)[..., 0]  # [G, R]
+        out[0] = np.vecdot(sums.T, scale)
+        if minimum is not None:
+            out[0] -= minimum @ x.reshape(groups.shape[:2]).sum(1)
 
 
 class Clipped(NamedTuple):
@@ -181,7 +181,8 @@ def product(x, matrix):
         else:
             _multiply(x, matrix[part] if dense else _widened(matrix.bits[part]), out[:, part])
 
-    share_out(work, product_blocks(rows, width, len(x)))
+    unpacked = isinstance(matrix, PackedMatrix) and len(x) == 1
+    share_out(work, product_blocks(rows, width, len(x), max(PIECE, LEAST * width) if unpacked else None))
     return out
 
 
@@ -207,13 +208,13 @@ def stacked_product(a, b, out=None):
     return out
 
 
-def product_blocks(rows, width, count):
-    """The blocks of a matrix [rows, width] that is multiplied by `count` vectors.
+def product_blocks(rows, width, count, most=None):
+    """The blocks of a matrix [rows, width] that is multiplied by `count` vectors, of at most `most` numbers.
 
     To read or widen a number takes as long as READ products. A block has WORK numbers to read, or as much to multiply,
     and LEAST rows.
     """
-    return blocks(rows, width, max(LEAST, WORK * READ // (width * (READ + count))))
+    return blocks(rows, width, max(LEAST, WORK * READ // (width * (READ + count))), most)
 
 
 def _widened(bits):
