@@ -131,6 +131,13 @@ def _read(path, changed, size):
     return found
 
 
+def nbytes_of(kind, shape):
+    """Bytes of a tensor of the type of this number."""
+    if kind in WHOLE:
+        return math.prod(shape) * np.dtype(WHOLE[kind][1]).itemsize
+    return math.prod(shape) // BLOCKS[kind].columns * BLOCKS[kind].size
+
+
 class _Header:
     """Reads the header, and never beyond the file's end."""
 
@@ -207,16 +214,13 @@ class _Header:
         return name, shape, self.number("I"), self.number("Q")
 
     def block(self, name, shape, kind, offset):
-        if kind in WHOLE:
-            columns, size = 1, np.dtype(WHOLE[kind][1]).itemsize
-        elif kind in BLOCKS:
-            columns, size = BLOCKS[kind].columns, BLOCKS[kind].size
-        else:
+        if kind not in WHOLE and kind not in BLOCKS:
             read = ", ".join([*(name for name, _ in WHOLE.values()), *(layout.name for layout in BLOCKS.values())])
             raise Error(f"{self.path}: {name} is of type {kind}; minigemma reads {read}: take such a file")
+        columns = 1 if kind in WHOLE else BLOCKS[kind].columns
         if 0 in shape or shape[-1] % columns:
             self.refuse(f"{name} of {list(shape)} does not consist of whole blocks of {columns}")
-        size *= math.prod(shape) // columns
+        size = nbytes_of(kind, shape)
         if offset + size > len(self.data):
             self.refuse(f"{name} ends beyond the end of the file")
         return Block(self.path, kind, shape, offset), size

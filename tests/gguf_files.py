@@ -1,41 +1,22 @@
-"""Small GGUF files for tests: the keys and tensors of a model, and a writer of our own."""
+"""Small GGUF files for tests: the keys and tensors of a model and of its towers."""
 
 import json
-import struct
 
 import numpy as np
 
-from minigemma import gguf, mmproj
+from minigemma import mmproj
 from minigemma.checkpoint import find_text_tensors
-from minigemma.config import SLIDING
+from minigemma.gguf import ROPE
 from minigemma.packed import widen
+from minigemma.tools import gguf_file
+from minigemma.tools.gguf_file import keys_of, name_of, rope_divisors
 
 VISIBLE = "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>'  # llama.cpp prints these
-FORMS = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}
 
 
 def describe(model):
     """A loaded model -> the keys of a GGUF file of it, and its tensors as llama.cpp names them, in float32."""
-    config, raw, where = model.config, model.config.source, model.directory
-    keys = {
-        "general.architecture": "gemma4",
-        "gemma4.block_count": config.num_hidden_layers,
-        "gemma4.context_length": raw["max_position_embeddings"],
-        "gemma4.embedding_length": config.hidden_size,
-        "gemma4.embedding_length_per_layer_input": config.hidden_size_per_layer_input,
-        "gemma4.feed_forward_length": [layer.intermediate_size for layer in config.layers],
-        "gemma4.attention.head_count": config.num_attention_heads,
-        "gemma4.attention.head_count_kv": [layer.num_key_value_heads for layer in config.layers],
-        "gemma4.attention.key_length": raw["global_head_dim"],
-        "gemma4.attention.key_length_swa": raw["head_dim"],
-        "gemma4.attention.shared_kv_layers": raw["num_kv_shared_layers"],
-        "gemma4.attention.sliding_window": raw["sliding_window"],
-        "gemma4.attention.sliding_window_pattern": [kind == SLIDING for kind in raw["layer_types"]],
-        "gemma4.attention.layer_norm_rms_epsilon": raw["rms_norm_eps"],
-        "gemma4.final_logit_softcapping": raw["final_logit_softcapping"],
-        "gemma4.rope.freq_base": raw["rope_parameters"]["full_attention"]["rope_theta"],
-        "gemma4.rope.freq_base_swa": raw["rope_parameters"]["sliding_attention"]["rope_theta"],
-    }
+    config, where, keys = model.config, model.directory, keys_of(model.config)
     vocabulary = json.loads((where / "tokenizer.json").read_text(encoding="utf-8"))
     special = {token["content"] for token in vocabulary["added_tokens"]}
     tokens = sorted(vocabulary["model"]["vocab"], key=vocabulary["model"]["vocab"].get)
@@ -52,13 +33,8 @@ def describe(model):
     }
     if (where / "chat_template.jinja").exists():
         keys["tokenizer.chat_template"] = (where / "chat_template.jinja").read_text(encoding="utf-8")
-    outside = {ours: theirs for theirs, ours in gguf.OUTSIDE.items()}
-    layer = {ours: theirs for theirs, ours in gguf.LAYER.items()}
-    pairs = raw["global_head_dim"] // 2
-    tensors = {"rope_freqs.weight": np.array([1] * (pairs // 4) + [1e30] * (pairs - pairs // 4), np.float32)}
-    for name, stored in find_text_tensors(where).items():
-        _, number, rest = [*name.split(".", 2), "", ""][:3]
-        tensors[outside.get(name) or f"blk.{number}.{layer[rest]}"] = np.asarray(widen(stored.map()))
+    tensors = {ROPE: rope_divisors(config)}
+    tensors |= {name_of(name): np.asarray(widen(stored.map())) for name, stored in find_text_tensors(where).items()}
     return keys, tensors
 
 
@@ -109,32 +85,10 @@ def tower_layout(name, array):
     return np.atleast_1d(array)
 
 
-def value(item):
-    """A key's value as bytes, with its type in front."""
-    if isinstance(item, str):
-        return struct.pack("<I", 8) + text(item)
-    if isinstance(item, list):
-        kind = value(item[0])[:4]
-        return struct.pack("<I", 9) + kind + struct.pack("<Q", len(item)) + b"".join(value(one)[4:] for one in item)
-    kind, form = FORMS[type(item)]
-    return struct.pack(f"<I{form}", kind, item)
-
-
-def text(string):
-    raw = string.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
 def write(path, keys, tensors, kinds=None):
     """Write a GGUF file. tensors: name -> array; kinds: name -> (number of its type, its rows as bytes, its shape)."""
-    kinds = kinds or {}
-    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys))
-    header += b"".join(text(name) + value(item) for name, item in keys.items())
-    data = b""
-    for name, array in tensors.items():
-        kind, raw, shape = kinds.get(name) or (0, np.ascontiguousarray(array, "<f4").tobytes(), array.shape)
-        axes = struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
-        header += text(name) + axes + struct.pack("<IQ", kind, len(data))
-        data += raw + bytes(-len(raw) % 32)
-    path.write_bytes(header + bytes(-len(header) % 32) + data)
+    rows = {name: (0, np.ascontiguousarray(array, "<f4").tobytes(), array.shape) for name, array in tensors.items()}
+    rows |= kinds or {}
+    table = [(name, shape, kind) for name, (kind, _, shape) in rows.items()]
+    gguf_file.write(path, keys, table, (raw for _, raw, _ in rows.values()))
     return path

@@ -125,10 +125,12 @@ def test_tensors_that_differ_are_refused(change, complaint, described, tmp_path)
         minigemma.load(gguf_files.write(tmp_path / "m.gguf", described[0], tensors))
 
 
-def test_a_type_that_is_not_read_is_named(described, tmp_path):
-    kinds = {"output_norm.weight": (11, b"\0" * 110, (256,))}
+def test_a_type_that_is_not_read_is_named(tiny_gguf, tmp_path):
+    raw, name = tiny_gguf.read_bytes(), b"output_norm.weight"
+    at = raw.index(name) + len(name) + 12  # behind the number of dimensions and the only one
+    (tmp_path / "m.gguf").write_bytes(patched(raw, at, "<I", 11))
     with pytest.raises(Error, match=r"output_norm\.weight is of type 11; minigemma reads F32, .* Q6_K"):
-        minigemma.load(gguf_files.write(tmp_path / "m.gguf", *described, kinds))
+        minigemma.load(tmp_path / "m.gguf")
 
 
 def patched(raw, at, form, value):

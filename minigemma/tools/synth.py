@@ -13,13 +13,17 @@ from ..checkpoint import FILE_DTYPES, random_vector, write_safetensors
 from ..compressed import GROUP, INTEGERS, packs, rows_of
 from ..errors import Error
 from ..files import make_directory, progress, replacing
+from ..gguf import BLOCKS, ROPE, nbytes_of
 from ..packed import narrow
 from ..released import RELEASED, released_config, released_name
-from ..tensors import checkpoint_tensors
+from ..tensors import checkpoint_tensors, text_tensors
+from . import gguf_file
 from .quantize import about
 
 PIECE = 2**24  # values of a synthetic tensor written at a time
-FORMATS = {"bfloat16": 16, "w4a16": 4, "w8a16": 8}  # bits a number of the text model's matrices
+FORMATS = {"bfloat16": 16, "w4a16": 4, "w8a16": 8, "q4_0": 4}  # bits a number of the text model's matrices
+# Of GGUF: the number of a type -> where a block has its scale, a float16, and the rms of random numbers before it.
+SCALES = {2: (0, 4.6), 14: (208, 1370)}
 
 
 def synthesize(name, directory, seed=0, format="bfloat16"):
@@ -27,20 +31,21 @@ def synthesize(name, directory, seed=0, format="bfloat16"):
 
     For benchmarks, and for people who cannot download the real one: the text it makes is nonsense, but time and memory
     are those of the real model. All values of a matrix share one exponent; sign and mantissa are random. This makes the
-    generator as fast as the disk. format: one of FORMATS; the last two pack the matrices of the text model and both
-    tables as compressed-tensors does. Raises Error if the directory holds a checkpoint or the disk is too full.
+    generator as fast as the disk. format: one of FORMATS; w4a16 and w8a16 pack the matrices of the text model and both
+    tables as compressed-tensors does; q4_0 is a GGUF file of the text model, whose token table has 6 bits, as llama.cpp
+    chooses. Raises Error if the directory holds a checkpoint or the disk is too full.
     """
     name, directory = released_name(name), make_directory(directory)
-    held = [p.name for p in directory.iterdir() if p.name == "config.json" or ".safetensors" in p.name]
+    held = [p.name for p in directory.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".gguf")]
     if held:
         raise Error(f"{directory}: holds {held[0]} already; give another directory, or delete it first")
     config, towers = released_config(name), TOWERS[name]
+    if format == "q4_0":
+        return _write_gguf(directory / f"gemma-4-{name}-q4_0.gguf", config, np.random.default_rng(seed))
     table, bits = checkpoint_tensors(config, towers, unused=True), FORMATS[format]
     rows = [row for tensor in table for row in _rows(tensor, bits)]
     size = sum(math.prod(shape) * (FILE_DTYPES | INTEGERS)[dtype].itemsize for _, shape, dtype in rows)
-    free = shutil.disk_usage(directory).free
-    if free < size + 2**20:
-        raise Error(f"{directory}: gemma-4-{name} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free there")
+    _check_room(directory / f"gemma-4-{name}", size)
     rng = np.random.default_rng(seed)
 
     def pieces(advance):
@@ -61,6 +66,53 @@ def synthesize(name, directory, seed=0, format="bfloat16"):
         path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     _leave_memory(directory / "model.safetensors")
     return size
+
+
+def _check_room(path, size):
+    """Raise Error if so many bytes do not fit on the disk of a path that does not exist yet."""
+    free = shutil.disk_usage(path.parent).free
+    if free < size + 2**20:
+        raise Error(f"{path.parent}: {path.name} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free there")
+
+
+def _write_gguf(path, config, rng):
+    """Write the text model as a GGUF file -> bytes of its tensors."""
+    tensors = text_tensors(config)
+    divisors = gguf_file.rope_divisors(config)
+    table = [(ROPE, divisors.shape, 0), *((gguf_file.name_of(t.name), t.shape, _kind(t)) for t in tensors)]
+    size = sum(nbytes_of(kind, shape) for _, shape, kind in table)
+    _check_room(path, size)
+
+    def pieces(advance):
+        yield divisors
+        for tensor, (_, shape, kind) in zip(tensors, table[1:], strict=True):
+            if kind == 0:
+                yield random_vector(tensor, rng).astype(np.float32) if len(shape) == 1 else _matrix(shape, rng)
+                continue
+            at, rms = SCALES[kind]
+            scale = np.float16([shape[-1] ** -0.5 / rms]).view(np.uint8)
+            blocks = math.prod(shape) // BLOCKS[kind].columns
+            for start in range(0, blocks, PIECE // 32):
+                raw = rng.integers(0, 256, (min(PIECE // 32, blocks - start), BLOCKS[kind].size), np.uint8)
+                raw[:, at : at + 2] = scale
+                yield raw
+            advance(math.prod(shape))
+
+    with progress(f"writing {size / 1e9:.1f} GB", sum(math.prod(tensor.shape) for tensor in tensors)) as advance:
+        gguf_file.write(path, gguf_file.keys_of(config), table, pieces(advance))
+    _leave_memory(path)
+    return size
+
+
+def _kind(tensor):
+    """The number of the type of GGUF for a tensor: F32, Q6_K for the token table, or Q4_0."""
+    if len(tensor.shape) < 2 or tensor.shape[-1] % 32 or tensor.name.endswith("router.proj.weight"):
+        return 0
+    return 14 if tensor.part == "token table" and tensor.shape[-1] % 256 == 0 else 2
+
+
+def _matrix(shape, rng):
+    return (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
 
 
 def _leave_memory(path):
