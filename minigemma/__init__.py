@@ -39,7 +39,7 @@ try:
     from .errors import Error
     from .files import read_json
     from .formats import check_quantization, explain
-    from .gguf import chat_template, is_gguf
+    from .gguf import chat_template, generation_config_of, is_gguf
     from .inputs import fit_image, no_tap, read_image
     from .media import encode_picture, encode_sound, lay_out, open_sound
     from .mmproj import config_of
@@ -163,8 +163,7 @@ def load(path=None, dtype="bfloat16"):
     if is_gguf(directory):
         config = Config.from_dict(config_of(directory), str(directory))
         weights = None if dtype is None else read_weights(directory, config, dtype)
-        stops = {"eos_token_id": config.source["eos_token_id"]}
-        return Model(directory, config, weights, stops, directory, dtype)
+        return Model(directory, config, weights, generation_config_of(directory), directory, dtype)
     check_quantization(read_json(directory / "config.json"), directory)
     config = Config.from_json(directory)
     weights = None if dtype is None else read_weights(directory, config, dtype)

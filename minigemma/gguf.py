@@ -28,6 +28,7 @@ WHOLE = {0: ("F32", "<f4"), 1: ("F16", "<f2"), 30: ("BF16", "<u2")}  # types of 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # of a value
 STRING, ARRAY = 8, 9
 LARGEST = 2**50  # bytes of a file beyond any sense
+SPARE = 2**24  # bytes of memory that the header of any file may take
 OUTSIDE = {
     "token_embd.weight": "embed_tokens.weight",
     "per_layer_token_embd.weight": "embed_tokens_per_layer.weight",
@@ -142,10 +143,16 @@ class _Header:
     """Reads the header, and never beyond the file's end."""
 
     def __init__(self, data, path):
-        self.data, self.path, self.at = data, path, 0
+        self.data, self.path, self.at, self.spent = data, path, 0, 0
 
     def refuse(self, why):
         raise Error(f"{self.path}: {why}; download the file again")
+
+    def spend(self, what, count, each):
+        """Before `count` things of about `each` bytes of memory are made: a file cannot ask for more than its size."""
+        self.spent += count * each
+        if self.spent > max(SPARE, len(self.data)):
+            self.refuse(f"announces {count} {what}, more than a model of {len(self.data)} bytes has")
 
     def take(self, size):
         if size > len(self.data) - self.at:
@@ -173,10 +180,9 @@ class _Header:
         if kind != ARRAY or inside:
             self.refuse(f"has a value of the unknown type {kind}")
         kind, count = self.number("I"), self.number("Q")
+        self.spend("values", count, 64)
         if kind in SCALARS:
             return list(self.numbers(SCALARS[kind], count))
-        if count > (len(self.data) - self.at) // 8:  # a text has its length, 8 bytes, in front
-            self.refuse(f"announces {count} texts")
         return [self.value(kind, inside=True) for _ in range(count)]
 
     def read(self):
@@ -186,6 +192,7 @@ class _Header:
         if version not in (2, 3):
             self.refuse(f"is of GGUF version {version}, or of a machine with the other byte order; 2 and 3 are read")
         tensors, keys = self.number("Q"), self.number("Q")
+        self.spend("tensors and keys", tensors + keys, 1024)
         values = {}
         for _ in range(keys):
             name = self.text()
@@ -274,6 +281,9 @@ def config_of(path):
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise Error(f"{path}: has no token_embd.weight of two dimensions; give the file of the text model")
+    for name in sorted(keys):
+        if name.startswith("gemma4.rope.scaling.") and keys[name] not in ("none", 1, 0, False):
+            raise Error(f"{path}: {name} is {keys[name]!r:.60}; Gemma 4's RoPE is not scaled, take the original file")
     experts, ple = key("expert_count", 0), key("embedding_length_per_layer_input", 0)
     keyed = [i for i, kind in enumerate(kinds) if kind == GLOBAL and f"blk.{i}.attn_k.weight" in tensors]
     k_eq_v = bool(keyed) and not any(f"blk.{i}.attn_v.weight" in tensors for i in keyed)
@@ -331,6 +341,12 @@ def _rotating(path, block):
     if not (divisors[:rotating] == 1).all() or not (divisors[rotating:] >= 1e29).all():
         raise Error(f"{path}: {ROPE} holds other divisors than 1 and then 1e30: another RoPE than Gemma 4's")
     return rotating / len(divisors)
+
+
+def generation_config_of(path):
+    """The fields of a generation_config.json, from a GGUF file's keys."""
+    keys = read(path).keys
+    return {"eos_token_id": _stops(keys), "suppress_tokens": keys.get("tokenizer.ggml.suppress_tokens")}
 
 
 def _stops(keys):

@@ -23,7 +23,7 @@ SAMPLED = {"min_p": 0, "typical_p": 1, "top_h": 0, "epsilon_cutoff": 0, "eta_cut
 NOT_APPLIED = SAMPLED | {
     "repetition_penalty": 1, "encoder_repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_length": 0,
     "encoder_no_repeat_ngram_size": 0, "min_new_tokens": 0, "num_beams": 1, "penalty_alpha": 0, "guidance_scale": 1,
-    "exponential_decay_length_penalty": [], "suppress_tokens": [], "begin_suppress_tokens": [], "bad_words_ids": [],
+    "exponential_decay_length_penalty": [], "begin_suppress_tokens": [], "bad_words_ids": [],
     "sequence_bias": [], "forced_bos_token_id": None, "forced_eos_token_id": None, "stop_strings": [],
     "watermarking_config": {}, "max_time": None,
 }  # fmt: skip
@@ -115,9 +115,9 @@ def generate_ids(
 ):
     """Continue ids: yields each new id with the cache that it was drawn from, until a stop id or max_new_tokens.
 
-    stop: ids that end the text beside those of the generation_config. soft_tokens as in `forward`, of the prompt.
-    sampling: temperature, top_k, top_p, see `settings`. Raises Error for arguments that cannot be used. Warns once of
-    settings in the checkpoint's generation_config that are not applied.
+    stop: ids that end the text beside those of the generation_config, whose suppress_tokens are never drawn.
+    soft_tokens as in `forward`, of the prompt. sampling: temperature, top_k, top_p, see `settings`. Raises Error for
+    arguments that cannot be used. Warns once of settings in the checkpoint's generation_config that are not applied.
     """
     source = model.generation_source
     chosen = settings(model.generation_config, source=source, **sampling)
@@ -128,7 +128,9 @@ def generate_ids(
     if len(ids) == 0:
         raise Error("the prompt is empty; give at least one token")
     check_room(model, cache.length + len(ids), max_new_tokens)
-    stop = stop_ids(model.generation_config, model.config.vocab_size, source) | set(stop)
+    vocab = model.config.vocab_size
+    stop = stop_ids(model.generation_config, vocab, source) | set(stop)
+    never = [id for id in ids_in(model.generation_config, "suppress_tokens", source) if id < vocab]
     if ignored := not_applied(model.generation_config, chosen["temperature"]):
         warnings.warn(f"{source}: minigemma does not apply {', '.join(ignored)}", stacklevel=2)
     rng = np.random.default_rng(seed)
@@ -136,6 +138,9 @@ def generate_ids(
     for remaining in reversed(range(max_new_tokens)):
         if not np.isfinite(logits).all():
             raise Error("the logits are not finite; --check, or tap=minigemma.Finite(), names the first such array")
+        if never:
+            logits = logits.copy()  # a tap may hold it
+            logits[never] = -np.inf
         id = sample(logits, rng, **chosen)
         if id in stop:
             return
@@ -166,12 +171,20 @@ def stop_ids(generation_config, vocab_size, source="generation_config"):
 
     Raises Error for anything else. source: where the generation_config was read, for messages.
     """
-    stop = generation_config.get("eos_token_id")
-    stop = [] if stop is None else stop if isinstance(stop, list) else [stop]
-    for id in stop:
-        if not _is_number(id) or not 0 <= id < vocab_size or id != int(id):
-            raise Error(f"{source}: eos_token_id must be an id below {vocab_size}, or a list of them, not {id!r}")
-    return {int(id) for id in stop}
+    stop = ids_in(generation_config, "eos_token_id", source)
+    if stop and max(stop) >= vocab_size:
+        raise Error(f"{source}: eos_token_id {max(stop)} is not an id below {vocab_size}")
+    return set(stop)
+
+
+def ids_in(generation_config, name, source):
+    """An id or a list of them in a generation_config -> list; empty if missing or null. Raises Error for others."""
+    ids = generation_config.get(name)
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    for id in ids:
+        if not _is_number(id) or not 0 <= id < 2**31 or id != int(id):
+            raise Error(f"{source}: {name} must be an id or a list of them, not {id!r}")
+    return [int(id) for id in ids]
 
 
 def generate(model, prompt, max_new_tokens=100, budget=280, **options):

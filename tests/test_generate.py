@@ -154,8 +154,8 @@ def noted(generation_config, **options):
 
 
 def test_settings_that_are_not_applied_are_noted_by_name():
-    (note,) = noted({"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "num_beams": 4, "suppress_tokens": [5]})
-    for name in ("repetition_penalty", "no_repeat_ngram_size", "num_beams", "suppress_tokens"):
+    (note,) = noted({"repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "num_beams": 4, "bad_words_ids": [[5]]})
+    for name in ("repetition_penalty", "no_repeat_ngram_size", "num_beams", "bad_words_ids"):
         assert name in note
     assert "does not apply" in note
 
@@ -167,6 +167,21 @@ def test_settings_that_change_nothing_are_not_noted():
     assert noted({"min_p": 0.1}) == []  # greedy: no token is drawn
     assert noted({"min_p": 0.1, "do_sample": True}, temperature=0.0) == []
     assert len(noted({"min_p": 0.1, "do_sample": True}, seed=0)) == 1
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_suppressed_tokens_are_never_drawn_and_others_are_as_before(temperature):
+    free = drawn(model_of("E2B"), [1, 2, 3], 30, temperature=temperature, top_k=3, seed=1)
+    trace = minigemma.Trace(["logits"])
+    kept = {"suppress_tokens": [free[4], 10**6]}  # as in transformers, ids that the vocabulary lacks do not matter
+    ours = drawn(model_of("E2B", generation_config=kept), [1, 2, 3], 30, temperature=temperature, top_k=3, seed=1)
+    assert free[4] not in ours
+    before = free.index(free[4])
+    assert temperature or ours[:before] == free[:before]
+    drawn(model_of("E2B", generation_config=kept), [1, 2, 3], 2, tap=trace)
+    assert np.isfinite(trace["logits"]).all()  # a tap sees the model's own
+    with pytest.raises(Error, match=r"suppress_tokens must be an id or a list of them, not 'x'"):
+        drawn(model_of("E2B", generation_config={"suppress_tokens": ["x"]}), [1, 2], 2)
 
 
 def test_generation_ends_at_any_stop_id_and_does_not_yield_it():
