@@ -23,7 +23,7 @@ from .compressed import INTEGERS, fold
 from .errors import Error
 from .files import make_directory, progress, read_json, read_safetensors_header, replacing
 from .gguf import is_gguf
-from .packed import Clipped, HalfMatrix, PackedMatrix, narrow, widen
+from .packed import Clipped, ExpertStack, HalfMatrix, PackedMatrix, narrow, widen
 from .tensors import AUDIO, BOUNDS, VISION, audio_tensors, bare_name, text_tensors, unused_tensors, vision_tensors
 from .threads import blocks
 
@@ -282,7 +282,7 @@ def _check_head(directory, head, table):
 def _convert(tensor, stored, dtype):
     """A tensor of the file, in the form in which the pass multiplies it."""
     bits = stored.map()
-    packed = isinstance(bits, PackedMatrix)
+    packed = isinstance(bits, PackedMatrix | ExpertStack)
     if dtype == "float64":
         return (np.asarray(bits) if packed else widen(bits)).astype(np.float64)
     if tensor.part == "PLE table":

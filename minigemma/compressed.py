@@ -5,17 +5,19 @@ Google's checkpoints of 4 bits are of this kind. In place of `q_proj.weight` a f
 the library's format pack-quantized.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import Error
 from .layouts import W4A16, W8A16, Layout
-from .packed import PackedMatrix, narrow, widen
+from .packed import ExpertStack, PackedMatrix, narrow, widen
 
 INTEGERS = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 LAYOUTS = {4: W4A16, 8: W8A16}  # by bits a number
 GROUP = 32  # columns that share a scale in what we write
+EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(gate|up|down)_proj\.weight")
 FIELDS = ("packed", "scale", "shape", "zero_point")  # after the name of a matrix and "_"
 
 
@@ -44,10 +46,22 @@ class Packed(NamedTuple):
         return PackedMatrix(self.layout, parts, self.shape)
 
 
+class Stacked(NamedTuple):
+    """The places of a layer's experts, which are matrices of their own in the files. It has `shape`, `dtype`, `map`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    experts: tuple  # of each expert its Packed or Stored: gate and up, or down alone
+
+    def map(self):
+        return ExpertStack(self.experts, self.shape)
+
+
 def fold(found):
     """Tensors by name -> the same with each packed matrix as one Packed, under the name of its weight.
 
-    Raises Error for a matrix of which a part is missing, and for shapes that do not belong together.
+    Experts that are matrices of their own become one Stacked, under the names of the released files. Raises Error for a
+    matrix of which a part is missing, and for shapes that do not belong together.
     """
     folded = dict(found)
     for name in [name for name in found if name.endswith(".weight_packed")]:
@@ -57,7 +71,25 @@ def fold(found):
             if stored is None:
                 raise Error(f"{numbers.path}: holds {name} without {weight}_{field}; download the file again")
         folded[weight] = _packed(weight, numbers, scale, shape, zero)
-    return folded
+    return _stack_experts(folded)
+
+
+def _stack_experts(found):
+    """The same tensors by name, with experts.gate_up_proj in place of experts.0.gate_proj.weight and so on."""
+    names = {match[0]: match.groups() for match in map(EXPERT.fullmatch, found) if match}
+    owners = {}
+    for name, (owner, number, part) in names.items():
+        owners.setdefault(owner, {})[int(number), part] = found[name]
+    stacked = {name: place for name, place in found.items() if name not in names}
+    for owner, held in owners.items():
+        for name, parts in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+            experts = [[held.get((e, part)) for part in parts] for e in range(len(held) // 3)]
+            kinds = {place and (place.dtype, place.shape) for expert in experts for place in expert}
+            if len(kinds) != 1 or None in kinds or len(held) % 3:
+                raise Error(f"{owner}: an expert lacks a matrix, or differs in its {name} from others; download again")
+            ((dtype, (rows, width)),) = kinds
+            stacked[f"{owner}.{name}"] = Stacked((len(experts), len(parts) * rows, width), dtype, tuple(experts))
+    return stacked
 
 
 def _packed(name, numbers, scale, shape, zero):

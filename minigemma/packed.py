@@ -125,6 +125,32 @@ class PackedMatrix:
             out[0] -= minimum @ x.reshape(groups.shape[:2]).sum(1)
 
 
+class ExpertStack:
+    """[E, out, in] whose matrices lie apart in a file. Indexing by a number gives the matrix of that expert.
+
+    experts: of each expert the places of its matrices, one below the other, as checkpoint.Stored or compressed.Packed.
+    """
+
+    def __init__(self, experts, shape):
+        self.experts, self.shape = experts, tuple(shape)
+
+    @property
+    def nbytes(self):
+        return sum(place.map().nbytes for expert in self.experts for place in expert)
+
+    def __getitem__(self, e):
+        matrices = [place.map() for place in self.experts[e]]
+        if isinstance(matrices[0], PackedMatrix):
+            parts = [np.concatenate(parts) for parts in zip(*(matrix.parts for matrix in matrices), strict=True)]
+            return PackedMatrix(matrices[0].layout, parts, self.shape[1:])
+        rows = np.concatenate(matrices)
+        return rows if rows.dtype == np.float32 else HalfMatrix(rows)
+
+    def __array__(self, dtype=None, copy=None):
+        """np.asarray(stack): all of it as float32."""
+        return np.stack([np.asarray(self[e], dtype or np.float32) for e in range(len(self.experts))])
+
+
 class Clipped(NamedTuple):
     """A matrix of a tower, [out, in], with the bounds of its inputs and outputs; see ops.clipped."""
 

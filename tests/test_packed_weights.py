@@ -200,6 +200,43 @@ def test_bench_tells_packed_bytes_apart(quantised, monkeypatch):
     assert bench.packed_bytes(minigemma.load(minigemma.TINY)) == 0
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_experts_that_are_matrices_of_their_own_are_the_released_files_stacks(bits, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SMALL", 0)  # bytes: nothing is converted at load
+    config, weights = small("26B-A4B", hidden_size=64, moe_intermediate_size=32, intermediate_size=64)
+    rows, arrays = [], []
+    for tensor in text_tensors(config):
+        owner = weights if tensor.layer is None else weights.layers[tensor.layer]
+        value = getattr(owner, tensor.attribute)
+        experts = len(tensor.shape) == 3
+        for e, matrix in enumerate(value) if experts else ():
+            gate_up = tensor.name.endswith("gate_up_proj")
+            for part, half in zip(("gate", "up") if gate_up else ("down",), np.split(matrix, 1 + gate_up), strict=True):
+                name = f"{tensor.name.rpartition('.')[0]}.{e}.{part}_proj.weight"
+                rows += rows_of(name, half.shape, bits, 32) if bits < 16 else [(name, half.shape, "BF16")]
+                arrays += pack(half, bits, 32) if bits < 16 else [packed.narrow(half)]
+        if not experts:
+            rows.append((tensor.name, tensor.shape))
+            arrays.append(value)
+    write_safetensors(tmp_path / "model.safetensors", "F32", rows, arrays)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    model, twin, exact = (minigemma.load(tmp_path, dtype) for dtype in ("bfloat16", "float32", "float64"))
+    expert = model.weights.layers[0].experts_gate_up_proj[2]
+    assert isinstance(expert, PackedMatrix if bits < 16 else packed.HalfMatrix)
+    if bits == 16:
+        np.testing.assert_array_equal(expert[:], packed.widen(packed.narrow(weights.layers[0].experts_gate_up_proj[2])))
+    ours, theirs, reference = (one([2, 17, 90, 4])[0] for one in (model, twin, exact))
+    assert np.linalg.norm(ours - reference) <= 5 * np.linalg.norm(theirs - reference)
+    account = minigemma.count(tmp_path)
+    assert account.parts == minigemma.count(config).parts
+    lost = next(i for i, row in enumerate(rows) if row[0].startswith("layers.1.experts.3.down"))
+    less = slice(lost, lost + (3 if bits < 16 else 1))
+    del rows[less], arrays[less]
+    write_safetensors(tmp_path / "model.safetensors", "F32", rows, arrays)
+    with pytest.raises(Error, match=r"layers\.1\.experts: an expert lacks a matrix"):
+        minigemma.load(tmp_path)
+
+
 WIDE = {  # every row is a multiple of 256 long, with PLE, sharing layers and both kinds of layer
     "hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "global_head_dim": 128,
     "hidden_size_per_layer_input": 256, "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -211,27 +248,36 @@ UNIT = {"Q4_0": 4.6, "Q8_0": 74, "Q4_K": 330, "Q5_K": 660, "Q6_K": 1370, "w4a16"
 
 def random_packed(name, shape, zero, rng):
     """A PackedMatrix of random bytes, whose weights are about as large as those of a trained model."""
-    layout, (rows, width), step = LAYOUTS[name], shape, shape[1] ** -0.5 / UNIT[name]
+    layout, (*rows, width), step = LAYOUTS[name], shape, shape[-1] ** -0.5 / UNIT[name]
     if name in HALVES:
-        raw = rng.integers(0, 256, (rows, width // layout.columns, layout.size), np.uint8)
+        raw = rng.integers(0, 256, (*rows, width // layout.columns, layout.size), np.uint8)
         for at in HALVES[name]:
             raw[..., at : at + 2] = np.float16([step]).view(np.uint8)
-        return PackedMatrix(layout, (raw.reshape(rows, -1),), shape)
-    numbers = rng.integers(0, 256, (rows, width * int(layout.bits) // 8), np.uint8)
-    parts = [numbers, packed.narrow(rng.uniform(0.5, 1.5, (rows, width // 32)).astype(np.float32) * step)]
-    return PackedMatrix(layout, [*parts, *([rng.integers(-8, 8, (rows, width // 32), np.int8)] if zero else [])], shape)
+        return PackedMatrix(layout, (raw.reshape(*rows, -1),), shape)
+    numbers = rng.integers(0, 256, (*rows, width * int(layout.bits) // 8), np.uint8)
+    parts = [numbers, packed.narrow(rng.uniform(0.5, 1.5, (*rows, width // 32)).astype(np.float32) * step)]
+    zeros = [rng.integers(-8, 8, (*rows, width // 32), np.int8)] if zero else []
+    return PackedMatrix(layout, [*parts, *zeros], shape)
 
 
-@pytest.mark.parametrize(("name", "zero"), [*((name, False) for name in UNIT), ("w4a16", True), ("w8a16", True)])
-def test_a_model_in_any_layout_is_as_exact_as_its_float32_twin(name, zero):
-    config, plain = small("E2B", **WIDE)
+@pytest.mark.parametrize(
+    ("name", "zero", "member"),
+    [
+        *((name, False, "E2B") for name in UNIT),
+        ("w4a16", True, "E2B"),
+        ("w8a16", True, "E2B"),
+        ("Q4_0", False, "26B-A4B"),
+    ],
+)
+def test_a_model_in_any_layout_is_as_exact_as_its_float32_twin(name, zero, member):
+    config, plain = small(member, **WIDE if member == "E2B" else {"hidden_size": 64, "moe_intermediate_size": 32})
     rng, ids = np.random.default_rng(0), [2, 17, 90, 4, 33, 33, 8, 101]
     forms = {form: [] for form in ("packed", "float32", "float64")}
     table = text_tensors(config)
     for tensor in table:
         owner = plain if tensor.layer is None else plain.layers[tensor.layer]
         value = getattr(owner, tensor.attribute)
-        if len(tensor.shape) == 2:
+        if len(tensor.shape) > 1 and tensor.shape[-1] % 32 == 0 and "router" not in tensor.name:
             value = random_packed(name, tensor.shape, zero, rng)
         forms["packed"].append(value)
         forms["float32"].append(np.asarray(value, np.float32))
