@@ -98,6 +98,32 @@ def two_kv_heads():
     return config, minigemma.random_weights(config, seed=0)
 
 
+def letters(config, other):
+    """Print the letter of each axis, and its size in two configs."""
+    wide, wide_other = (next(layer for layer in c.layers if layer.window is None) for c in (config, other))
+    rows = [
+        ("T", "tokens of this call", "", "any", "any"),
+        ("S", "positions a query may see", "", "T + cache", "T + cache"),
+        ("", "... on a global layer", "global_head_dim, per_layer_config", wide.head_dim, wide_other.head_dim),
+    ]
+    for letter, meaning, field in (
+        ("D", "width of the residual stream", "hidden_size"),
+        ("L", "layers", "num_hidden_layers"),
+        ("N", "query heads", "num_attention_heads"),
+        ("K", "key/value heads", "num_key_value_heads"),
+        ("H", "width of a head", "head_dim"),
+        ("F", "width of the MLP", "intermediate_size"),
+        ("P", "width of PLE in a layer", "hidden_size_per_layer_input"),
+        ("V", "vocabulary", "vocab_size"),
+        ("W", "keys a sliding query sees", "sliding_window"),
+    ):
+        sizes = (getattr(c if hasattr(c, field) else c.layers[0], field) for c in (config, other))
+        rows.insert(-1 if letter in "DLNKH" else len(rows), (letter, meaning, field, *sizes))
+    print(f"   {'meaning':31}{'in config.json':35}{'here':>10}{'E2B':>10}")
+    for letter, meaning, field, size, size_other in rows:
+        print(f"{letter:2} {meaning:31}{field:35}{size!s:>10}{size_other!s:>10}")
+
+
 def fits(size, what):
     """Whether `size` bytes are few enough for a notebook; prints a sentence where they are not."""
     if size > ROOM:

@@ -8,6 +8,7 @@ import pytest
 from notebook_runs import FOLDER
 
 import minigemma
+from minigemma.interventions import token_losses
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,24 @@ def test_a_count_that_is_off_is_not_given_away(course):
     def words(mine, right):
         return said(np.asarray(mine), np.asarray(right), lambda a, b: hint(a, b, ""))[1]
 
-    assert words(4, 3) == "it is 1 too large" and words(17, 35) == "it is too small"
+    assert words(4, 3) == "it is 1 too large"
+    assert words(17, 35) == "it is too small"
     assert words(70, 35) == "it is twice the answer"
     assert words([1, 2, 3], [2, 3, 4]) == "0 of 3 values are right; each is 1 too small"
+
+
+WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
+    ("00.1", lambda tiny: 5_123_178_979, "it is twice the answer"),
+    ("00.2", lambda tiny: lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True), "not finite [scores around 1,000]"),
+    ("00.2", lambda tiny: lambda x: np.exp(x - x.max()) / np.exp(x - x.max()).sum(), "each row has a factor"),
+    ("00.3", lambda tiny: lambda logits, ids: 2 * token_losses(logits, ids).mean(), "twice the answer"),
+    ("00.5", lambda tiny: 15, "too large"),
+    ("00.6", lambda tiny: (6, 8, 256), "2 of 3 values are right (66.7%); look at [2]"),
+    ("00.7", lambda tiny: lambda logits: logits.argmax(), "too large"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid")
+@pytest.mark.parametrize(("name", "answer", "phrase"), WRONG)
+def test_a_typical_wrong_answer_gets_a_helpful_reply(said, tiny, name, answer, phrase):
+    assert phrase in said(name, answer(tiny))

@@ -127,7 +127,7 @@ def _judge_calls(target, mine):
         except Exception as error:  # the student's own
             return False, f"your function raises {type(error).__name__}: {error}{where}"
         if answer is None or answer is ...:
-            return False, f"{OPEN}: your function returns nothing{where}"
+            return False, f"{OPEN}, or your function returns nothing"
         verdict, words = _compare(answer, right, partial(_hint, axes=target.axes))
         if not verdict:
             return False, words + where
@@ -189,8 +189,11 @@ def _hint(mine, right, axes):
     if wrong := int((~np.isfinite(mine) & np.isfinite(right)).sum()):
         return f"{wrong} of its {mine.size} numbers are not finite"
     known = np.isfinite(right) & np.isfinite(mine)
-    if right.dtype.kind in "iu" and len(off := np.unique(np.asarray(mine, float) - right)) == 1:
-        return _offset(off[0], mine, right)
+    off = np.unique(np.asarray(mine, float) - right)
+    if mine.size == 1:
+        return _single(float(mine.item()), float(right.item()))
+    if right.dtype.kind in "iu" and len(off) == 1:
+        return f"each is {abs(off[0]):g} too {'large' if off[0] > 0 else 'small'}"
     ours, theirs = np.where(known, right, 0).astype(float), np.where(known, mine, 0).astype(float)
     size = np.sqrt(np.square(theirs).mean()) or 1.0
 
@@ -200,15 +203,11 @@ def _hint(mine, right, axes):
     letters = tuple(axes.split()) or ("-",) * max(1, ours.ndim)  # of no axis that the engine knows
     sizes = dict(zip(letters, ours.shape, strict=False))
     factors = known_factors({letter: size for letter, size in sizes.items() if letter in "DPHLF"})
-    found = resemblance(letters, ours, theirs, factors, TOLERANCE, left) or scaled(ours, theirs, TOLERANCE, left)
-    return None if found and mine.size == 1 and ":" not in found else found  # a factor without a name gives it away
+    return resemblance(letters, ours, theirs, factors, TOLERANCE, left) or scaled(ours, theirs, TOLERANCE, left)
 
 
-def _offset(off, mine, right):
-    """Counts that are all too large or too small by as much. A single one is not given away."""
-    words = f"too {'large' if off > 0 else 'small'}"
-    if mine.size > 1:
-        return f"each is {abs(off):g} {words}"
+def _single(mine, right):
+    """How one number is related to the right one, which is not given away."""
     if mine in (2 * right, right / 2):
-        words = f"{'twice' if off > 0 else 'half'} the answer"
-    return f"it is 1 {words}" if abs(off) == 1 else f"it is {words}"
+        return f"it is {'twice' if mine == 2 * right else 'half'} the answer"
+    return f"it is {'1 ' * (abs(mine - right) == 1)}too {'large' if mine > right else 'small'}"
