@@ -91,14 +91,14 @@ class Model:
         """What turns sounds into soft tokens. Read on first use, as `vision`."""
         return read_audio(self.directory, self.config, self.dtype)
 
-    def see(self, image, budget=280, tap=no_tap):
+    def see(self, image, budget=None, tap=no_tap):
         """A picture (a path, a PIL image or an array of uint8) -> its soft tokens [M, D], for `forward`.
 
-        budget: at most so many, 70, 140, 280, 560 or 1120. Raises Error for what is not a picture, and for a model
-        without vision.
+        budget: at most so many, 70, 140, 280, 560 or 1120; None: as many as the checkpoint says. Raises Error for what
+        is not a picture, and for a model without vision.
         """
-        _ = self.vision  # first: a model that cannot see says so before it opens the picture
-        return encode_picture(fit_image(read_image(image), budget, self.config.vision.side), self, tap)
+        _, config = self.vision, self.config  # first: a model that cannot see says so before it opens the picture
+        return encode_picture(fit_image(read_image(image), config.budget(budget), config.vision.side), self, tap)
 
     def hear(self, sound, tap=no_tap):
         """A sound -> its soft tokens [M, D], for `forward`, 25 a second.
@@ -130,7 +130,7 @@ class Model:
         template = chat_template(self.directory) if is_gguf(self.directory) else read_template(self.directory)
         return small_cue(self.config, template)
 
-    def chat(self, messages, tools=None, think=False, stream=False, max_new_tokens=200, budget=280, **options):
+    def chat(self, messages, tools=None, think=False, stream=False, max_new_tokens=200, budget=None, **options):
         """Answer a conversation -> turns.Answer; with stream, pairs of `turns.stream` as they come.
 
         messages and tools: as `turns.render` takes them. think: ask for a thought. budget: the most soft tokens of a
@@ -145,7 +145,7 @@ class Model:
             pass
         return conversation.answer
 
-    def chat_ids(self, messages, tools=None, think=False, budget=280):
+    def chat_ids(self, messages, tools=None, think=False, budget=None):
         """The ids that `chat` lets the model read: the conversation, and the cue for the answer. No encoder runs."""
         pieces = lay_out(render(messages, tools, think, small=self.small_cue), self.config, budget)
         return to_ids(pieces, tokenizer_of(self))

@@ -110,7 +110,8 @@ def trace(args):
     model(ids, tap=tap, soft_tokens=soft_tokens)
     identity = {"model": str(model.directory), "fingerprint": fingerprint(model.weights)}
     if files["image"]:  # rows and columns of the soft tokens of the picture that stays
-        identity["grid"] = grid_of(*files["image"][-1].shape[:2], args.budget, model.config.vision.side)
+        config, shape = model.config, files["image"][-1].shape[:2]
+        identity["grid"] = grid_of(*shape, config.budget(args.budget), config.vision.side)
     record.save(args.out, tokens=ids, **identity)
     size = sum(array.nbytes for array in record.values())
     print(f"{args.out}: {len(record)} arrays of {len(ids)} tokens, {size / 1e6:.1f} MB")
@@ -393,7 +394,7 @@ def diff(args):
     ids = _given_ids(args, model)
     found = diff.diff_file(
         args.theirs, model, ids, args.mapping, args.soft, args.precision, args.against, args.image, args.budget,
-        args.audio,
+        args.audio, args.start,
     )
     if args.plot and found.rows:
         from .tools import figures
@@ -416,7 +417,7 @@ def diagnose(args):
     else:
         found = diagnosis.diagnose_file(
             args.theirs, model, ids, args.mapping, args.soft, args.precision, args.prefill, args.image, args.budget,
-            args.audio,
+            args.audio, args.start,
         )
     return found.to_dict(), report.diagnosis_text(found), 0 if found.clean else 1
 
@@ -576,7 +577,8 @@ def parser():
     tools = flag("--tools", metavar="FILE", help="a JSON list of the tools that the model may call")
     talk = (flag("--system", metavar="TEXT", help="a system message at the start of the conversation"), think, tools)
     image = flag("--image", metavar="FILE", action="append", help="a picture, before the text or where it says {image}")
-    budget = flag("--budget", type=int, default=280, choices=BUDGETS, help="most soft tokens a picture (default 280)")
+    most = "most soft tokens of a picture; default: the checkpoint's own, else 280"
+    budget = flag("--budget", type=int, choices=BUDGETS, help=most)
     audio = flag("--audio", metavar="FILE", action="append", help="a WAV file, after the text or where it says {audio}")
     video = flag(
         "--video", metavar="FILE", action="append",
@@ -617,6 +619,7 @@ def parser():
         image,
         audio,
         budget,
+        flag("--start", type=int, metavar="N", help="position of their first row, where they hold a later chunk"),
         flag("--soft", metavar="FILE", help="safetensors with `positions` and `rows` of image or audio tokens"),
         flag("--precision", choices=PRECISIONS, help="their engine's number format; default: inferred"),
     )

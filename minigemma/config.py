@@ -9,7 +9,7 @@ counts, as in transformers. Source of the rules: transformers 5.23.0, models/gem
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from .errors import Error
 from .files import read_json
+from .inputs import BUDGETS
 
 SLIDING, GLOBAL = "sliding_attention", "full_attention"
 
@@ -184,6 +185,7 @@ class Config:
     video_token_id: int
     vision: VisionTower | VisionEmbedder | None = field(repr=False)  # None: the model cannot see
     audio: AudioTower | AudioEmbedder | None = field(repr=False)  # None: the model cannot hear
+    image_budget: int = field(repr=False)  # most soft tokens of a picture, where nobody asks for another number
     layers: tuple[Layer, ...] = field(repr=False)
     source: dict = field(repr=False)  # the text fields as read, with defaults; saved again by to_dict
     beside: dict = field(repr=False)  # what stands beside text_config in a whole config.json
@@ -195,10 +197,19 @@ class Config:
 
     @classmethod
     def from_json(cls, path):
-        """Read a config.json, given by its path or by its directory. Raises Error as from_dict does."""
+        """Read a config.json, given by its path or by its directory. Raises Error as from_dict does.
+
+        Of a directory the image_budget is that of its processor_config.json, which transformers reads too.
+        """
         path = Path(path)
-        path = path / "config.json" if path.is_dir() else path
-        return cls.from_dict(read_json(path), str(path))
+        if not path.is_dir():
+            return cls.from_dict(read_json(path), str(path))
+        processor = path / "processor_config.json"
+        given = read_json(processor).get("image_processor") if processor.exists() else None
+        budget = given.get("max_soft_tokens", 280) if isinstance(given, dict) else 280
+        if type(budget) is not int or budget not in BUDGETS:
+            raise Error(f"{processor}: max_soft_tokens must be one of {', '.join(map(str, BUDGETS))}, not {budget!r}")
+        return replace(cls.from_dict(read_json(path / "config.json"), str(path / "config.json")), image_budget=budget)
 
     @classmethod
     def from_dict(cls, data, where="config"):
@@ -207,6 +218,10 @@ class Config:
         where: the name of the file, for messages.
         """
         return cls(**_resolve(data, where))
+
+    def budget(self, asked):
+        """The most soft tokens of a picture: what a caller asked for, and for None image_budget."""
+        return self.image_budget if asked is None else asked
 
     def to_dict(self, towers=()):
         """A config.json that transformers reads: a whole one with these towers ("vision", "audio").
@@ -386,7 +401,7 @@ def _resolve(data, where):
     fields |= absent | _media_ids(data, where)
     fields |= {"layers": _layers(text, where), "vision": _vision(data, where), "audio": _audio(data, where)}
     beside = {name: value for name, value in data.items() if name != "text_config"}
-    fields |= {"source": text, "beside": beside if "text_config" in data else {}}
+    fields |= {"image_budget": 280, "source": text, "beside": beside if "text_config" in data else {}}
     return {name: fields[name] for name in Config.__dataclass_fields__}
 
 

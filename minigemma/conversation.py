@@ -24,7 +24,7 @@ class Conversation:
     Raises Error if the model has no tokenizer for turns, or for tools that the format cannot express.
     """
 
-    def __init__(self, model, system=None, tools=None, think=False, budget=280):
+    def __init__(self, model, system=None, tools=None, think=False, budget=None):
         self.model, self.tools, self.think, self.budget = model, tools, think, budget
         self.tokenizer = tokenizer_of(model)
         self.stop = {self.tokenizer.id(mark) for mark in ENDS} - {None}

@@ -59,7 +59,7 @@ def open_picture(source, config):
 
 def fit_picture(colours, config, budget):
     """Colours [h, w, 3] -> one run: no text, the picture in the size that its grid has, and its soft tokens."""
-    pixels = fit_image(colours, budget, config.vision.side)
+    pixels = fit_image(colours, config.budget(budget), config.vision.side)
     return [("", pixels, pixels.size // (3 * config.vision.side**2))]
 
 
@@ -115,7 +115,7 @@ KINDS = {
 }
 
 
-def lay_out(pieces, config, budget=280):
+def lay_out(pieces, config, budget=None):
     """Pieces of `turns.render` -> pieces in which each Media is what the model reads. No encoder runs.
 
     Raises Error for a medium that cannot be used, or that is longer than the context.

@@ -187,11 +187,11 @@ def ids_in(generation_config, name, source):
     return [int(id) for id in ids]
 
 
-def generate(model, prompt, max_new_tokens=100, budget=280, **options):
+def generate(model, prompt, max_new_tokens=100, budget=None, **options):
     """Yields pieces of text that continue `prompt`: text, a list of ids, or parts of a message, such as a picture.
 
-    budget: the most soft tokens of a picture. options: temperature, top_k, top_p (default: the checkpoint's
-    generation_config), seed, tap. Raises Error for a prompt that cannot be used, or if the model has no tokenizer.
+    budget: the most soft tokens of a picture. options: seed, tap, and temperature, top_k and top_p, which default to
+    the checkpoint's generation_config. Raises Error for a prompt that cannot be used, or if the model has no tokenizer.
     """
     written = isinstance(prompt, str) or (isinstance(prompt, list) and any(isinstance(one, dict) for one in prompt))
     ids, soft = read_prompt(model, prompt, budget, tap=options.get("tap", no_tap)) if written else (prompt, None)
@@ -210,7 +210,7 @@ def prompt_ids(model, prompt, special=False):
     return tokenizer.encode(prompt, special=special)
 
 
-def read_prompt(model, prompt, budget=280, special=False, tap=no_tap):
+def read_prompt(model, prompt, budget=None, special=False, tap=no_tap):
     """A prompt, text or parts as a message has them -> its ids, and its soft tokens for `forward`, or None.
 
     <bos> stands in front, and nothing else is added: `Conversation` writes turns. special: as for prompt_ids. The tap

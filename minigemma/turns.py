@@ -153,7 +153,7 @@ def to_ids(pieces, tokenizer, special=False):
     return ids
 
 
-def to_prompt(pieces, tokenizer, config, budget=280, special=False):
+def to_prompt(pieces, tokenizer, config, budget=None, special=False):
     """Pieces -> Prompt: their ids, and what the soft tokens of their media are made of. Raises Error as lay_out does.
 
     budget: the most soft tokens of a picture.

@@ -62,6 +62,20 @@ def test_see_gives_the_soft_tokens_of_the_picture_at_the_budget_asked_for(whole,
     assert np.array_equal(model.see(image, 70), encode_image(image, model.vision, model.config))
 
 
+def test_the_budget_is_the_checkpoints_own_unless_one_is_asked_for(whole, picture, tmp_path):
+    for path in whole.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    processor = tmp_path / "processor_config.json"
+    for text, count in (("{}", 266), ('{"image_processor": {"max_soft_tokens": 140}}', 130)):
+        processor.write_text(text)
+        model, content = load(tmp_path), [{"type": "image", "image": picture}]
+        assert len(model.see(picture)) == model.chat_ids([{"role": "user", "content": content}]).count(IMAGE) == count
+    assert len(model.see(picture, 70)) == 63
+    processor.write_text('{"image_processor": {"max_soft_tokens": 100}}')
+    with pytest.raises(Error, match=r"processor_config.json: max_soft_tokens must be one of 70, .*, not 100"):
+        load(tmp_path)
+
+
 def test_whoever_sends_text_touches_no_tensor_of_the_tower(whole, picture, monkeypatch):
     mapped, read = [], Stored.map
     monkeypatch.setattr(Stored, "map", lambda stored: mapped.append(stored.path.name) or read(stored))

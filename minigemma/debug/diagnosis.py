@@ -22,7 +22,6 @@ from .catalogue import FAULTS, PROBES, applicable
 from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of
 from .foreign import part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
-from .replay import Replay
 from .runs import PictureRun, SoundRun
 from .samerun import broken_ops, layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
@@ -119,7 +118,7 @@ class Search:
         start = int(min((places[0] for places in wrong), default=0))
         if prefill is None and 1 < start < len(run.tokens):
             self.prefill = start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
-        arrays, replay = {}, Replay(run.theirs, run.config, last=run.last)
+        arrays, replay = {}, run.replay()
 
         def kept(name, array):
             arrays[name] = array.copy() if ".heads." in name else array  # a head's array is used again
@@ -176,7 +175,7 @@ class Search:
             for candidate in candidates:
                 port.only = candidate.layers
                 candidate.change(port)
-            replay = Replay(run.theirs, port.config, {} if cached else self.known, run.last)
+            replay = run.replay(port.config, {} if cached else self.known)
             with np.errstate(all="ignore"):
                 port.run(replay, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):
@@ -234,7 +233,7 @@ def diagnose(theirs, run, precision=None, prefill=None):
     if prefill is not None and not 1 <= prefill <= T:
         raise Error(f"--prefill is the number of tokens in their first call, from 1 to the prompt's {T}, not {prefill}")
     lengths = lengths_of(theirs, run)
-    if not (T in lengths or lengths <= {1}):
+    if not (T - run.start in lengths or lengths <= {1}):
         if found := _other_bos(lengths, run):
             return found
         raise Error(
@@ -390,7 +389,8 @@ def _other_bos(lengths, run):
 
 
 def diagnose_file(
-    path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None, images=(), budget=280, sounds=()
+    path, model, ids=None, mapping=None, soft=None, precision=None, prefill=None, images=(), budget=None, sounds=(),
+    start=None,
 ):
     """Name the mistake in a file of another engine's intermediates -> Diagnosis, with notes about the file.
 
@@ -399,7 +399,7 @@ def diagnose_file(
     pictures = given_pictures(images, budget, model.config)
     grid = pictures[0].grid(model.config) if len(pictures) == 1 else None
     heard = given_sounds(sounds, model.config)
-    theirs, tokens = read_theirs(path, model, ids, mapping, grid, frames_of(heard, model.config))
+    theirs, tokens = read_theirs(path, model, ids, mapping, grid, frames_of(heard, model.config), start)
     prompt = mistakes_in(tokens, model.tokenizer, model.small_cue) if model.tokenizer and tokens is not None else []
     if other := stated(theirs, tokens, fingerprint(model.weights)):
         found = Diagnosis(*other, None)

@@ -268,24 +268,25 @@ def _row(name, theirs, judged):
 
 
 def diff_file(
-    path, model, ids=None, mapping=None, soft=None, precision=None, against=None, images=(), budget=280, sounds=()
+    path, model, ids=None, mapping=None, soft=None, precision=None, against=None, images=(), budget=None, sounds=(),
+    start=None,
 ):
     """Compare a file of another engine's intermediates with our pass -> Comparison, with notes about the file.
 
     model: a Model. ids: the prompt's, needed if the file does not hold them. mapping: a file that translates names, see
     foreign.read_trace. soft: a file of soft tokens, see foreign.read_soft. against: a second trace to compare with, in
     place of our pass. images: the files of the prompt's pictures; budget: the most soft tokens of each. sounds: the
-    files of its sounds. Raises Error for files that cannot be read, for two traces of different prompts, and for
-    pictures that do not fit the prompt.
+    files of its sounds. start: the position of the first row, where the file is of a later chunk. Raises Error for
+    files that cannot be read, for two traces of different prompts, and for pictures that do not fit the prompt.
     """
     pictures = given_pictures(images, budget, model.config)
     grid = pictures[0].grid(model.config) if len(pictures) == 1 else None
     heard = given_sounds(sounds, model.config)
     frames = frames_of(heard, model.config)
-    theirs, tokens = read_theirs(path, model, ids, mapping, grid, frames)
+    theirs, tokens = read_theirs(path, model, ids, mapping, grid, frames, start)
     if found := miscounted(theirs, tokens, pictures, model.config):
         raise Error(f"{path}: {'; '.join([found[0], *(fault.title for fault in found[1])])}")
-    ours = read_second(against, model.config, mapping, grid, frames) if against else None
+    ours = read_second(against, model.config, mapping, grid, frames, start) if against else None
     if ours and ours.tokens is not None and not np.array_equal(ours.tokens, tokens):
         raise Error(f"{against}: is of another prompt than {path}")
     weights = ours.metadata.get("fingerprint") if ours else fingerprint(model.weights)
@@ -395,7 +396,7 @@ def find_hint(bad, run):
     layer = layer_of(bad.name)
     near = [tap_kind(bad.name)] + ([bad.name.removesuffix(part_of(bad.name)) + "*"] if layer is not None else [])
     taken, keep = {}, Trace(near)
-    replay = Replay(run.theirs, run.config, last=run.last)
+    replay = run.replay()
 
     def tap(name, array):
         if name == bad.name:
@@ -404,7 +405,7 @@ def find_hint(bad, run):
 
     run.through(tap)
     ours, theirs = np.asarray(taken["ours"], np.float64), np.asarray(run.theirs[bad.name], np.float64)
-    if ours.shape != theirs.shape:  # the last position only
+    if ours.shape != theirs.shape:  # the last positions only
         return None
     unknown = np.False_  # values that say nothing: masked scores
     if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():

@@ -27,14 +27,23 @@ from ..files import check_file, read_json
 from ..inputs import as_tokens, placeholders
 from ..ops import softcap
 from ..packed import widen
-from ..taps import AUDIO_TAPS, TAPS, VISION_TAPS, audio_names, axes_of, layer_of, names_of, tap_kind, vision_names
+from ..taps import AUDIO_TAPS, TAPS, VISION_TAPS, audio_names, layer_of, names_of, tap_kind, vision_names
 
 ALL_TAPS = TAPS | VISION_TAPS | AUDIO_TAPS
 EARS = "audio_tower.layers.*"
 TOWER = "vision_tower.encoder.layers.*"  # mlx-vlm has transformers' names, but for an underscore
 # Values of transformers' modules that become a tap on the way: each layer's part of ple, logits before the softcap, the
-# patterns of all heads of the vision tower, and what the last norm of a tower reads.
+# patterns of all heads of the vision tower, and what the last norm of a tower reads. Of a tuple the parts are joined on
+# the last axis, as in vLLM.
 DERIVED = {
+    ("layers.*.self_attn.qkv_proj", True, 0): "layers.*.attn.in",
+    ("layers.*.self_attn.qkv_proj", False, 0): tuple(f"layers.*.attn.{letter}_raw" for letter in "qkv"),
+    ("layers.*.self_attn.attn", True, 0): "layers.*.attn.rot_q",
+    ("layers.*.self_attn.attn", True, 1): "layers.*.attn.rot_k",
+    ("layers.*.self_attn.attn", True, 2): "layers.*.attn.v",
+    ("layers.*.self_attn.attn", False, 0): "layers.*.attn.z",
+    ("layers.*.mlp.gate_up_proj", True, 0): "layers.*.mlp.in",
+    ("layers.*.mlp.gate_up_proj", False, 0): ("layers.*.mlp.gate", "layers.*.mlp.up"),
     ("layers.*", True, 1): "layers.*.ple",
     ("norm", True, 0): "layers.{last}.resid_post",
     ("lm_head", False, 0): "uncapped",
@@ -44,7 +53,9 @@ DERIVED = {
     ("embed_audio.embedding_pre_projection_norm", True, 0): "audio.{encoded}",
 }
 NO_TAP = (  # modules of which no tap holds a value
-    "rotary_emb", "layers.*.router.proj", "layers.*.experts.act_fn", "vision_tower", "vision_tower.encoder",
+    "rotary_emb", "layers.*.self_attn.rotary_emb", "layers.*.self_attn.rope", "layers.*.router.proj",
+    "layers.*.experts.act_fn", "layers.*.experts.switch_glu", "layers.*.moe", "layers.*.moe.experts",
+    "logits_processor", "vision_tower", "vision_tower.encoder",
     "vision_tower.encoder.rotary_emb", f"{TOWER}.mlp.act_fn", "embed_vision.patch_dense",
     *(f"{TOWER}.self_attn.{letter}_proj.linear" for letter in "qkvo"),
     *(f"{TOWER}.mlp.{name}_proj.linear" for name in ("gate", "up", "down")),
@@ -55,40 +66,10 @@ NO_TAP = (  # modules of which no tap holds a value
     *(f"{EARS}.lconv1d.linear_{name}.linear" for name in ("start", "end")),
     *(f"{EARS}.feed_forward{n}.ffw_layer_{m}.linear" for n in "12" for m in "12"),
 )  # fmt: skip
-# llama.cpp's names in the graph of a picture, tools/mtmd/clip.cpp and models/gemma4v.cpp -> taps. Its graph of the text
-# has some of these names too, so they count in a file that holds one of MARKS.
-CLIP = {
-    "inp": "vision.patch_embed", "pos_embd": "vision.embed", "pooled": "vision.pooled",
-    "std_scaled": "vision.standardized", "projected": "vision.soft_tokens",
-} | {
-    f"{theirs}-{{i}}": f"vision.layers.{{i}}.{part}"
-    for theirs, part in {
-        "layer_inp_normed": "attn.in", "Qcur": "attn.q", "Kcur": "attn.k", "Vcur": "attn.v_raw",
-        "Qcur_pos": "attn.rot_q", "Kcur_pos": "attn.rot_k", "Vcur_normed": "attn.v", "kqv_out": "attn.z",
-        "attn_out": "attn.o", "attn_post_normed": "attn_out", "ffn_inp": "resid_mid", "ffn_inp_normed": "mlp.in",
-        "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_geglu": "mlp.act", "ffn_out": "mlp.down",
-        "ffn_post_normed": "mlp_out", "layer_out": "resid_post",
-    }.items()
-}  # fmt: skip
-# llama.cpp's names in the graph of the text, src/models/gemma4.cpp; its attn_out is the residual after attention. In a
-# file that holds one of TEXT_MARKS. Its `norm`, before the weight, is not transformers' module of that name.
-LLAMA = {
-    "inp_scaled": "embed", "inp_per_layer_selected": "ple.token", "per_layer_proj": "ple.context",
-    "inp_per_layer": "ple", "result_norm": "final_norm", "result_output": "logits",
-    "norm": None, "norm-{i}": None,
-} | {
-    f"{theirs}-{{i}}": f"layers.{{i}}.{part}"
-    for theirs, part in {
-        "attn_norm": "attn.in", "Qcur": "attn.q_raw", "Kcur": "attn.k_raw", "Vcur": "attn.v_raw",
-        "Qcur_normed": "attn.q", "Kcur_normed": "attn.k", "Vcur_normed": "attn.v", "Qcur_pos": "attn.rot_q",
-        "Kcur_pos": "attn.rot_k", "kq": "attn.scores", "kq_soft_max": "attn.pattern", "kqv_out": "attn.z",
-        "attn_post_norm": "attn_out", "attn_out": "resid_mid", "ffn_norm": "mlp.in", "ffn_gate": "mlp.gate",
-        "ffn_up": "mlp.up", "ffn_geglu": "mlp.act", "ffn_out": "mlp.down", "ffn_post_norm": "mlp_out",
-        "pe_in": "resid_ffn", "per_layer_embd_out": "ple_out", "l_out": "resid_post",
-    }.items()
-}  # fmt: skip
-TEXT_MARKS = {"result_output", "result_norm", "l_out-0"}
-MARKS = {"projected", "pooled", "pos_embd", "layer_inp_normed-0"}
+# The names of engines that do not have transformers', a list of tables: {"of": engine, "source": file that was read,
+# "begins": what a key of such a file begins with, "experts": whether it is of models with experts; if absent, of both,
+# "names": as in a mapping file}.
+TABLES = Path(__file__).with_name("names.json")
 
 
 def _modules():
@@ -110,6 +91,7 @@ def _modules():
 MODULES = _modules()
 PREFIX = re.compile(r"((base_model|language_model|model)\.)+")
 ALONE = re.compile(r"^(?=(patch_embedder|encoder|pooler)\b)")  # the tower, where somebody watches it alone
+BRACKETS = re.compile(r"\[([0-9]{1,5})\]")  # layers[3] and output[0], as nnsight writes them
 SIDE = re.compile(r"(.*?)([.:](in|input|inputs|out|output|outputs)([.:]([0-9]))?)?", re.DOTALL)
 LISTED = re.compile(r"(hidden_state|attention)s?[._\[]([0-9]{1,5})\]?")  # as output_hidden_states=True names them
 NUMBER = re.compile(r"\b(layers|heads)\.([0-9]{1,5})")
@@ -151,6 +133,7 @@ class Foreign:
     unread: dict  # key -> reason, of those among them that were not understood; no tap holds the others
     length: int  # T: the number of tokens
     own_ids: bool = False  # whether the file holds the ids
+    start: int = 0  # the position of the first rows
     grid: tuple | None = None  # rows and columns of soft tokens of the picture; None if there is none, or if unknown
     frames: int | None = None  # R of the sound, in 12B T; None likewise
     rows: dict = field(default_factory=dict)  # tap of a picture -> its rows, where they are not as many as they should
@@ -165,15 +148,26 @@ class Foreign:
 
 
 class Item(NamedTuple):
-    """An array of the file, and what is known about it so far."""
+    """An array of the file, or a part of it, and what is known about it so far."""
 
     key: str
     stored: object  # checkpoint.Stored
     tap: str | None = None
     indirect: bool = False  # recorded as a module's input, or derived; prefer a key that recorded the output
     axes: str | None = None  # as a mapping file states them
+    index: tuple = ()  # which part of the array it is, as NumPy's index
     rows: int | None = None  # on its T axis
+    keys: int | None = None  # on its S axis
     layouts: tuple = ()  # that fit its shape
+
+    @property
+    def shape(self):
+        """Its shape. Raises Refused if the index does not fit the array."""
+        shape = self.stored.shape
+        try:
+            return np.broadcast_to(np.float32(0), shape)[self.index].shape if self.index else shape
+        except (IndexError, ValueError):
+            raise Refused(f"has the shape {list(shape)}, which the slice does not fit") from None
 
 
 class Refused(Exception):
@@ -190,46 +184,49 @@ def part_that_has(tap):
     return part if part in ("vision", "audio") else "text"
 
 
-def read_trace(path, config, mapping=None, ids=None, grid=None, frames=None):
+def read_trace(path, config, mapping=None, ids=None, grid=None, frames=None, start=None, spare=()):
     """A file of another engine's intermediates, safetensors or NumPy's .npz or .npy -> Foreign.
 
     Keys are our taps' names, transformers' module paths (`model.layers.3.self_attn.q_norm`, with any usual prefix, and
-    `.input` or `.output`), or what the JSON file `mapping` translates: {"blk.{i}.q": "layers.{i}.attn.q"}, or
-    {"tap": ..., "axes": "1 N T H"} in place of the name, to state axes (letters of TAPS; 1 a batch axis; N*H two in
-    one), or null, to leave an array out. ids: the prompt's; else the file's `tokens`, `input_ids` or `ids`, a tensor or
-    metadata. Metadata `axes`, "T N H" or "N T H", decides if there are as many tokens as heads. grid: rows and columns
-    of the picture's soft tokens, where the file holds arrays of a vision tower; else from the positions of its patches
-    in the file, or from metadata `grid`. frames: of the sound, as Foreign has them; else from our own audio.mel or
-    audio.frames. Raises Error if no array is understood.
+    `.input` or `.output`), names of other engines (names.json), or what the JSON file `mapping` translates:
+    {"blk.{i}.q": "layers.{i}.attn.q"}; or {"tap": ..., "axes": "1 N T H", "slice": "..., :128"} in place of the name,
+    to state axes (letters of TAPS; 1 a batch axis; N*H two in one) and to take a part of the array (NumPy's index); or
+    a list of these, for parts that are different taps; or null, to leave an array out. ids: the prompt's; else the
+    file's `tokens`, `input_ids` or `ids`, a tensor or metadata; else of `spare`, lists of ids, the first that has as
+    many as the arrays have positions. start: the position of their first row, where the file holds a later chunk of
+    the prompt; its rows are then the last ones of the ids that the trace keeps. Metadata `axes`, "T N H" or "N T H",
+    decides if there are as many tokens as heads. grid: rows and columns of the picture's soft tokens, where the file
+    holds arrays of a vision tower; else from the positions of its patches in the file, or from metadata `grid`.
+    frames: of the sound, as Foreign has them; else from our own audio.mel or audio.frames. Raises Error if no array is
+    understood.
     """
-    return Reader(path, config, mapping, ids, grid, frames).read()
+    return Reader(path, config, mapping, ids, grid, frames, start, spare).read()
 
 
 class Reader:
     """Reads one file into a Foreign, `trace`."""
 
-    def __init__(self, path, config, mapping, ids, grid, frames):
-        self.path, self.config = path, config
+    def __init__(self, path, config, mapping, ids, grid, frames, start, spare):
+        self.path, self.config, self.start, self.spare = path, config, start, spare
         names = [*vision_names(config.vision), *audio_names(config.audio), *names_of(config)]
         self.names = dict.fromkeys(names)  # quick to look up
         self.header, self.file, metadata = _opened(path)
         tokens = _tokens(path, self.header, metadata, self.file, config, ids)
-        length, own = (0, False) if tokens is None else (len(tokens), ids is None)
         grid = grid or _grid(self.header, self.file, metadata, config)
         own_input = self.header.get("audio.mel") or self.header.get("audio.frames")
         frames = frames or (own_input.shape[0] if own_input and own_input.shape else None)
-        self.trace = Foreign({}, tokens, metadata, [], [], {}, length, own, grid, frames)
-        self.soft = tokens is not None and np.isin(tokens, placeholders(config)).any()
-        self.rules = _rules(path, mapping, self.header, self.trace.notes)
+        own = tokens is not None and ids is None
+        self.trace = Foreign({}, tokens, metadata, [], [], {}, 0, own, grid=grid, frames=frames)
+        self.rules = _rules(path, mapping, self.header, config, self.trace.notes)
         self.sources, self.converted = {}, Counter()  # tap -> its Item; what was converted -> of how many arrays
 
     def read(self):
         """All arrays of the file, each through the same steps -> Foreign."""
         trace = self.trace
         items = [item for key, stored in sorted(self.header.items()) for item in _listed(key, stored, self.config)]
-        found = sorted(self.each(_usable, self.each(self.find, items)), key=lambda item: item.indirect)
-        if trace.tokens is None:
-            trace.length = _positions(found, self.config)
+        named = [item for found in self.each(self.find, items) for item in found]
+        found = sorted(self.each(self.check, named), key=lambda item: item.indirect)
+        self.place(found)
         items = self.each(self.fit, found)
         orders = _orders(items, self.config)
         self.each(self.keep, self.each(lambda item: _decide(item, orders, trace.metadata.get("axes")), items))
@@ -254,36 +251,78 @@ class Reader:
         return results
 
     def find(self, item):
-        """The item with its tap. Raises Refused if it has none."""
-        for pattern, tap, axes in self.rules:
+        """The item with its tap, or several, each a part of the array. Raises Refused if it has none."""
+        for pattern, targets in self.rules:
             if match := pattern.fullmatch(item.key):
-                if tap is None:
+                if not targets:
                     raise NoTap("is left out by a mapping")
-                item = item._replace(tap=_ours(tap.replace("{i}", match[1] if match.groups() else "")), axes=axes)
-                break
-        else:
-            tap, indirect = _named(item.key, self.config)
-            if self.soft and tap == "embed" and "embed_tokens" in item.key:
-                raise NoTap("holds the pad token's row where a soft token stands")
-            item = item._replace(tap=tap, indirect=indirect)
+                number = match[1] if match.groups() else ""
+                return [
+                    item._replace(tap=_ours(tap.replace("{i}", number)), axes=axes, index=index)
+                    for tap, axes, index in targets
+                ]
+        tap, indirect = _named(item.key, self.config)
+        if isinstance(tap, tuple):
+            return _joined_parts(item, tap, self.config)
+        return [item._replace(tap=tap, indirect=indirect)]
+
+    def check(self, item):
+        """The item, if this model has its tap and if it holds numbers. Raises Refused."""
         _check_present(item.tap, self.config, self.names)
-        return item
+        return _usable(item)
+
+    def place(self, found):
+        """Decide which positions of which ids the arrays hold. found: the items that have a tap. Raises Error.
+
+        Sets `rows`, how many positions arrays of the text have; `before`, how many ids of padding the file has in
+        front; and `whole`, how many ids the file has with its padding.
+        """
+        trace, self.rows, start = self.trace, _positions(found, self.config), self.start
+        if trace.tokens is None and len(self.spare):
+            alike = [ids for ids in self.spare if len(ids) == self.rows > 1 and start is None]
+            trace.tokens = _checked([*alike, self.spare[0]][0], "the ids given", self.config)
+        if start is not None:
+            end = start + self.rows
+            if trace.tokens is None or not 0 < start < end <= len(trace.tokens):
+                held = 0 if trace.tokens is None else len(trace.tokens)
+                raise Error(
+                    f"{self.path}: holds {self.rows} positions; with --start {start} they need the {end} ids from the "
+                    f"beginning of the prompt on, and there are {held}; give all of them with --ids"
+                )
+            trace.tokens, trace.start = trace.tokens[:end], start
+        self.whole = self.rows if trace.tokens is None else len(trace.tokens)
+        self.before = 0 if trace.tokens is None else padding(trace.tokens, self.config)
+        if self.before:
+            trace.tokens = trace.tokens[self.before :]
+            pads = f"{self.before} ids in front are padding (id {self.config.pad_token_id})"
+            trace.notes.append(f"{pads}: they are left out, and so are the rows and keys of their positions")
+        trace.length = self.whole - self.before
+        self.soft = trace.tokens is not None and np.isin(trace.tokens, placeholders(self.config)).any()
 
     def fit(self, item):
-        """The item with its rows, T or 1 for the last position only, and the layouts its shape fits. Raises Refused.
+        """The item with its rows, T, those of a chunk, or 1 for the last position, and the layouts that fit its shape.
 
-        Behind the rows of a picture there may be padding.
+        Behind the rows of a picture there may be padding, behind the keys of a text too; a cache may have dropped keys
+        that no query sees. Raises Refused.
         """
-        shape, T, part = item.stored.shape, self.length(item.tap), part_that_has(item.tap)
+        if self.soft and item.tap == "embed" and "embed_tokens" in item.key:
+            raise NoTap("holds the pad token's row where a soft token stands")
+        if self.before and "attn.rot_" in item.tap and item.tap.startswith("layers."):
+            raise NoTap("may be rotated by positions that count the padding; the pattern is judged")
+        shape, T, part = item.shape, self.length(item.tap), part_that_has(item.tap)
         medium, thing = part != "text", {"vision": "picture", "audio": "sound", "text": "sequence"}[part]
 
         def layouts(shape, length, rows):
             return _layouts(item, shape, _sizes(item.tap, self.config, length, rows))
 
-        for rows in (T,) if medium else (T, 1):
-            if fitting := layouts(shape, T, rows):
-                return item._replace(rows=rows, layouts=fitting)
-        if shape and shape[0] > 1 and layouts(shape[1:], T, T):
+        whole = T if medium else self.whole
+        chunk = whole if self.start is None else self.rows
+        for rows in (whole,) if medium else dict.fromkeys((whole, chunk, 1)):
+            others = {*shape} if "S" in axes_of_kind(item.tap) and not medium else ()
+            for keys in (whole, *sorted(n for n in others if n > whole or rows <= n < whole)):
+                if fitting := layouts(shape, keys, rows):
+                    return item._replace(rows=rows, keys=keys, layouts=fitting)
+        if shape and shape[0] > 1 and layouts(shape[1:], whole, whole):
             raise Refused(f"holds a batch of {shape[0]}; capture one {thing}")
         for other in sorted({*shape} - {1}):
             if fitting := layouts(shape, other, other):
@@ -294,7 +333,11 @@ class Reader:
                 raise Refused(f"holds {other} {what} {T}")
         axes = item.axes or AXES[tap_kind(item.tap)]
         expected = _lengths(axes, _sizes(item.tap, self.config, T, T))
-        raise Refused(f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}")
+        said = f"has the shape {list(shape)}; [{', '.join(axes.split())}] is {expected}"
+        if len(shape) > 1 and layouts(shape[::-1], whole, whole):
+            turned = " ".join(reversed(axes.split()))
+            said += f'; it looks transposed: say so in a mapping file, {{"tap": "{item.tap}", "axes": "{turned}"}}'
+        raise Refused(said)
 
     def length(self, tap):
         """The number of tokens, or of a medium's rows at this tap. Raises Refused if it is not known."""
@@ -313,7 +356,9 @@ class Reader:
     def keep(self, item):
         """Take the item's array; a second record of one tap must agree with the first."""
         arrays, T = self.trace.arrays, self.length(item.tap)
-        tap, array = _convert(item, _values(self.file, item.stored), self.config, T)
+        values = _values(self.file, item.stored)
+        values = values.reshape(item.stored.shape)[item.index] if item.index else values
+        tap, array = _convert(item, values, self.config, T, self.whole, self.before)
         scale = SCALES.get(tap) and getattr(self.config, SCALES[tap]) ** 0.5
         if tap in arrays and scale and _same(array, arrays[tap] * scale, 1e-2):  # the first is a row of the table
             arrays[tap], self.sources[tap] = array, item
@@ -322,7 +367,7 @@ class Reader:
             _expect_same(tap, item, array, self.sources[tap], arrays[tap])
         else:
             arrays[tap], self.sources[tap] = array, item
-            self.converted.update(_converted(item, T))
+            self.converted.update(_converted(item, T, self.whole))
 
     def join_ple(self):
         """Join the parts of `ple`: each layer's second input is one."""
@@ -346,8 +391,10 @@ class Reader:
     def why_nothing(self, found):
         """Why no array is understood, and what the user can do. found: the items that have a tap."""
         ignored, T = self.trace.ignored, self.trace.length
-        if found and (other := _positions(found, self.config)) not in (1, T):
-            return f"holds {other} positions and the prompt has {T} ids; give the ids that their run had, with --ids"
+        if found and (rows := self.rows) not in (1, T):
+            chunk = f"; if they are its last {rows}, behind a cache, give --start {T - rows}" if rows < T else ""
+            held = f"holds {rows} positions and the prompt has {T} ids"
+            return f"{held}; give the ids that their run had, with --ids{chunk}"
         return (
             f"no array is understood ({'; '.join(ignored[:3]) or 'the file holds none'}). Names are ours, "
             "transformers' module paths, or translated by a mapping file, JSON such as "
@@ -369,26 +416,38 @@ def _listed(key, stored, config):
     return [Item(f"{key}.{i}", stored._replace(shape=shape, offset=stored.offset + i * size)) for i in range(count)]
 
 
+def _joined_parts(item, taps, config):
+    """An array that holds several taps, joined on its last axis -> an Item of each. Raises Refused for another size."""
+    sizes = _sizes(taps[0], config, 1, 1)
+    widths = [math.prod(sizes[letter] for letter in axes_of_kind(tap)) for tap in taps]
+    if item.stored.shape[-1:] != (sum(widths),):
+        raise Refused(f"has the shape {list(item.stored.shape)}, and {', '.join(taps)} are {sum(widths)} wide together")
+    ends = np.cumsum(widths).tolist()
+    parts = zip(taps, ends, widths, strict=True)
+    return [item._replace(tap=tap, indirect=True, index=(..., slice(end - n, end))) for tap, end, n in parts]
+
+
 def _usable(item):
     """The item, if it holds numbers. Raises Refused."""
     dtype = item.stored.dtype
     if dtype not in FLOATS and not (item.tap.endswith("router.experts") and dtype in INTEGERS):
         raise Refused(f"is stored as {dtype}; minigemma reads {', '.join(FLOATS)}")
-    if 0 in item.stored.shape:
+    if 0 in item.shape:
         raise Refused("is empty")
     return item
 
 
 def _ours(name):
     """A tap's name, `layers.03` as `layers.3`; None for any other name."""
-    known = "*" not in name and NUMBER.sub(r"\1.*", name) in ALL_TAPS
+    known = "*" not in name and NUMBER.sub(r"\1.*", name) in AXES
     return NUMBER.sub(lambda match: f"{match[1]}.{int(match[2])}", name) if known else None
 
 
 def _named(key, config):
-    """A key -> its tap, and whether it is indirect. Raises Refused if no tap holds it."""
+    """A key -> its tap, or several that are joined in it; and whether it is indirect. Raises Refused if it has none."""
     if tap := _ours(key):
-        return tap, False
+        return tap, tap == "uncapped"
+    key = BRACKETS.sub(r".\1", key)
     path = ALONE.sub("vision_tower.", PREFIX.sub("", key, count=1))
     last = config.num_hidden_layers - 1
     if listed := LISTED.fullmatch(path):
@@ -405,6 +464,8 @@ def _named(key, config):
     tap = MODULES[path].get((given, int(index or 0)))
     if tap is None:
         raise NoTap(f"no tap holds what this module {'is given' if given else 'makes'}")
+    if isinstance(tap, tuple):
+        return tuple(part.replace("*", str(int(layer[2]))) for part in tap), True
     tap = tap.replace("layers.*", f"layers.{int(layer[2])}") if layer else tap.replace("{last}", str(last))
     tap = tap.replace("{pooled}", "standardized" if getattr(config.vision, "standardize", False) else "pooled")
     tap = tap.replace("{encoded}", "encoded" if isinstance(config.audio, AudioTower) else "frames")
@@ -429,36 +490,58 @@ def _check_present(tap, config, names):
     raise Refused("this model has no per-layer embeddings" if when == "ple" else "this model has no experts")
 
 
-def _rules(path, mapping, header, notes):
-    """A mapping file's lines as (pattern of the key, tap, axes). Raises Error for a wrong line, or if none matches."""
+def _rules(path, mapping, header, config, notes):
+    """The lines of a mapping file, then those of TABLES that this file needs: [(pattern of the key, targets)].
+
+    A target is a triple (tap, axes, index); null has none. Raises Error for a wrong line, or if no line matches.
+    """
     rules, unused = [], []
-    for marks, names in ((MARKS, CLIP), (TEXT_MARKS, LLAMA)):
-        if marks & set(header):
-            rules += [(_pattern(theirs), tap, None) for theirs, tap in names.items()]
-    built_in = len(rules)
     for theirs, target in (read_json(mapping) if mapping else {}).items():
-        pattern = _pattern(theirs)
-        unused += [] if any(map(pattern.fullmatch, header)) else [_short(theirs)]
-        if target is None:  # leaves an array out
-            rules.insert(len(rules) - built_in, (pattern, None, None))
-            continue
-        tap, axes = (target.get("tap"), target.get("axes")) if isinstance(target, dict) else (target, None)
-        where, ours = f"{mapping}: {_short(theirs)}", _ours(str(tap).replace("layers.{i}.", "layers.0."))
+        rules.append((_pattern(theirs), _targets(theirs, target, f"{mapping}: {_short(theirs)}")))
+        unused += [] if any(map(rules[-1][0].fullmatch, header)) else [_short(theirs)]
+    if mapping and len(unused) == len(rules):
+        keys = ", ".join(_short(key) for key in sorted(header)[:3])
+        raise Error(f"{mapping}: matches no key of {path}; the first keys there are {keys or 'none'}")
+    if unused:
+        notes.append(f"{len(unused)} of the mapping's names matched no key: {', '.join(unused[:3])}")
+    for table in read_json(TABLES, list):
+        fitting = table.get("experts") in (None, config.enable_moe_block)
+        if fitting and any(key.startswith(tuple(table["begins"])) for key in header):
+            rules += [(_pattern(theirs), _targets(theirs, to, theirs)) for theirs, to in table["names"].items()]
+    return rules
+
+
+def _targets(theirs, target, where):
+    """What a mapping says of the name `theirs` -> [(tap, axes, index)]. Raises Error for what cannot be used."""
+    targets = []
+    for given in target if isinstance(target, list) else [] if target is None else [target]:
+        one = given if isinstance(given, dict) else {"tap": given}
+        tap, axes = one.get("tap"), one.get("axes")
+        ours = _ours(str(tap).replace("layers.{i}.", "layers.0."))
         if ours is None:
             raise Error(f"{where}: {_short(str(tap))} is not a tap; names are like layers.{{i}}.attn.q, see taps.py")
         if theirs.count("{i}") != tap.count("{i}"):
             raise Error(f"{where}: the layer's number, {{i}}, must appear once on both sides, or on neither")
         if axes is not None:
-            axes = str(axes) if "T" in str(axes) else f"T {axes}"  # without T: the last position
-            if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(axes_of(ours)):
-                raise Error(f"{where}: its axes are {' '.join(axes_of(ours))} in some order, and 1 for a batch axis")
-        rules.insert(len(rules) - built_in, (pattern, tap, axes))  # what a user says comes first
-    if mapping and len(unused) == len(rules) - built_in:
-        keys = ", ".join(_short(key) for key in sorted(header)[:3])
-        raise Error(f"{mapping}: matches no key of {path}; the first keys there are {keys or 'none'}")
-    if unused:
-        notes.append(f"{len(unused)} of the mapping's names matched no key: {', '.join(unused[:3])}")
-    return rules
+            axes = str(axes) if {"T", "M", "R"} & {*str(axes)} else f"T {axes}"  # without T: the last position
+            own = axes_of_kind(ours)
+            if "" in re.split("[ *]", axes) or sorted(_letters(axes)) != sorted(own):
+                raise Error(f"{where}: its axes are {' '.join(own)} in some order, and 1 for a batch axis")
+        targets.append((tap, axes, _index(one.get("slice"), where)))
+    return targets
+
+
+def _index(text, where):
+    """A slice such as "0, ..., :128" -> NumPy's index. Raises Error for anything else."""
+    index = []
+    for part in [] if text is None else str(text).split(","):
+        numbers = part.split(":")
+        try:
+            whole = [int(number) if number.strip() else None for number in numbers] if part.strip() != "..." else []
+            index.append(... if not whole else slice(*whole) if len(numbers) > 1 else int(part))
+        except (ValueError, TypeError):
+            raise Error(f'{where}: slice must be like "0, ..., :128", not {_short(str(text))!r}') from None
+    return tuple(index)
 
 
 def _pattern(theirs):
@@ -537,10 +620,20 @@ def _tokens(path, header, metadata, file, config, ids):
         ids = ids[0] if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list) else ids
     else:
         return None
+    return _checked(ids, where, config)
+
+
+def _checked(ids, where, config):
+    """Ids as an array [T]. Raises Error, which begins with `where`, for what cannot be a prompt."""
     try:
         return as_tokens(ids, EMPTY, config)
     except ValueError as error:  # an Error, or NumPy's for a ragged list
         raise Error(f"{where}: {error}") from None
+
+
+def padding(ids, config):
+    """How many ids of padding are in front of a prompt, as in a row of a batch; 0 if it holds nothing else."""
+    return int(np.argmax(np.asarray(ids) != config.pad_token_id))
 
 
 def _grid(header, file, metadata, config):
@@ -627,7 +720,7 @@ def _positions(items, config):
     for item in items:
         if part_that_has(item.tap) != "text":
             continue
-        shape = item.stored.shape
+        shape = item.shape
         fitting = [T for T in {1, *shape} if _layouts(item, shape, _sizes(item.tap, config, T, T))]
         votes.update(fitting if len(fitting) == 1 else [])
     votes.pop(1, None)  # in a prefill some layers run for the last position only
@@ -694,14 +787,24 @@ def read_soft(path):
     return read_array(header["positions"]), read_array(header["rows"]).astype(np.float32)
 
 
-def _convert(item, values, config, T):
-    """The tap, and its array in our axes, without padding. Raises Refused for experts that do not exist."""
-    sizes, theirs = _sizes(item.tap, config, T, item.rows), _letters(item.layouts[0])
+def _convert(item, values, config, T, whole, before):
+    """The tap, and its array in our axes, without padding. Raises Refused for experts that do not exist, and chunks.
+
+    whole, before: as Reader.place sets them.
+    """
+    sizes, theirs = _sizes(item.tap, config, item.keys or T, item.rows), _letters(item.layouts[0])
     ours = axes_of_kind(item.tap)
     array = values.reshape([sizes[letter] for letter in theirs])
     if theirs != ours:
         array = array.transpose([theirs.index(letter) for letter in ours])
-    array = array[tuple(slice(T) if letter in ("T", "M", "R", "R/2") else slice(None) for letter in ours)]
+    if part_that_has(item.tap) == "text":
+        front = {"T": before if item.rows == whole else 0, "S": before if item.keys >= whole else 0}
+        array = array[tuple(slice(front[a], front[a] + T) if a in front else slice(None) for a in ours)]
+        if "S" in ours and array.shape[-1] < T:  # a cache dropped what no query sees
+            fill = -np.inf if item.tap.endswith("scores") else 0
+            array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(T - array.shape[-1], 0)], constant_values=fill)
+    else:
+        array = array[tuple(slice(T) if letter in ("T", "M", "R", "R/2") else slice(None) for letter in ours)]
     if item.tap == "uncapped":
         return "logits", softcap(array, config.final_logit_softcapping)
     if item.tap.endswith("router.experts"):
@@ -733,14 +836,20 @@ def _expect_same(tap, item, array, first, kept):
     raise Error(f"{_short(first.key)} and {_short(item.key)} are both {tap} and differ; leave one out")
 
 
-def _converted(item, T):
+def _converted(item, T, whole):
     """What an array had that was converted, in words that follow "43 arrays had"."""
-    layout, axes = item.layouts[0], AXES[tap_kind(item.tap)]
+    layout, axes, text = item.layouts[0], AXES[tap_kind(item.tap)], part_that_has(item.tap) == "text"
     if item.rows < T:
-        yield "the last position only"
-    if item.rows > T:
+        yield "the last position only" if item.rows == 1 else f"the last {item.rows} positions only"
+    if item.rows > T and not text:
         yield "rows of padding behind those of the picture"
-    if "1" in layout.split() or (item.stored.shape[:1] == (1,) and len(item.stored.shape) > len(layout.split())):
+    if text and item.keys > whole:
+        yield "keys of padding behind those of the prompt"
+    if text and item.keys < whole:
+        yield "only the keys that a cache kept"
+    if item.index:
+        yield "several taps in one"
+    if "1" in layout.split() or (item.shape[:1] == (1,) and len(item.shape) > len(layout.split())):
         yield "a batch axis of 1"
     if "*" in layout:
         yield "heads or layers flattened"

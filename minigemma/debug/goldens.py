@@ -138,7 +138,7 @@ def goldens_for(config, directory):
 def _geometry(config):
     """Every fact that decides what the pass computes for text, in a form that `==` compares."""
     aside = {"layers", "source", "max_position_embeddings", "pad_token_id", "use_bidirectional_attention"}
-    aside |= {"beside", "vision", "audio", *MEDIA_IDS}
+    aside |= {"beside", "vision", "audio", "image_budget", *MEDIA_IDS}
     facts = [getattr(config, field.name) for field in fields(config) if field.name not in aside]
     return facts, [vars(layer) | {"inv_freq": layer.inv_freq.tolist()} for layer in config.layers]
 

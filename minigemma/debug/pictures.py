@@ -13,6 +13,7 @@ from ..media import open_sound
 from .catalogue import FAULTS
 from .catalogue.vision import COUNTS
 from .runs import PictureRun, Run, SoundRun
+from .samerun import one_id_less
 
 LEVELS = 2  # of 255, by which two bicubic filters differ
 
@@ -32,7 +33,7 @@ def given_pictures(paths, budget, config):
     """The files of --image -> [Picture, ...]. Raises Error for what is not a picture, or if the model cannot see."""
     if paths:
         check_sight(config)
-    return [Picture(read_image(path), budget) for path in paths or ()]
+    return [Picture(read_image(path), config.budget(budget)) for path in paths or ()]
 
 
 def given_sounds(paths, config):
@@ -67,7 +68,10 @@ def runs_of(theirs, tokens, model, soft=None, pictures=(), unused=None, sounds=(
             tower.setdefault("vision.soft_tokens", captured)
         if soft is None and len(where):
             soft = where, _soft_rows(tower | ears, captured, len(where), model, pictures, sounds)
-        runs.append(Run(model, tokens, text, soft, unused, theirs.own_ids))
+        runs.append(Run(model, tokens, text, soft, unused, theirs.own_ids, theirs.start))
+        if shorter := soft is None and one_id_less(runs[0]):
+            theirs.notes.append("their one row is of the id before the last, which generate() returns and never reads")
+            runs = [shorter]
     if ears and (found := _sound_run(theirs, ears, model, sounds)):
         runs.insert(0, found)
     if tower and (found := _picture_run(theirs, tower, model, pictures)):

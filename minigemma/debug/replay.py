@@ -81,17 +81,23 @@ def unmasked(name, theirs, ours, config, end, last=None):
 def differences(ours, theirs, config, last=None):
     """Two whole traces -> tap: Difference, for taps whose shapes agree. last: as in `hidden_keys`.
 
-    An array of theirs with one position is compared with our last one. Choices of experts are left to Replay.
+    An array of theirs with fewer positions is compared with our last ones. Choices of experts are left to Replay.
     """
     found = {}
     for name in [name for name in ours if name in theirs and not name.endswith("router.experts")]:
         a, b, axis = ours[name], theirs[name], time_axis(name)
         end = a.shape[axis]
-        if a.ndim == b.ndim and b.shape[axis] == 1:
-            a = np.take(a, [-1], axis=axis)
+        if a.ndim == b.ndim:
+            a = ending(name, a, b.shape[axis])
         if a.shape == b.shape:
             found[name] = compare(name, a, unmasked(name, b, a, config, end, last))
     return found
+
+
+def ending(name, array, rows):
+    """The last positions of a tap's array, at most so many."""
+    axis = time_axis(name)
+    return np.take(array, range(max(array.shape[axis] - rows, 0), array.shape[axis]), axis=axis)
 
 
 class Replay:
@@ -99,14 +105,15 @@ class Replay:
 
     So each op is judged on *their* input: an error that an op only passes on does not count against it, and one pass
     separates a broken op from amplified drift. `found` has a Difference for each tap, `misshapen` a pair of shapes.
-    theirs: tap name -> array. If it has one position of a longer prompt, that is the last. Where theirs is not
+    theirs: tap name -> array. If it has fewer positions than the prompt, they are its last ones. Where theirs is not
     finite, or if it has another shape, the pass goes on with ours. config: of the pass; it says which scores must be
     masked. known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and
-    checking that is quicker than comparing anew. last: as in `hidden_keys`.
+    checking that is quicker than comparing anew. last: as in `hidden_keys`. count: how many tokens the prompt has, for
+    a prompt that comes in several calls.
     """
 
-    def __init__(self, theirs, config=None, known=None, last=None):
-        self.theirs, self.config, self.known, self.last = theirs, config, known or {}, last
+    def __init__(self, theirs, config=None, known=None, last=None, count=None):
+        self.theirs, self.config, self.known, self.last, self.count = theirs, config, known or {}, last, count
         self.found, self.misshapen = {}, {}
         self.start = self.end = 0  # the positions of this call: a sequence may come in several
 
@@ -138,17 +145,23 @@ class Replay:
         if name not in self.theirs:
             return None
         theirs, axis = np.asarray(self.theirs[name]), time_axis(name)
-        length = theirs.shape[axis] if theirs.ndim > axis else 0
-        if length == 1 and array.shape[axis] > 1:  # the last position only
-            last = np.take(array, [-1], axis=axis)
-            before = np.take(array, range(array.shape[axis] - 1), axis=axis)
-            return np.concatenate([before, theirs], axis=axis) if last.shape == theirs.shape else theirs
-        whole = name.startswith(("vision.", "audio.")) or (self.start == 0 and length == array.shape[axis])
-        if whole or length < self.end:
+        rows = theirs.shape[axis] if theirs.ndim > axis else 0
+        count = self.count or max(rows, self.end)
+        first = count - rows  # the position of their first row
+        if name.startswith(("vision.", "audio.")) or not rows or first < 0:
             return theirs
-        if "S" in axes_of(name):
+        if "S" in axes_of(name) and (self.start, self.end) != (0, count):
             return None  # a later call sees other keys
-        return np.take(theirs, range(self.start, self.end), axis=axis)
+        begin = max(first, self.start)
+        if begin >= self.end:
+            return None
+        if rows > self.end - begin:
+            theirs = np.take(theirs, range(begin - first, self.end - first), axis=axis)
+        missing = ending(name, array, 1).shape  # of the rows before theirs, but for their number
+        if begin > self.start and missing == ending(name, theirs, 1).shape:
+            before = np.take(array, range(begin - self.start), axis=axis)
+            return np.concatenate([before, theirs], axis=axis)
+        return theirs
 
     def _router(self, name, ours, theirs):
         """The Difference of a router's tap; the order of the chosen experts does not matter."""

@@ -19,8 +19,8 @@ class Run:
     """Our side of a comparison: a model, a prompt, and the names of the captured taps.
 
     soft_tokens: as in `forward`. unused: the K and V tensors of KV-sharing layers that only Google's files hold.
-    own_ids: whether the trace itself says that it is of these ids. Raises Error where our own pass is not finite, and,
-    before it runs, where the comparison needs more memory than there is.
+    own_ids: whether the trace itself says that it is of these ids. start: the position of their first rows. Raises
+    Error where our own pass is not finite, and, before it runs, where the comparison needs more memory than there is.
     """
 
     model: object
@@ -29,6 +29,7 @@ class Run:
     soft_tokens: tuple | None = None
     unused: dict | None = None
     own_ids: bool = False
+    start: int = 0
 
     def __post_init__(self):
         self.config, self.weights, self.tokens = self.model.config, self.own_weights(), np.asarray(self.tokens)
@@ -74,9 +75,13 @@ class Run:
         """Run our pass with this tap."""
         forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
 
+    def replay(self, config=None, known=None):
+        """A Replay of their arrays. config: of a port; known: as in Replay."""
+        return Replay(self.theirs, config or self.config, known, self.last, len(self.tokens))
+
     def replayed(self, theirs):
         """Run our pass, each op on their input -> the Replay."""
-        replay = Replay(theirs, self.config, last=self.last)
+        replay = Replay(theirs, self.config, last=self.last, count=len(self.tokens))
         self.through(replay)
         return replay
 

@@ -7,15 +7,16 @@ the embeddings and the matrix products (`identify`), and, if no known mistake ex
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 
 from ..config import GLOBAL, SLIDING
 from ..errors import Error
 from ..ops import linear
-from ..taps import layer_of, names_of, part_of, time_axis
-from .foreign import keys_of, part_that_has, read_trace
-from .replay import by_position
+from ..taps import axes_of, layer_of, names_of, part_of, time_axis
+from .foreign import keys_of, padding, part_that_has, read_trace
+from .replay import by_position, compare
 
 KINDS_OF_LAYERS = {
     "global": lambda layer: layer.kind == GLOBAL, "sliding": lambda layer: layer.kind == SLIDING,
@@ -28,29 +29,27 @@ WEIGHTLESS = (
 )  # fmt: skip
 
 
-def read_theirs(path, model, ids=None, mapping=None, grid=None, frames=None):
+def read_theirs(path, model, ids=None, mapping=None, grid=None, frames=None, start=None):
     """A trace and its prompt -> foreign.Foreign, and the ids [T]: the given ones, else the file's.
 
     A file without ids is also read if the given ids fit its length only without <bos>, or with two.
-    grid, frames: as in read_trace. Raises Error if neither the caller nor the file has ids; a trace of a picture or a
-    sound alone needs none, and has None.
+    grid, frames, start: as in read_trace. Raises Error if neither the caller nor the file has ids; a trace of a picture
+    or a sound alone needs none, and has None.
     """
-    theirs = read_trace(path, model.config, mapping, grid=grid, frames=frames)
-    if theirs.tokens is None and ids is None and theirs.is_medium():
-        return theirs, None
-    if theirs.tokens is None:
-        if ids is None:
-            raise Error(f"{path}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
-        # the port may have no <bos>, or two; a trace of the last position alone does not show its length
-        other = {len(near): near for near in with_other_bos(ids).values()} if theirs.length > 1 else {}
-        theirs = read_trace(path, model.config, mapping, other.get(theirs.length, ids), grid, frames)
-    return theirs, theirs.tokens if ids is None else np.asarray(ids)
+    spare = [] if ids is None else [ids, *with_other_bos(ids).values()]
+    if start is not None:  # a file may hold the ids of its chunk alone
+        theirs = read_trace(path, model.config, mapping, ids, grid, frames, start)
+        return theirs, theirs.tokens
+    theirs = read_trace(path, model.config, mapping, None, grid, frames, spare=spare)
+    if theirs.tokens is None and not theirs.is_medium():
+        raise Error(f"{path}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
+    return theirs, theirs.tokens if ids is None else np.asarray(ids)[padding(ids, model.config) :]
 
 
-def read_second(path, config, mapping=None, grid=None, frames=None):
+def read_second(path, config, mapping=None, grid=None, frames=None, start=None):
     """The second trace of a comparison -> foreign.Foreign. A mapping translates its names unless they are ours."""
     own = set(names_of(config)) & keys_of(path)
-    return read_trace(path, config, None if own else mapping, grid=grid, frames=frames)
+    return read_trace(path, config, None if own else mapping, grid=grid, frames=frames, start=start)
 
 
 def with_other_bos(ids):
@@ -110,6 +109,22 @@ def broken_ops(names, config):
         f"{', '.join(parts)} in layers {', '.join(map(str, sorted(numbers)))}{groups.get(numbers, '')}"
         for numbers, parts in where.items()
     )
+
+
+def one_id_less(run):
+    """The run without its last id, if their one row is of the id before it; else None.
+
+    The ids that generate() returns are one more than those that it reads, and its last call has one position.
+    """
+    if lengths_of(run.theirs, run) != {1} or len(run.tokens) < 2:
+        return None
+    name = next(name for name in run.shapes if name in run.theirs and "S" not in axes_of(name))
+    ours, theirs, axis = run.ours[name], run.theirs[name], time_axis(name)
+    rows = [np.take(ours, [place], axis) for place in (-2, -1)]
+    if rows[0].shape != theirs.shape:
+        return None
+    before, last = (compare(name, row, theirs).error for row in rows)
+    return replace(run, tokens=run.tokens[:-1]) if before < 0.1 * last else None
 
 
 def lengths_of(theirs, run):

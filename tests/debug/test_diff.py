@@ -469,7 +469,7 @@ def test_an_array_that_cannot_be_read_is_told_and_is_no_clean_result(own_trace, 
         assert json.loads(capsys.readouterr().out)["unread"] == ["embed"]
 
 
-@pytest.mark.parametrize("key", ["blocks.{i}.hook_resid_post", "layers[{i}].output", "layers.{i}.output[0]"])
+@pytest.mark.parametrize("key", ["trunk.{i}.after", "trunk[{i}].output", "layers.{i}.output[first]"])
 @pytest.mark.parametrize("command", ["diff", "diagnose"])
 def test_names_that_are_not_understood_are_no_clean_result(key, command, own_trace, tmp_path, capsys):
     trace, path = Trace.load(own_trace), str(tmp_path / "t.safetensors")

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from minigemma import Error, Trace, forward
 from minigemma.checkpoint import write_safetensors
-from minigemma.debug.foreign import LLAMA, MODULES, read_trace
+from minigemma.debug.foreign import MODULES, TABLES, read_trace
 from minigemma.ops import linear
 from minigemma.packed import narrow, widen
 from minigemma.taps import axes_of, layer_of, tap_kind
@@ -63,6 +63,8 @@ def paths(config):
     for path, values in MODULES.items():
         for i in range(config.num_hidden_layers) if path.startswith("layers.") else (last,):
             for (given, number), tap in values.items():
+                if isinstance(tap, tuple):  # several taps in one array
+                    continue
                 name = tap.replace("{last}", last).replace("*", str(i))
                 side = "input" if given else "output"
                 found.setdefault(name, (path.replace("*", str(i)), side, number))
@@ -480,6 +482,7 @@ def test_a_file_of_which_nothing_is_understood_says_what_was_seen_and_what_to_do
         ('{"q": "layers.{i}.attn.q"}', "must appear once on both sides, or on neither"),
         ('{"q{i}{i}": "layers.{i}.attn.q"}', "must appear once on both sides, or on neither"),
         ('{"q{i}": "layers.3.attn.q"}', "must appear once on both sides, or on neither"),
+        ('{"q{i}": {"tap": "layers.{i}.attn.q", "slice": "0, x"}}', 'slice must be like "0, ..., :128", not \'0, x\''),
         ('{"q{i}": {"tap": "layers.{i}.attn.q", "axes": "T D"}}', "its axes are T N H in some order"),
         ('{"q{i}": {"tap": "layers.{i}.attn.q", "axes": "T N* H"}}', "its axes are T N H in some order"),
         ('{"q{i}": {"tap": "layers.{i}.attn.q", "axes": ["T", "N", "H"]}}', "its axes are T N H in some order"),
@@ -614,15 +617,37 @@ def test_arrays_in_float32_are_not_copied(tmp_path):
     assert not any(array.flags.writeable or array.flags.owndata for array in foreign.arrays.values())
 
 
-def test_llama_cpps_names_of_the_text_are_read_and_its_inner_norm_is_not_the_final_norm(tmp_path):
-    config, trace = record("E2B")
-    arrays = {"norm": np.ones_like(trace["final_norm"]), "norm-0": np.ones_like(trace["final_norm"])}
-    for theirs, ours in LLAMA.items():
-        for i in range(config.num_hidden_layers) if ours else ():
-            if (name := ours.replace("{i}", str(i))) in trace:
-                arrays[theirs.replace("{i}", str(i))] = trace[name]
+def built_in(engine, config, trace):
+    """A trace under the names that another engine has: of one target the array, of several a stack or a join."""
+    arrays = {}
+    for table in json.loads(TABLES.read_text(encoding="utf-8")):
+        fitting = table["of"].startswith(engine) and table.get("experts") in (None, config.enable_moe_block)
+        for theirs, target in table["names"].items() if fitting else ():
+            for i in map(str, range(config.num_hidden_layers)):
+                key = theirs.replace("{i}", i)
+                listed = target if isinstance(target, list) else [target]
+                parts = [one if isinstance(one, dict) else {"tap": one} for one in listed]
+                taps = [str(part["tap"]).replace("{i}", i).replace("uncapped", "logits") for part in parts]
+                if target is None:
+                    arrays.setdefault(key, np.ones_like(trace["final_norm"]))
+                elif set(taps) <= set(trace) and "uncapped" not in theirs:
+                    rows = [trace[tap] for tap in taps]
+                    axis = 0 if parts[0].get("slice") == "0" else -2
+                    arrays[key] = rows[0] if len(rows) == 1 else np.stack(rows, axis)
+                    if parts[0].get("axes") == "1 T N S":
+                        arrays[key] = rows[0].transpose(1, 0, 2)[None]
+    return arrays
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp, the graph of the text", "TransformerLens", "DeepMind"])
+@pytest.mark.parametrize("member", ["E2B", "26B-A4B"])
+def test_the_names_of_other_engines_are_read(engine, member, tmp_path):
+    config, trace = record(member)
+    arrays = built_in(engine, config, trace)
+    arrays.pop("unembed.hook_out", None)  # it has no softcap
     found = read_trace(write(tmp_path / "theirs.safetensors", arrays), config)
-    assert_same(found, trace, {ours.replace("{i}", str(i)) for ours in LLAMA.values() if ours for i in range(99)})
+    assert len(found.arrays) > 10 * config.num_hidden_layers
+    assert_same(found, trace, found.arrays)
     assert not found.unread
 
 
@@ -634,3 +659,122 @@ def test_a_mapping_with_null_leaves_an_array_out(tmp_path):
     found = read_trace(path, config, mapping)
     assert list(found.arrays) == ["embed"]
     assert not found.unread
+
+
+@pytest.mark.parametrize("form", ["model.layers[{}].output", "layers.{}.output[0]", "model.layers[{}].output[0]"])
+def test_nnsights_brackets_are_read(form, tmp_path):
+    config, trace = record("E2B")
+    states = {f"layers.{i}.resid_post": trace[f"layers.{i}.resid_post"] for i in range(config.num_hidden_layers)}
+    arrays = {form.format(i): array[None] for i, array in enumerate(states.values())}
+    assert_same(read_trace(write(tmp_path / "trace", arrays), config), trace, states)
+
+
+def test_vllms_fused_products_are_taken_apart(recorded, tmp_path):
+    config, trace = recorded
+    arrays, taps = {}, []
+    for i in range(config.num_hidden_layers):
+        donor, qkv = config.layers[i].kv_from, ["attn.k_raw", "attn.v_raw"]  # a sharing layer holds what it never uses
+        fused = {
+            "self_attn.qkv_proj": [f"layers.{i}.attn.q_raw", *(f"layers.{donor}.{part}" for part in qkv)],
+            "mlp.gate_up_proj": [f"layers.{i}.mlp.gate", f"layers.{i}.mlp.up"],
+        }
+        for module, names in fused.items():
+            arrays[f"model.layers.{i}.{module}"] = np.concatenate([flattened(name, trace[name]) for name in names], -1)
+            taps += names
+    found = read_trace(write(tmp_path / "trace", arrays), config)
+    assert_same(found, trace, taps)
+    assert not found.unread
+    arrays = {"embed": trace["embed"], "layers.0.mlp.gate_up_proj": arrays["model.layers.0.mlp.gate_up_proj"][:, 1:]}
+    assert "layers.0.mlp.gate, layers.0.mlp.up are" in read_trace(write(tmp_path / "trace", arrays), config).ignored[0]
+
+
+def test_a_mapping_takes_parts_of_an_array(tmp_path):
+    config, trace = record("E2B")
+    k, v = trace["layers.0.attn.k_raw"], trace["layers.0.attn.v_raw"]
+    arrays = {"kv.0": np.stack([k, v]), "wide.0": np.concatenate([k, v], -1)}
+    halves = [{"tap": "layers.{i}.attn.k_raw", "slice": "0"}, {"tap": "layers.{i}.attn.v_raw", "slice": "1, ..."}]
+    half = {"tap": "layers.{i}.attn.v_raw", "slice": f"..., {v.shape[-1]}:"}
+    both = ["layers.0.attn.k_raw", "layers.0.attn.v_raw"]
+    for key, target, taps in (("kv", halves, both), ("wide", half, both[1:])):
+        (tmp_path / "names.json").write_text(json.dumps({key + ".{i}": target, "embed": None}))
+        found = read_trace(write(tmp_path / "trace", arrays | {"embed": k}), config, tmp_path / "names.json")
+        assert_same(found, trace, taps)
+        assert list(found.unread) == [other for other in arrays if not other.startswith(key)]
+
+
+def test_a_mapping_wins_over_a_built_in_name(tmp_path):
+    config, trace = record("E2B")
+    (tmp_path / "names.json").write_text('{"attn_out-{i}": "layers.{i}.attn_out"}')
+    taps = {"attn_out-0": "layers.0.attn_out", "l_out-0": "layers.0.resid_post"}
+    path = write(tmp_path / "trace", {key: trace[tap] for key, tap in taps.items()})
+    assert_same(read_trace(path, config, tmp_path / "names.json"), trace, taps.values())
+
+
+def test_an_array_that_looks_transposed_is_refused_with_the_line_that_turns_it(tmp_path):
+    config, trace = record("E2B")
+    path = write(tmp_path / "trace", {"l_out-0": trace["layers.0.resid_post"].T, "logits": trace["logits"]}, None)
+    (line,) = read_trace(path, config, spare=[TOKENS]).ignored
+    assert 'it looks transposed: say so in a mapping file, {"tap": "layers.0.resid_post", "axes": "D T"}' in line
+
+
+@pytest.mark.parametrize("more", [2, 242])
+def test_keys_of_padding_are_cut(more, tmp_path):
+    config, trace = record("E2B")
+    names = [f"layers.{i}.attn.{part}" for i in (0, 4) for part in ("scores", "pattern")]
+    arrays = {name: np.pad(trace[name], [(0, 0), (0, 0), (0, more)]) for name in names}
+    found = read_trace(write(tmp_path / "trace", arrays), config)
+    assert_same(found, trace, names)
+    assert found.notes == ["4 arrays had keys of padding behind those of the prompt"]
+
+
+def in_chunks(trace, start, window, config):
+    """What an engine shows of the chunk from `start` on: rows of these positions, and the keys that a cache keeps."""
+    arrays = {}
+    for name, array in trace.items():
+        letters, count = axes_of(name), len(TOKENS) - start
+        arrays[name] = array.take(range(start, len(TOKENS)), letters.index("T"))
+        if "S" in letters and config.layers[layer_of(name)].window:
+            arrays[name] = arrays[name][..., -(count + window - 1) :]
+    return arrays
+
+
+@pytest.mark.parametrize("start", [9, 13])
+@pytest.mark.parametrize("own", ["whole", "chunk", "none"])
+def test_a_later_chunk_is_read_with_its_start(start, own, tmp_path):
+    config, trace = record("E2B")
+    arrays = in_chunks(trace, start, 5, config)
+    ids = {"whole": TOKENS, "chunk": TOKENS[start:], "none": None}[own]
+    path = write(tmp_path / "trace", arrays, ids)
+    found = read_trace(path, config, ids=None if own == "whole" else [*TOKENS, 3, 4], start=start)
+    assert found.tokens.tolist() == TOKENS.tolist() and found.start == start and not found.unread
+    assert set(found.arrays) == set(trace)
+    for name, array in found.arrays.items():
+        expected = trace[name].take(range(start, len(TOKENS)), axes_of(name).index("T"))
+        seen = array > (-1e9 if name.endswith("scores") else 0 if "S" in axes_of(name) else -np.inf)
+        np.testing.assert_array_equal(array[seen], expected[seen], err_msg=name)  # what no query sees is gone
+
+
+def test_a_later_chunk_without_its_start_is_refused_with_the_start_to_give(tmp_path):
+    config, trace = record("E2B")
+    arrays = {name: array[9:] for name, array in trace.items() if "S" not in axes_of(name)}
+    path = write(tmp_path / "trace", arrays | {"model.rotary_emb": trace["embed"]})
+    with pytest.raises(Error, match=r"holds 5 positions and the prompt has 14 ids; .* give --start 9"):
+        read_trace(path, config)
+    with pytest.raises(Error, match=r"with --start 9 they need the 14 ids .* give all of them with --ids"):
+        read_trace(write(path, arrays, TOKENS[9:]), config, start=9)
+
+
+@pytest.mark.parametrize("known", ["file", "given"])
+def test_padding_in_front_of_a_row_of_a_batch_is_cut(known, tmp_path):
+    config, trace = record("E2B")
+    arrays = {}
+    for name, array in trace.items():
+        widths = [(6 if letter in "TS" else 0, 0) for letter in axes_of(name)]
+        arrays[name] = np.pad(array, widths, constant_values=3)[None]
+    padded = [config.pad_token_id] * 6 + TOKENS.tolist()
+    path = write(tmp_path / "trace", arrays, padded if known == "file" else None)
+    found = read_trace(path, config, spare=[padded])
+    turned = {f"layers.{i}.attn.rot_{letter}" for i in range(config.num_hidden_layers) for letter in "qk"}
+    assert_same(found, trace, set(trace) - turned)
+    assert found.tokens.tolist() == TOKENS.tolist() and not found.unread
+    assert found.notes[0].startswith("6 ids in front are padding (id 0)")

@@ -22,7 +22,7 @@ from minigemma.checkpoint import read_header
 from minigemma.debug.catalogue import FAULTS, applicable
 from minigemma.debug.diagnosis import diagnose, diagnose_file
 from minigemma.debug.diff import compare_traces, diff_file
-from minigemma.debug.foreign import CLIP, read_trace
+from minigemma.debug.foreign import TABLES, read_trace
 from minigemma.debug.port import PicturePort, Port, encoder
 from minigemma.debug.runs import PictureRun, Run
 from minigemma.ops import horizon, visible
@@ -311,7 +311,8 @@ def test_names_of_llama_cpps_picture_graph_are_read(tmp_path):
     model = model_of("31B")
     trace, arrays = Trace(), {}
     encoder(model.config)(picture_of(model), model.vision, model.config, tap=trace)
-    for theirs, ours in CLIP.items():
+    (names,) = (table["names"] for table in json.loads(TABLES.read_text()) if table["of"].endswith("of a picture"))
+    for theirs, ours in names.items():
         for i in range(2 if "{i}" in theirs else 1):
             arrays[theirs.format(i=i)] = trace[ours.format(i=i)]
     save_file(arrays, tmp_path / "theirs")

@@ -228,9 +228,7 @@ def test_the_answers_about_a_hundred_pictures_are_transformers_greedy_answers(ou
     """transformers prepares the pixels too. As above, it reads prompt and answer at once."""
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
-    vision = ours.config.vision
-    sizes = {"patch_size": vision.patch_size, "pooling_kernel_size": vision.pooling_kernel_size}
-    processor = Gemma4ImageProcessorPil(**sizes, max_soft_tokens=70)
+    processor = Gemma4ImageProcessorPil.from_pretrained(DIRECTORY)  # processor_config.json
     seeing, info = transformers.Gemma4ForConditionalGeneration.from_pretrained(
         DIRECTORY, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
@@ -239,9 +237,9 @@ def test_the_answers_about_a_hundred_pictures_are_transformers_greedy_answers(ou
         drawn = pictures.picture("heldout", number)
         question, _ = drawn.questions[number % len(drawn.questions)]
         content = [{"type": "image", "image": drawn.image}, {"type": "text", "text": question}]
-        ids = ours.chat_ids([{"role": "user", "content": content}], budget=70)
+        ids = ours.chat_ids([{"role": "user", "content": content}])
         where = np.flatnonzero(np.array(ids) == ours.config.image_token_id)
-        drawn_ids = generate_ids(ours, ids, 12, temperature=0.0, soft_tokens=(where, ours.see(drawn.image, 70)))
+        drawn_ids = generate_ids(ours, ids, 12, temperature=0.0, soft_tokens=(where, ours.see(drawn.image)))
         text = [*ids, *(token for token, _ in drawn_ids)]
         pixels = processor(Image.fromarray(drawn.image), return_tensors="pt")
         del pixels["num_soft_tokens_per_image"]
