@@ -1,6 +1,7 @@
 """What `check` says of an answer: typical wrong ones are recognised, and an open hole is never an error."""
 
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -112,6 +113,16 @@ def test_a_count_that_is_off_is_not_given_away(course):
     assert words([1, 2, 3], [2, 3, 4]) == "0 of 3 values are right; each is 1 too small"
 
 
+@cache
+def question(tiny):
+    """The trace of the question that notebooks 00 and 01 follow."""
+    import course
+
+    trace = minigemma.Trace()
+    tiny(course.question(tiny), tap=trace)
+    return trace
+
+
 WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("00.1", lambda tiny: 5_123_178_979, "it is twice the answer"),
     ("00.2", lambda tiny: lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True), "not finite [scores around 1,000]"),
@@ -120,6 +131,13 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("00.5", lambda tiny: 15, "too large"),
     ("00.6", lambda tiny: (6, 8, 256), "2 of 3 values are right (66.7%); look at [2]"),
     ("00.7", lambda tiny: lambda logits: logits.argmax(), "too large"),
+    ("01.1", lambda tiny: question(tiny)["embed"] * 128**-0.5, "it is 0.0883883 times what it should be: 1/sqrt(D)"),
+    ("01.2", lambda tiny: question(tiny)["ple.token"].reshape(-1, 320)[:, 9::10], "values are right"),
+    ("01.3", lambda tiny: question(tiny)["ple.context"] / tiny.weights.per_layer_projection_norm, "a learned weight"),
+    ("01.4", lambda tiny: question(tiny)["ple"] * 2**0.5, "1.41421 times what it should be: sqrt(2)"),
+    ("01.6", lambda tiny: question(tiny)["layers.8.ple.proj"], "it equals layers.8.ple.proj"),
+    ("01.7", lambda tiny: [True] * 4, "look at [3]"),
+    ("01.9", lambda tiny: 35 * 256, "it is half the answer"),
 ]
 
 
