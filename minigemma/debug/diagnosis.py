@@ -19,7 +19,7 @@ from ..errors import Error
 from ..sampling import tokenizer_of
 from ..taps import AFTER, PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
-from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of
+from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of, rounded_matrices
 from .foreign import part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
 from .runs import PictureRun, SoundRun
@@ -303,7 +303,7 @@ def _searched(search):
         found = _faulty(search, named, best, singles)
         found.sentence += f"; the rest is not in the catalogue: it begins at {left}"
         return found
-    if other := unrelated(comparison, run):
+    if other := unrelated(comparison, run) or rounded_matrices(comparison, run):
         return Diagnosis(*other, first, comparison=comparison)
     return _unknown(search, singles)
 

@@ -18,7 +18,7 @@ from .foreign import SCALES, part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
 from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
 from .runs import looking_ahead
-from .samerun import LINEAR, identify, notes_of, read_second, read_theirs, stated
+from .samerun import LINEAR, few_bits, identify, notes_of, read_second, read_theirs, stated
 
 # Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
 # order of a sum of thousands of terms matters more than the rounding of each term.
@@ -238,6 +238,30 @@ def _compare(theirs, run, precision):
         found.sentence = overflow or _broken(bad, rows, precision, replay.misshapen)
         found.hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
     return found
+
+
+def rounded_matrices(comparison, run):
+    """The verdict if hidden states are off as after products with rounded weights, and nothing else is; else None.
+
+    All layers and positions are then off alike: by as much as our own layers with noise on their products.
+    """
+    states = {row.name: row.own.errors for row in comparison.rows if row.own and layer_of(row.name) is not None}
+    others = [row for row in comparison.rows if row.own and row.name not in states]
+    if len(states) < 3 or any(part_of(n) != "resid_post" for n in states) or any(r.verdict == "BROKEN" for r in others):
+        return None
+    rng, size, noisy = np.random.default_rng(0), 0.1, Trace(list(run.theirs))
+
+    def noise(name, x):
+        if part_of(name) in LINEAR:
+            rms = np.sqrt((x * x).mean(-1, keepdims=True))
+            x = (x + size * rms * rng.standard_normal(x.shape)).astype(x.dtype)
+        return noisy(name, x)
+
+    run.through(noise)
+    expected = run.replayed(dict(noisy)).found
+    ratios = np.array([np.median(errors) / np.median(expected[n].errors) for n, errors in states.items()])
+    spread = np.median([errors.max() / max(errors.min(), 1e-30) for errors in states.values()])  # over positions
+    return few_bits(size * ratios, "product") if ratios.max() < 2 * ratios.min() and spread < 4 else None
 
 
 def diff_captures(theirs, ours, config, precision, last=None):

@@ -23,6 +23,7 @@ KINDS_OF_LAYERS = {
     "KV-sharing": lambda layer: layer.shares_kv, "KV-writing": lambda layer: not layer.shares_kv,
 }  # fmt: skip
 LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+EXACT = 30  # times the error of ops without weights: then the rounding is in the weights, not in the numbers
 CLIPPED = 0.7  # a product without its clip bounds is more like the right one than this cosine
 WEIGHTLESS = (
     "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "resid_mid", "resid_ffn", "mlp.act",
@@ -146,17 +147,21 @@ def identify(rows, theirs, run):
     tower = getattr(run.config, broken[0].name.partition(".")[0], None) if broken else None  # vision or audio
     if getattr(tower, "use_clipped_linears", False) and np.median([row.own.cosine for row in broken]) > CLIPPED:
         return None  # bounds that are not used: a known mistake
+    if len(learned) >= 4 and ours:
+        errors, exact = (np.array([row.own.error for row in group]) for group in (learned, ours))
+        if np.median(errors) > EXACT * np.median(exact) and (found := few_bits(errors, "product")):
+            return found
     if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
         sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
         if sound > 0.9:
-            return _few_bits(np.array([row.own.error for row in learned]), "product") or ("other-weights", (
+            return "other-weights", (
                 f"this looks like other weights: {len(broken)} of {len(learned)} matrix products are wrong on their "
                 "own inputs, while the ops without weights are right; compare checkpoint names and revisions"
-            ))  # fmt: skip
+            )
     return None
 
 
-def _few_bits(errors, what):
+def few_bits(errors, what):
     """The verdict if these relative errors are those of weights that were all rounded alike, else None.
 
     Rounding to 4 bits in groups of 32 makes an error of about 0.1; with each bit more it is half as large.
@@ -217,7 +222,7 @@ def unrelated(comparison, run):
     """
     judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
     if judged and judged[0].name == "embed" and judged[0].verdict == "BROKEN":
-        return _few_bits(judged[0].own.errors, "row of the token table")
+        return few_bits(judged[0].own.errors, "row of the token table")
     layers = [row for row in judged if layer_of(row.name) is not None]
     if len(layers) < 3 or judged[0].name == "embed":
         return None

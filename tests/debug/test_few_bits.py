@@ -8,6 +8,7 @@ from minigemma.debug.diagnosis import diagnose_file
 from minigemma.debug.diff import diff_file
 from minigemma.model import forward
 from minigemma.study.rounding import round_weights
+from minigemma.tensors import TABLES
 from minigemma.tools import quantize
 
 TEXT = "Once upon a time there was a fox."
@@ -34,9 +35,11 @@ def recorded(path, weights, model, only=None, change=None):
     return path
 
 
-@pytest.mark.parametrize(("bits", "only"), [(4, None), (4, STATES), (8, STATES)])
-def test_the_same_weights_in_fewer_bits_are_recognised(bits, only, model, tmp_path):
-    weights, _ = round_weights(model.weights, model.config, bits, lambda tensor: True)
+@pytest.mark.parametrize("tables", [True, False], ids=["all", "matrices"])
+@pytest.mark.parametrize("only", [None, STATES], ids=["all taps", "hidden states"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_same_weights_in_fewer_bits_are_recognised(bits, only, tables, model, tmp_path):
+    weights, _ = round_weights(model.weights, model.config, bits, lambda tensor: tables or tensor.part not in TABLES)
     found = diagnose_file(recorded(tmp_path / "t.safetensors", weights, model, only), model)
     assert found.verdict == "other-weights"
     assert f"the same weights, of about {bits} bits" in found.sentence
