@@ -118,6 +118,7 @@ OTHERS = {  # the first bytes of other formats -> their name, and what saves the
 FLOATS = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"}
 SCALES = {"embed": "hidden_size", "ple.token": "hidden_size_per_layer_input"}  # rows of a table are times its root
+MASKED = -9e3  # a score at or below this was masked: engines write -inf, -1e4 (-9984 in bfloat16) or the lowest float
 ROUNDING = {"BF16": 2.0**-7, "F16": 2.0**-10}  # allowed difference of two records of one value; else 1e-5
 
 
@@ -798,10 +799,19 @@ def _convert(item, values, config, T, whole, before):
     if theirs != ours:
         array = array.transpose([theirs.index(letter) for letter in ours])
     if part_that_has(item.tap) == "text":
+        earlier = item.keys - whole
+        seen = np.flatnonzero(array[:, 0].any(0)) if item.tap.endswith("pattern") and earlier > 0 else ()  # of query 0
+        if len(seen) and seen[-1] == earlier:  # the last key that a query sees is its own
+            raise Error(
+                f"{item.stored.path}: {_short(item.key)} is of a later chunk, as its first query sees {earlier} keys "
+                "before its own; give the position of the first row with --start, and all ids with --ids"
+            )
         front = {"T": before if item.rows == whole else 0, "S": before if item.keys >= whole else 0}
         array = array[tuple(slice(front[a], front[a] + T) if a in front else slice(None) for a in ours)]
         if "S" in ours and array.shape[-1] < T:  # a cache dropped what no query sees
             fill = -np.inf if item.tap.endswith("scores") else 0
+            if fill and item.rows > 1 and not (array <= MASKED).any():
+                raise NoTap("is taken before the mask, and lacks keys that a cache dropped; the pattern is judged")
             array = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(T - array.shape[-1], 0)], constant_values=fill)
     else:
         array = array[tuple(slice(T) if letter in ("T", "M", "R", "R/2") else slice(None) for letter in ours)]

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..ops import visible
 from ..taps import axes_of, layer_of, time_axis
+from .foreign import MASKED
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,6 @@ def compare(name, ours, theirs):
     whole, other = aa.sum() ** 0.5, bb.sum() ** 0.5
     cosine = ab.sum() / (whole * other) if whole and other else float(whole == other)
     return Difference(errors, float(cosine), float(other / whole) if whole else float("inf" if other else 1))
-
-
-MASKED = -9e3  # a score at or below this was masked: engines write -inf, -1e4 (-9984 in bfloat16) or the lowest float
 
 
 def hidden_keys(config, name, shape, end, last=None):

@@ -20,7 +20,7 @@ from minigemma.debug.replay import compare
 from minigemma.debug.runs import Run
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
-from minigemma.taps import layer_of, names_of, tap_kind
+from minigemma.taps import axes_of, layer_of, names_of, tap_kind
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D6": "31B"}  # A4: where no PLE has a norm before the layers; D6: two global kv heads
@@ -622,3 +622,28 @@ def test_a_system_that_does_not_say_its_memory_is_no_obstacle(monkeypatch):
     model = model_of("E2B")
     monkeypatch.setattr("minigemma.debug.runs.available_memory", lambda: None)
     assert compared(model, recorded(model)).clean
+
+
+def test_a_chunk_and_the_last_call_of_generate_are_judged_as_the_whole_prompt_is(tmp_path):
+    """generate() keeps the keys that its next query sees, and returns one id that it never reads."""
+    model, ids = load(), [2, *range(300, 349)]
+    window, start, right, wrong = model.config.sliding_window, 38, Trace(), Trace()
+    model(ids, tap=right)
+    model(ids, tap=lambda name, x: wrong(name, x * np.float32(1.1) if name == "layers.3.attn_out" else x))
+
+    def written(trace, start, known):
+        arrays = {}
+        for name, array in trace.items():
+            axis = axes_of(name).index("T")
+            rows = array.take(range(start, len(ids)), axis)
+            sliding = "S" in axes_of(name) and model.config.layers[layer_of(name)].window
+            arrays[name] = np.ascontiguousarray(rows[..., -(len(ids) - start + window - 1) :] if sliding else rows)
+        save_file(arrays | {"tokens": np.array(known)}, tmp_path / "t.safetensors")
+        return tmp_path / "t.safetensors"
+
+    cases = (start, ids, {"start": start}), (len(ids) - 1, ids, {}), (len(ids) - 1, [*ids, 400], {})
+    for first, known, options in cases:
+        found = diff_file(written(right, first, known), model, **options)
+        assert found.clean and all(row.verdict in ("OK", "MISSING") for row in found.rows), known
+        assert diff_file(written(wrong, first, known), model, **options).first_broken == "layers.3.attn_out"
+    assert any("never reads" in note for note in found.notes)
