@@ -10,6 +10,7 @@ from notebook_runs import FOLDER
 
 import minigemma
 from minigemma.interventions import token_losses
+from minigemma.ops import rms_norm, rope, rotation
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,17 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("01.6", lambda tiny: question(tiny)["layers.8.ple.proj"], "it equals layers.8.ple.proj"),
     ("01.7", lambda tiny: [True] * 4, "look at [3]"),
     ("01.9", lambda tiny: 35 * 256, "it is half the answer"),
+    ("02.1", lambda tiny: lambda x, g, eps: x * g, "each row has a factor of its own: a norm"),
+    ("02.1", lambda tiny: lambda x, g, eps: rms_norm(x, None, eps), "a learned weight is missing"),
+    ("02.1", lambda tiny: lambda x, g, eps: x / np.sqrt((x * x).mean() + eps) * g, "a norm over the last axis"),
+    ("02.1", lambda tiny: lambda x, g, eps: rms_norm(x, g, 0), "[a tiny vector]"),
+    ("02.2", lambda tiny: 10, "too large"),
+    ("02.4", lambda tiny: lambda x, at, f: rope(x, *rotation(at, f, x.dtype))[:, ::-1], "heads are in reverse order"),
+    ("02.4", lambda tiny: lambda x, at, f: np.roll(rope(x, *rotation(at, f, float)), 4, -1), "two halves of each head"),
+    ("02.4", lambda tiny: lambda x, at, f: x, "values are right"),
+    ("02.5", lambda tiny: lambda a: np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]), "it is transposed"),
+    ("02.6", lambda tiny: lambda H, theta, share: theta ** (-2 * np.arange(H // 2) / H), "[E2B, global]"),
+    ("02.7", lambda tiny: 30, "too small"),
 ]
 
 
