@@ -9,8 +9,12 @@ Released weights are bfloat16 numbers. minigemma and a reference "in float32" bo
 differ by the order of their sums alone, with one exception: transformers multiplies the embeddings by sqrt(D) in the
 dtype in which the model was loaded (Gemma4TextScaledWordEmbedding). Loaded in float32 that is sqrt(D), as here; loaded
 in bfloat16 and converted afterwards it stays rounded, 39.25 for 39.1918 in E2B. Where a golden does not fit, it is
-therefore tried with rounded scales as well. Goldens computed in bfloat16 would need a tolerance of their own: there,
-logits from 16 to 32 are multiples of 0.125.
+therefore tried with rounded scales as well. Goldens computed in bfloat16 have a tolerance of their own: there, logits
+from 16 to 32 are multiples of 0.125, and others have measured how far bfloat16 moves them.
+
+In the real weights that were seen (E2B, 12B, 31B), q_norm and k_norm are one number each in a layer, and their product
+times head_dim is near 32: a score is 32 times the cosine of q and k. Weights for which it is not so are no error; the
+result says so.
 """
 
 import math
@@ -34,6 +38,7 @@ from ..taps import TAPS, Edit, Trace, axes_of, tap_kind
 
 PUBLISHED = Path(__file__).with_name("published_goldens.json")
 FITS, TIE, DIFFERS, UNCHECKED = "fits", "tie within rounding", "differs", "not checked"
+SCALE = 32  # q_norm x k_norm x head_dim of the real weights that were seen: 31.9 to 32.4
 LONGEST = 2**20  # tokens of a golden whose ids are given by a rule
 
 
@@ -47,8 +52,10 @@ class Golden:
     compute: str  # what the source says of its precision
     ids: list[int]
     top_logits: dict[int, float]  # id -> logit at the last position, after the softcap
+    top_logprobs: dict[int, float]  # id -> log-probability there; only their differences are compared
     greedy_tokens: list[int]
-    hidden: list[dict]  # {"taps": [names], "l2_norm": ..., "first_8": [...]} of the last position
+    hidden: list[dict]  # {"taps": [names], "l2_norm": ..., "first_8": [...], "largest_4": ...} of the last position
+    weights: dict[str, float]  # "layers.0.q_norm" -> its value, the same in all places
     within: dict  # {"logits": absolute, "hidden": relative, "why": ...}
     prompt: str | None = None  # the text of the ids, <bos> left out
     messages: list[dict] | None = None  # or the chat
@@ -68,10 +75,14 @@ FORM = {  # an entry of a goldens file, but for its ids
     "messages": [{"role": str, "content": str}],
     "top_logits": {"indices": [int], "values": [float]},
     "greedy_tokens": [int],
-    "hidden": [{"taps": [str], "l2_norm": float, "first_8": [float]}],
+    "top_logprobs": {"indices": [int], "values": [float]},
+    "hidden": [
+        {"taps": [str], "l2_norm": float, "first_8": [float], "largest_4": {"indices": [int], "values": [float]}}
+    ],
 }  # fmt: skip
+NONE = {"indices": [], "values": []}
 LEFT_OUT = {
-    "prompt": None, "messages": None, "top_logits": {"indices": [], "values": []}, "greedy_tokens": [], "hidden": [],
+    "prompt": None, "messages": None, "top_logits": NONE, "top_logprobs": NONE, "greedy_tokens": [], "hidden": [],
 }  # fmt: skip
 WITHIN = {"logits": float, "hidden": float, "why": str}
 
@@ -79,12 +90,18 @@ WITHIN = {"logits": float, "hidden": float, "why": str}
 def _golden(data, entry, where):
     try:
         whole = LEFT_OUT | {key: value for key, value in entry.items() if value is not None}
+        whole["hidden"] = [{"largest_4": NONE} | state for state in whole["hidden"]]
         found = {key: _expect(form, whole[key]) for key, form in FORM.items() if whole[key] is not None}
         for state in found["hidden"]:
             if not state["taps"] or state["l2_norm"] <= 0:
                 raise ValueError("a hidden state needs a tap and an l2_norm above 0")
-        top = found["top_logits"]
-        found["top_logits"] = dict(zip(top["indices"], top["values"], strict=True))
+        pairs = [found["top_logits"], found["top_logprobs"], *(state["largest_4"] for state in found["hidden"])]
+        found["top_logits"], found["top_logprobs"], *largest = [
+            dict(zip(pair["indices"], pair["values"], strict=True)) for pair in pairs
+        ]
+        for state, values in zip(found["hidden"], largest, strict=True):
+            state["largest_4"] = values
+        found["weights"] = {str(name): _expect(float, value) for name, value in entry.get("weights", {}).items()}
         return Golden(ids=_ids(entry["ids"]), within=_expect(WITHIN, data["tolerances"][entry["tolerance"]]), **found)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         example = "weights/tiny/goldens.json shows the form"
@@ -123,7 +140,7 @@ def goldens_for(config, directory):
     beside = Path(directory) / "goldens.json"
     if beside.exists():
         return read_goldens(beside)
-    size = next((name for name in RELEASED if _geometry(released_config(name)) == _geometry(config)), None)
+    size = _released(config)
     of_size = [golden for golden in read_goldens(PUBLISHED) if released_name(golden.model) == size]
     tuned = _named_tuned(directory)
     fitting = [golden for golden in of_size if tuned in (None, golden.model.endswith("-it"))]
@@ -133,6 +150,12 @@ def goldens_for(config, directory):
         make = f"make {beside} with transformers: python weights/training/make_goldens.py --weights {directory}"
         raise Error(f"{directory}: no goldens are known for {what}{known}; {make}")
     return fitting
+
+
+def _released(config):
+    """The name of the released model that has this config's geometry; None if there is none."""
+    own = _geometry(config)
+    return next((name for name in RELEASED if _geometry(released_config(name)) == own), None)
 
 
 def _geometry(config):
@@ -171,7 +194,8 @@ def check_goldens(model):
     about = [
         {name: getattr(golden, name) for name in ("name", "model", "source", "compute", "within")} for golden in goldens
     ]
-    result = {"weights": str(model.directory), "goldens": about, "checks": checks, "models": models}
+    unusual = list(_unusual(model)) if _released(model.config) else []
+    result = {"weights": str(model.directory), "goldens": about, "checks": checks, "models": models, "unusual": unusual}
     return result | {"fits": any(models.values()), "verdict": _verdict(checks, models)}
 
 
@@ -179,7 +203,8 @@ def _check(model, golden):
     """One golden's checks, in the order in which a prompt runs: ids, hidden states, logits, greedy tokens."""
     _refuse_foreign(golden, model.config)
     checks = [_check_ids(model, golden)] if golden.prompt is not None or golden.messages else []
-    if not (golden.hidden or golden.top_logits or golden.greedy_tokens):
+    checks += [_check_weight(model.weights, name, value) for name, value in golden.weights.items()]
+    if not (golden.hidden or golden.top_logits or golden.top_logprobs or golden.greedy_tokens):
         return checks
     numbers = _check_numbers(model, golden, no_tap)
     if DIFFERS in (check["verdict"] for check in numbers):
@@ -191,20 +216,41 @@ def _check(model, golden):
 
 def _refuse_foreign(golden, config):
     """Raise Error for ids, taps and sizes that the model does not have."""
-    for id in chain(golden.ids, golden.top_logits, golden.greedy_tokens):
+    for id in chain(golden.ids, golden.top_logits, golden.top_logprobs, golden.greedy_tokens):
         if not 0 <= id < config.vocab_size:
             raise Error(
                 f"golden {golden.name!r}: id {id} is outside this model's vocabulary, 0 to {config.vocab_size - 1}"
             )
     for state in golden.hidden:
-        if any(tap_kind(tap) not in TAPS or axes_of(tap) != ("T", "D") for tap in state["taps"]):
-            raise Error(
-                f"golden {golden.name!r}: {state['taps']} are not hidden states; see the T D of minigemma/taps.py"
-            )
-        if len(state["first_8"]) > config.hidden_size:
-            raise Error(
-                f"golden {golden.name!r}: a hidden state has more values than this model's {config.hidden_size}"
-            )
+        if any(tap_kind(tap) not in TAPS or axes_of(tap)[0] != "T" for tap in state["taps"]):
+            raise Error(f"golden {golden.name!r}: {state['taps']} have no row for each token; see minigemma/taps.py")
+
+
+def _check_weight(weights, name, value):
+    """Whether a weight is this number in all places; the place that is farthest off."""
+    try:
+        *path, last = name.split(".")
+        owner = weights.layers[int(path[1])] if path else weights
+        array = np.ravel(np.asarray(getattr(owner, last), np.float64))
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise Error(f"{name!r} is no weight of this model; names are like layers.0.q_norm") from None
+    found = array[np.abs(array - value).argmax()]
+    return _row(name, value, found, abs(found - value), 0)
+
+
+def _unusual(model):
+    """Sentences about q_norm and k_norm that are not as in the real weights that were seen."""
+    scales, spreads = {}, {}
+    for layer, w in zip(model.config.layers, model.weights.layers, strict=True):
+        q, k = (np.asarray(x, np.float64) for x in (w.q_norm, model.weights.layers[layer.kv_from].k_norm))  # [H] each
+        scales[layer.index] = q.mean() * k.mean() * layer.head_dim
+        spreads[layer.index] = max(np.ptp(x) / np.abs(x).max() if x.any() else 0.0 for x in (q, k))
+    far, wide = max(scales, key=lambda i: abs(scales[i] - SCALE)), max(spreads, key=spreads.get)
+    if not spreads[wide] <= 0.01:
+        spread = f"its values differ by {spreads[wide]:.2g} of the largest"
+        yield f"q_norm or k_norm of layer {wide} is not one number: {spread}"
+    elif not abs(scales[far] - SCALE) <= 1:
+        yield f"q_norm x k_norm x head_dim is {scales[far]:.4g} in layer {far}; in the real weights it is near {SCALE}"
 
 
 def _rounded_scales(config):
@@ -243,9 +289,14 @@ def _check_numbers(model, golden, edit):
     for tap in taps:
         if tap not in trace:
             raise Error(f"golden {golden.name!r}: {tap!r} is not a tap of this model; names are in minigemma/taps.py")
-    checks = [_check_hidden(state, trace, golden.within["hidden"]) for state in golden.hidden]
+    checks = [_check_hidden(golden.name, state, trace, golden.within["hidden"]) for state in golden.hidden]
     if golden.top_logits:
-        checks.append(_check_logits(logits, golden))
+        checks.append(_check_logits(logits, golden.top_logits, golden.within["logits"], "logit"))
+    if top := golden.top_logprobs:
+        first = max(top, key=top.get)
+        less = {id: value - top[first] for id, value in top.items()}
+        within = 2 * golden.within["logits"]  # of two logits that may each be off
+        checks.append(_check_logits(logits - logits[first], less, within, f"logit, less that of {first},"))
     if golden.greedy_tokens:
         rows = logits[None]  # [1, V]
         if forced := golden.greedy_tokens[:-1]:  # each token is judged after theirs, so that one slip is one slip
@@ -255,30 +306,33 @@ def _check_numbers(model, golden, edit):
     return checks
 
 
-def _check_hidden(state, trace, within):
-    """The norm or one of the first values, whichever is farther off; of several taps it may be, the nearest."""
+def _check_hidden(name, state, trace, within):
+    """The norm or one of the values, whichever is farther off; of several taps it may be, the nearest."""
+    values = dict(enumerate(state["first_8"])) | state["largest_4"]
     readings = []
     for tap in state["taps"]:
-        vector = trace[tap][-1].astype(np.float64)  # [D]
+        vector = trace[tap][-1].astype(np.float64).ravel()  # [D], or all heads
+        if not all(0 <= j < len(vector) for j in values):
+            raise Error(f"golden {name!r}: {tap} has more values than this model's {len(vector)}")
         norm, rms = np.linalg.norm(vector), state["l2_norm"] / len(vector) ** 0.5
         pairs = [(f"{tap}, norm", state["l2_norm"], norm, state["l2_norm"])]
-        pairs += [(f"{tap}, value {j}", value, vector[j], rms) for j, value in enumerate(state["first_8"])]
+        pairs += [(f"{tap}, value {j}", value, vector[j], rms) for j, value in values.items()]
         readings.append(_worst([(abs(found - value) / unit, what, value, found) for what, value, found, unit in pairs]))
     difference, what, expected, found = min(readings, key=_size)
     return _row(what, expected, found, difference, within)
 
 
-def _check_logits(logits, golden):
+def _check_logits(logits, top, within, what):
     """The logit that is farthest off; a token that should not be among the first counts by how far it is."""
-    off = [(abs(logits[id] - value), f"logit of {id}", value, logits[id]) for id, value in golden.top_logits.items()]
-    others, lowest = logits.copy(), min(golden.top_logits.values())
-    others[list(golden.top_logits)] = -np.inf
+    off = [(abs(logits[id] - value), f"{what} of {id}", value, logits[id]) for id, value in top.items()]
+    others, lowest = logits.copy(), min(top.values())
+    others[list(top)] = -np.inf
     highest = int(others.argmax())
     if not others[highest] <= lowest:
-        what = f"logit of {highest}, not in their first {len(golden.top_logits)}"
-        off.append((others[highest] - lowest, what, lowest, others[highest]))
+        known = f"{what} of {highest}, not in their first {len(top)}"
+        off.append((others[highest] - lowest, known, lowest, others[highest]))
     difference, what, expected, found = _worst(off)
-    return _row(what, expected, found, difference, golden.within["logits"])
+    return _row(what, expected, found, difference, within)
 
 
 def _check_greedy(rows, golden):
@@ -353,7 +407,8 @@ def goldens_text(result):
     paragraphs = [
         "\n".join([result["weights"], *(f"{model}: {source} ({compute})" for model, source, compute in sources)])
     ]
-    paragraphs += [table(heads, rows), *(fill(reason, 118) for reason in reasons), result["verdict"]]
+    unusual = [f"Unusual: {sentence}." for sentence in result["unusual"]]
+    paragraphs += [table(heads, rows), *(fill(reason, 118) for reason in reasons), *unusual, result["verdict"]]
     return "\n\n".join(paragraphs)
 
 

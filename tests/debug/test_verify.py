@@ -19,9 +19,10 @@ from minigemma.account.towers import TOWERS
 from minigemma.debug.goldens import PUBLISHED, check_goldens, goldens_for, goldens_text, read_goldens
 from minigemma.packed import narrow, widen
 from minigemma.released import RELEASED, released_config, released_name
+from minigemma.taps import names_of
 
 STORED = minigemma.TINY / "goldens.json"
-FACTS = Path(__file__).parents[3] / "shared" / "facts" / "published_goldens.json"
+FACTS = Path(__file__).parents[3] / "shared" / "facts"
 HEAD = {"name": "made", "model": "fake", "source": "this test", "compute": "float32", "tolerance": "ours"}
 
 
@@ -184,19 +185,69 @@ def test_where_goldens_are_of_two_models_the_one_that_fits_is_named(beside):
     assert result["fits"] and result["verdict"] == "The golden of tuned fits."
 
 
+def test_log_probabilities_are_compared_by_their_differences(tiny, beside):
+    ids = stored("window")["ids"]
+    golden = computed(tiny, ids)
+    top = golden.pop("top_logits")
+    golden["top_logprobs"] = top | {"values": [value - 17.25 for value in top["values"]]}
+    assert check_goldens(beside([golden]))["fits"]
+    golden["top_logprobs"]["values"][3] += 3e-4
+    (wrong,) = differing(check_goldens(beside([golden])))
+    assert wrong == f"logit, less that of {top['indices'][0]}, of {top['indices'][3]}"
+
+
+def test_a_weight_and_the_largest_values_of_a_state_are_compared(tiny, beside):
+    tiny([2, 300], tap=(trace := minigemma.Trace("layers.0.attn.q")))
+    q = trace["layers.0.attn.q"][-1].ravel().astype(np.float64)
+    largest = np.argsort(-np.abs(q))[:4]
+    state = {"taps": ["layers.0.attn.q"], "l2_norm": np.linalg.norm(q), "first_8": q[:8].tolist()}
+    state["largest_4"] = {"indices": largest.tolist(), "values": q[largest].tolist()}
+    scalar = float(np.ravel(tiny.weights.layers[0].layer_scalar)[0])
+    golden = HEAD | {"ids": [2, 300], "hidden": [state], "weights": {"layers.0.layer_scalar": scalar}}
+    assert check_goldens(beside([golden]))["fits"]
+    state["largest_4"]["values"][2] *= 1.01
+    golden["weights"] = {"layers.0.layer_scalar": scalar * 1.001}
+    wrong = differing(check_goldens(beside([golden])))
+    assert wrong == ["layers.0.layer_scalar", f"layers.0.attn.q, value {largest[2]}"]
+
+
+def test_norms_unlike_those_of_the_real_weights_are_said_and_are_no_error(tiny, beside, monkeypatch):
+    """In the weights that were seen a score is 32 times a cosine."""
+    monkeypatch.setattr("minigemma.debug.goldens._released", lambda config: "E2B")
+    model = beside([stored("short")])
+    result = check_goldens(model)
+    assert result["fits"] and "is not one number" in result["unusual"][0] and "Unusual: q_norm" in goldens_text(result)
+
+    def with_norms(q, k):
+        layers = [SimpleNamespace(**vars(layer)) for layer in tiny.weights.layers]
+        for layer, w in zip(tiny.config.layers, layers, strict=True):
+            w.q_norm = np.full(layer.head_dim, q / layer.head_dim, np.float32)
+            w.k_norm = np.full(layer.head_dim, k, np.float32)
+        weights = SimpleNamespace(**{**vars(tiny.weights), "layers": layers})
+        return check_goldens(replace(model, weights=weights))["unusual"]
+
+    assert with_norms(64, 0.5) == []
+    assert with_norms(32, 0.5)[0].startswith("q_norm x k_norm x head_dim is 16 in layer 0")
+
+
 # ------------------------------------------------------------------------------------------------ the published goldens
 MODELS = {
-    "E2B": "google/gemma-4-E2B-it", "E4B": "google/gemma-4-E4B-it", "12B": "google/gemma-4-12B",
-    "26B-A4B": "google/gemma-4-26B-A4B-it", "31B": "google/gemma-4-31B-it",
+    "E2B": ["google/gemma-4-E2B-it"], "E4B": ["google/gemma-4-E4B-it"],
+    "12B": ["google/gemma-4-12B", "google/gemma-4-12B-it"], "26B-A4B": ["google/gemma-4-26B-A4B-it"],
+    "31B": ["google/gemma-4-31B-it"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("size", RELEASED)
 def test_a_config_of_a_released_geometry_selects_the_published_goldens_of_that_model(size, tmp_path):
-    for directory in (tmp_path, tmp_path / MODELS[size].split("/")[1], tmp_path / f"gemma-4-{size}"):
-        assert {golden.model for golden in goldens_for(released_config(size), directory)} == {MODELS[size]}
-    snapshot = tmp_path / f"models--{MODELS[size].replace('/', '--')}" / "snapshots" / "0a1b"
-    assert {golden.model for golden in goldens_for(released_config(size), snapshot)} == {MODELS[size]}
+    def models(directory):
+        return {golden.model for golden in goldens_for(released_config(size), directory)}
+
+    for directory in (tmp_path, tmp_path / f"gemma-4-{size}"):
+        assert models(directory) == set(MODELS[size])
+    for name in MODELS[size]:
+        assert models(tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / "0a1b") == {name}
+        assert not name.endswith("-it") or models(tmp_path / name.split("/")[1]) == {name}
 
 
 @pytest.mark.parametrize("size", RELEASED)
@@ -216,7 +267,7 @@ def test_e2b_has_goldens_on_both_sides_of_its_window(tmp_path):
 
 def test_a_directory_without_goldens_is_told_how_to_make_them(tmp_path):
     hub = tmp_path / "models--google--gemma-4-E2B" / "snapshots" / "0a1b"
-    for size, directory in (("E2B", hub), ("12B", tmp_path / "gemma-4-12B-it")):
+    for size, directory in (("E2B", hub), ("E4B", tmp_path / "models--google--gemma-4-E4B")):
         with pytest.raises(Error, match=r"no goldens are known for gemma-4-.* \(there are some of .*make_goldens.py"):
             goldens_for(released_config(size), directory)
     other = Config.from_dict(RELEASED["E2B"] | {"sliding_window": 511})
@@ -237,10 +288,11 @@ def test_published_goldens_are_whole_and_agree_with_themselves():
         assert all(0 <= id < config.vocab_size for id in ids)
         values = list(golden.top_logits.values())
         assert values == sorted(values, reverse=True)
-        assert list(golden.top_logits)[:1] == golden.greedy_tokens[:1]
+        for top in (golden.top_logits, golden.top_logprobs):
+            assert list(top)[:1] in ([], golden.greedy_tokens[:1])
         taps = [tap for state in golden.hidden for tap in state["taps"]]
-        assert all(tap == "final_norm" or int(tap.split(".")[1]) < config.num_hidden_layers for tap in taps)
-        assert golden.model == MODELS[released_name(golden.model)]
+        assert set(taps) <= set(names_of(config))
+        assert golden.model in MODELS[released_name(golden.model)]
 
 
 def test_published_goldens_run_to_the_end_at_the_depth_and_vocabulary_of_e2b(tmp_path):
@@ -248,12 +300,17 @@ def test_published_goldens_run_to_the_end_at_the_depth_and_vocabulary_of_e2b(tmp
     narrow_e2b = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "head_dim": 8}
     narrow_e2b |= {"global_head_dim": 8, "hidden_size_per_layer_input": 1}
     config = Config.from_dict(RELEASED["E2B"] | narrow_e2b)
-    (tmp_path / "goldens.json").write_bytes(PUBLISHED.read_bytes())
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    own = [golden for golden in published["goldens"] if golden["model"] == MODELS["E2B"][0]]
+    for golden in own:  # without the places that a narrow model does not have
+        states = [state for state in golden.get("hidden", ()) if "ple.gate" not in state["taps"][0]]
+        golden["hidden"] = [{key: value for key, value in state.items() if key != "largest_4"} for state in states]
+    (tmp_path / "goldens.json").write_text(json.dumps(published | {"goldens": own}))
     result = check_goldens(minigemma.Model(tmp_path, config, minigemma.random_weights(config), {}))
     assert not result["fits"]
     assert {check["verdict"] for check in result["checks"] if check["what"] == "ids"} == {"not checked"}
     assert {check["verdict"] for check in result["checks"] if check["what"] != "ids"} == {"differs"}
-    assert len(result["goldens"]) == 10
+    assert len(result["goldens"]) == len(own) > 20
     goldens_text(result)
 
 
@@ -263,14 +320,15 @@ def nearest(values):
 
 
 def test_published_logits_are_no_bfloat16_numbers_so_they_left_the_reference_in_float32():
-    for golden in read_goldens(PUBLISHED):
+    for golden in (golden for golden in read_goldens(PUBLISHED) if "bfloat16" not in golden.compute):
         values = np.array(list(golden.top_logits.values()))
         assert values.size == 0 or (np.abs(nearest(values) - values) > 1e-4).sum() > 0.7 * len(values)
 
 
 def test_the_published_hidden_state_0_is_no_embedding():
     """An embedding is a row of bfloat16 numbers times its scale; state 0 is not, so states are numbered by layer."""
-    (state,) = (s for g in read_goldens(PUBLISHED) for s in g.hidden if s["taps"] == ["layers.0.resid_post"])
+    (paris,) = (golden for golden in read_goldens(PUBLISHED) if golden.name == "Paris")
+    (state,) = (state for state in paris.hidden if state["taps"] == ["layers.0.resid_post"])
     for scale in (1, 1536**0.5, 39.25):
         row = np.array(state["first_8"]) / scale
         assert (np.abs(nearest(row) / row - 1) > 1e-4).sum() >= 6
@@ -282,9 +340,13 @@ def test_the_published_goldens_are_those_that_were_collected():
         return golden["model"], str(golden.get("top_logits")), str(golden.get("greedy_tokens"))
 
     ours = json.loads(PUBLISHED.read_text(encoding="utf-8"))["goldens"]
-    facts = json.loads(FACTS.read_text(encoding="utf-8"))
-    assert sorted(map(key, facts["goldens"])) == sorted(key(golden) for golden in ours if "top_logits" in golden)
-    (chat,) = (golden for golden in ours if "messages" in golden)
+    files = [FACTS / f"{part}_goldens.json" for part in ("published", "new")]
+    facts, more = (json.loads(path.read_text(encoding="utf-8")) for path in files)
+    collected = {key(golden) for golden in facts["goldens"] + more["goldens"]}
+    own = [golden for golden in ours if "weights" not in golden and golden["name"] != "chat"]
+    assert len(own) == len(facts["goldens"]) + len(more["goldens"]) and set(map(key, own)) == collected
+    assert sum(map(len, (state.get("first_8", []) for golden in own for state in golden.get("hidden", [])))) > 600
+    (chat,) = (golden for golden in ours if golden["name"] == "chat")
     assert (chat["messages"], chat["ids"]) == (facts["chat_template"]["messages"], facts["chat_template"]["ids"])
 
 
@@ -321,11 +383,13 @@ def test_a_golden_of_another_vocabulary_or_another_depth_is_refused(beside):
     with pytest.raises(Error, match=r"'short': 'layers\.10\.resid_post' is not a tap of this model"):
         check_goldens(beside([stored("short") | {"hidden": deep}]))
     wide = [{"taps": ["embed"], "l2_norm": 1, "first_8": [0.5] * 129}]
-    with pytest.raises(Error, match="'short': a hidden state has more values than this model's 128"):
+    with pytest.raises(Error, match="'short': embed has more values than this model's 128"):
         check_goldens(beside([stored("short") | {"hidden": wide}]))
-    heads = [{"taps": ["layers.0.attn.q"], "l2_norm": 1, "first_8": []}]
-    with pytest.raises(Error, match="are not hidden states"):
+    heads = [{"taps": ["layers.0.attn.pattern"], "l2_norm": 1, "first_8": []}]
+    with pytest.raises(Error, match="have no row for each token"):
         check_goldens(beside([stored("short") | {"hidden": heads}]))
+    with pytest.raises(Error, match=r"'layers.0.q_proj_norm' is no weight of this model"):
+        check_goldens(beside([stored("short") | {"weights": {"layers.0.q_proj_norm": 1.0}}]))
     with pytest.raises(Error, match="has no list of goldens"):
         check_goldens(beside([]))
 
