@@ -177,7 +177,14 @@ def find_tensors(directory):
             if name in found:
                 raise Error(f"{path}: holds {name} twice, under two prefixes or in two shards; remove one")
             found[name] = stored
-    return fold(found)
+    return fold(found, mlx_settings(directory))
+
+
+def mlx_settings(directory):
+    """`quantization` of a config.json, which MLX writes; {} where there is none."""
+    path = Path(directory) / "config.json"
+    about = read_json(path).get("quantization") if path.exists() else None
+    return about if isinstance(about, dict) else {}
 
 
 def read_header(path):

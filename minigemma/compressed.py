@@ -1,8 +1,9 @@
-"""Matrices of 4 and 8 bits in a safetensors directory, as the compressed-tensors library writes them.
+"""Matrices of 4 and 8 bits in a safetensors directory, as the compressed-tensors library and MLX write them.
 
-Google's checkpoints of 4 bits are of this kind. In place of `q_proj.weight` a file holds `q_proj.weight_packed`,
-`q_proj.weight_scale` and `q_proj.weight_shape`, and `q_proj.weight_zero_point` if its groups have zero points. Source:
-the library's format pack-quantized.
+Google's checkpoints of 4 bits are of the first kind. In place of `q_proj.weight` a file holds `q_proj.weight_packed`,
+`q_proj.weight_scale` and `q_proj.weight_shape`, and `q_proj.weight_zero_point` if its groups have zero points. A file
+of MLX holds `q_proj.weight`, `q_proj.scales` and `q_proj.biases`. Sources: the library's format pack-quantized; MLX's
+mode affine.
 """
 
 import re
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import Error
-from .layouts import W4A16, W8A16, Layout
+from .layouts import MLX4, MLX8, W4A16, W8A16, Layout
 from .packed import ExpertStack, PackedMatrix, narrow, widen
+from .tensors import bare_name
 
-INTEGERS = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
+INTEGERS = {"I32": np.dtype("<i4"), "I64": np.dtype("<i8"), "U32": np.dtype("<u4")}
 LAYOUTS = {4: W4A16, 8: W8A16}  # by bits a number
+AFFINE = {4: MLX4, 8: MLX8}
 GROUP = 32  # columns that share a scale in what we write
 EXPERT = re.compile(r"(.*\bexperts)\.(\d+)\.(gate|up|down)_proj\.weight")
 FIELDS = ("packed", "scale", "shape", "zero_point")  # after the name of a matrix and "_"
@@ -46,6 +49,25 @@ class Packed(NamedTuple):
         return PackedMatrix(self.layout, parts, self.shape)
 
 
+class Affine(NamedTuple):
+    """The places of one matrix of MLX, as Packed."""
+
+    layout: Layout
+    shape: tuple[int, ...]
+    numbers: Any  # checkpoint.Stored, [out, in x bits / 32] of uint32
+    scale: Any  # checkpoint.Stored, [out, G]
+    bias: Any  # checkpoint.Stored, [out, G]
+
+    @property
+    def dtype(self):
+        return self.layout.name
+
+    def map(self):
+        """The PackedMatrix: views of the file."""
+        numbers = self.numbers.map(INTEGERS).view(np.ndarray).view(np.uint8)  # [out, in x bits / 8]
+        return PackedMatrix(self.layout, [numbers, *(one.map().view(np.ndarray) for one in self[3:])], self.shape)
+
+
 class Stacked(NamedTuple):
     """The places of a layer's experts, which are matrices of their own in the files. It has `shape`, `dtype`, `map`."""
 
@@ -57,11 +79,12 @@ class Stacked(NamedTuple):
         return ExpertStack(self.experts, self.shape)
 
 
-def fold(found):
-    """Tensors by name -> the same with each packed matrix as one Packed, under the name of its weight.
+def fold(found, quantization=None):
+    """Tensors by name -> the same with each packed matrix as one Packed or Affine, under the name of its weight.
 
-    Experts that are matrices of their own become one Stacked, under the names of the released files. Raises Error for a
-    matrix of which a part is missing, and for shapes that do not belong together.
+    quantization: of MLX's config.json: group_size, and under the names of modules theirs if it differs. Experts that
+    are matrices of their own become one Stacked, under the names of the released files. Raises Error for a matrix of
+    which a part is missing, and for shapes that do not belong together.
     """
     folded = dict(found)
     for name in [name for name in found if name.endswith(".weight_packed")]:
@@ -71,7 +94,25 @@ def fold(found):
             if stored is None:
                 raise Error(f"{numbers.path}: holds {name} without {weight}_{field}; download the file again")
         folded[weight] = _packed(weight, numbers, scale, shape, zero)
+    for name in [name for name, place in found.items() if place.dtype == "U32" and name.endswith(".weight")]:
+        module = name.removesuffix(".weight")
+        scale, bias = (folded.pop(f"{module}.{field}", None) for field in ("scales", "biases"))
+        folded[name] = _affine(name, found[name], scale, bias, quantization or {})
     return _stack_experts(folded)
+
+
+def _affine(name, numbers, scale, bias, quantization):
+    """The Affine of one matrix, if its parts fit together."""
+    own = {bare_name(module): about for module, about in quantization.items() if isinstance(about, dict)}
+    group = own.get(bare_name(name.removesuffix(".weight")), quantization).get("group_size")
+    shapes = [place.shape if place and len(place.shape) == 2 else None for place in (numbers, scale, bias)]
+    if None in shapes or shapes[1] != shapes[2] or shapes[0][0] != shapes[1][0] or group not in (32, 64, 128):
+        raise Error(f"{numbers.path}: {name}: not packed as MLX packs a matrix in groups of 32, 64 or 128")
+    columns = shapes[1][1] * group
+    bits = 32 * shapes[0][1] / columns
+    if bits not in AFFINE:
+        raise Error(f"{numbers.path}: {name}: packed in {bits:g} bits; of MLX, minigemma reads 4 and 8")
+    return Affine(AFFINE[int(bits)], (shapes[0][0], columns), numbers, scale, bias)
 
 
 def _stack_experts(found):

@@ -82,8 +82,13 @@ def check_quantization(raw, where):
     about = raw.get("quantization_config") or raw.get("quantization")
     if about is None:
         return
-    method = about.get("quant_method", "MLX") if isinstance(about, dict) else about
-    form = about.get("format", "pack-quantized") if isinstance(about, dict) else None
+    about = about if isinstance(about, dict) else {"quant_method": about}
+    method, mode = about.get("quant_method", "MLX"), about.get("mode", "affine")
+    form = about.get("format", "pack-quantized")
+    if method == "MLX" and mode == "affine":
+        return
+    if method == "MLX":
+        raise Error(f"{where}: the weights are in MLX's mode {mode!r}, not affine; {INSTEAD}")
     if method != "compressed-tensors":
         raise Error(f"{where}: the weights are quantised by {method!r}; {INSTEAD}")
     if form != "pack-quantized":

@@ -1,8 +1,9 @@
 """How files of 4 to 8 bits a number lay their numbers out, and how to read them.
 
 Every layout keeps small whole numbers q, and one scale for each group of 16 to 128 columns: a weight is q x scale. Two
-layouts of GGUF also keep a minimum for each group, and the weight is q x scale - minimum. Sources: the
-compressed-tensors library (w4a16, w8a16) and llama.cpp's ggml-quants.c (the others). A tensor's rows are always whole.
+layouts of GGUF and those of MLX also keep a minimum for each group, and the weight is q x scale - minimum. Sources: the
+compressed-tensors library (w4a16, w8a16), mlx.core.quantize (MLX) and llama.cpp's ggml-quants.c (the others). A
+tensor's rows are always whole.
 
 Letters: R rows, B blocks of a row, G groups of a row, g columns of a group.
 """
@@ -21,7 +22,7 @@ class Layout(NamedTuple):
     group: int  # columns that share a scale
     unpack: Callable  # rows of the file's arrays -> q [R, in] of int8 or int16, scale [R, G], minimum [R, G] or None
     columns: int  # of a block, which the file keeps together
-    size: int  # bytes of a block; 0 for compressed-tensors, which keeps scales in an array of their own
+    size: int  # bytes of a block; 0 for compressed-tensors and MLX, which keep scales in an array of their own
     quick: Callable | None = None  # as unpack without zero points, for one product, in QUICK_UNITS
 
 
@@ -59,6 +60,16 @@ def quick_w4a16(packed, scale):
 def unpack_w8a16(packed, scale, zero=None):
     """compressed-tensors, 8 bits: a byte a column; the file stores q + 128."""
     return _less_zero((packed ^ 0x80).view(np.int8), scale, zero)
+
+
+def unpack_mlx4(packed, scale, bias):
+    """MLX, affine, 4 bits: packed as w4a16, q = 0 to 15, and a weight is q x scale + bias."""
+    return nibbles(packed), _float32(scale), -_float32(bias)
+
+
+def unpack_mlx8(packed, scale, bias):
+    """MLX, affine, 8 bits: a byte a column."""
+    return packed, _float32(scale), -_float32(bias)
 
 
 def _less_zero(q, scale, zero):
@@ -175,6 +186,8 @@ def _six_bits(packed):
 
 W4A16 = Layout("w4a16", 4.5, 32, unpack_w4a16, 8, 0, quick_w4a16)
 W8A16 = Layout("w8a16", 8.5, 32, unpack_w8a16, 4, 0)
+MLX4 = Layout("MLX 4-bit", 4.5, 64, unpack_mlx4, 8, 0)
+MLX8 = Layout("MLX 8-bit", 8.5, 64, unpack_mlx8, 4, 0)
 BLOCKS = {  # of GGUF, by the number of the type in the file
     2: Layout("Q4_0", 4.5, 32, unpack_q4_0, 32, 18),
     8: Layout("Q8_0", 8.5, 32, unpack_q8_0, 32, 34),

@@ -64,7 +64,7 @@ def test_a_directory_with_a_gguf_file_is_answered_with_the_file(tmp_path):
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised by 'fp8'"),
         ({"quantization_config": {"quant_method": "exl2"}}, "quantised by 'exl2'"),
         ({"quantization_config": {"quant_method": "modelopt"}}, "quantised by 'modelopt'"),
-        ({"quantization": {"group_size": 64, "bits": 4}}, "quantised by 'MLX'"),
+        ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, "in MLX's mode 'mxfp4', not affine"),
         ({"quantization_config": {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}}, "'nvfp4-"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}},

@@ -14,14 +14,15 @@ from minigemma.__main__ import main
 from minigemma.account.memory import weights_in_memory
 from minigemma.checkpoint import write_safetensors
 from minigemma.compressed import INTEGERS, pack, rows_of
-from minigemma.layouts import BLOCKS, W4A16, W8A16
+from minigemma.layouts import BLOCKS, MLX4, MLX8, W4A16, W8A16
 from minigemma.model import forward
 from minigemma.packed import PackedMatrix
 from minigemma.tensors import text_tensors
 from minigemma.tools import bench, quantize
 
 GOLDENS = safetensors.numpy.load_file(Path(__file__).parent / "goldens" / "layouts" / "layouts.safetensors")
-LAYOUTS = {"w4a16": W4A16, "w8a16": W8A16} | {layout.name: layout for layout in BLOCKS.values()}
+LAYOUTS = {"w4a16": W4A16, "w8a16": W8A16, "mlx4": MLX4, "mlx8": MLX8}
+LAYOUTS |= {layout.name: layout for layout in BLOCKS.values()}
 CASES = sorted({name.rpartition(".")[0] for name in GOLDENS})
 
 
@@ -198,6 +199,47 @@ def test_bench_tells_packed_bytes_apart(quantised, monkeypatch):
     packed_ones = [t for t in account.tensors if t.packed is not None and t.part != "unused"]
     assert bench.packed_bytes(model) == sum(t.packed for t in packed_ones) > 0
     assert bench.packed_bytes(minigemma.load(minigemma.TINY)) == 0
+
+
+def test_a_directory_of_mlx_is_the_weights_that_it_stands_for(tmp_path, monkeypatch):
+    """With MLX's prefix, one module of 8 bits, and one whose rows no group fits, which stays in 16 bits."""
+    monkeypatch.setattr(checkpoint, "SMALL", 0)  # bytes: nothing is converted at load
+    config, _ = small("E2B", hidden_size=64, intermediate_size=96)
+    rng, rows, arrays, plain, own = np.random.default_rng(0), [], [], [], {}
+    for tensor in text_tensors(config):
+        name, shape = f"language_model.model.{tensor.name}", tensor.shape
+        module = name.removesuffix(".weight")
+        if len(shape) < 2 or shape[1] % 32:
+            values = checkpoint.random_vector(tensor, rng) if len(shape) < 2 else rng.normal(0, 0.2, shape)
+            rows.append((name, shape, "BF16"))
+            arrays.append(packed.narrow(values.astype(np.float32)))
+            plain.append(packed.widen(arrays[-1]))
+            continue
+        bits = 8 if name.endswith("layers.1.mlp.up_proj.weight") else 4
+        own |= {module: {"group_size": 32, "bits": 8}} if bits == 8 else {}
+        group = 64 if shape[1] % 64 == 0 and bits == 4 else 32
+        own |= {module: {"group_size": 32, "bits": 4}} if group == 32 and bits == 4 else {}
+        q = rng.integers(0, 2**bits, shape)
+        scale, bias = (packed.narrow(np.full((shape[0], shape[1] // group), s, np.float32)) for s in (2**-bits, -0.5))
+        words = (q.reshape(shape[0], -1, 32 // bits) << bits * np.arange(32 // bits)).sum(-1)
+        fields = {"weight": (words, "U32"), "scales": (scale, "BF16"), "biases": (bias, "BF16")}
+        rows += [(f"{module}.{field}", np.shape(array), dtype) for field, (array, dtype) in fields.items()]
+        arrays += [array for array, _ in fields.values()]
+        plain.append((q * 2.0**-bits - 0.5).astype(np.float32))
+    write_safetensors(tmp_path / "model.safetensors", "F32", rows, arrays)
+    about = {"quantization": {"group_size": 64, "bits": 4, "mode": "affine"} | own}
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | about))
+    model, names = minigemma.load(tmp_path), [tensor.name for tensor in text_tensors(config)]
+    assert model.weights.layers[1].up_proj.layout is MLX8 and model.weights.layers[0].up_proj.layout is MLX4
+    twin = checkpoint.assemble(config, dict(zip(names, plain, strict=True)))
+    np.testing.assert_allclose(model([2, 17, 90])[0], forward([2, 17, 90], twin, config)[0], rtol=1e-4, atol=1e-4)
+    assert minigemma.count(tmp_path).differences == ()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"quantization": {"group_size": 48}}))
+    with pytest.raises(Error, match="not packed as MLX packs a matrix in groups of 32, 64 or 128"):
+        minigemma.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"quantization": {"group_size": 128}}))
+    with pytest.raises(Error, match="packed in 2 bits; of MLX, minigemma reads 4 and 8"):
+        minigemma.load(tmp_path)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import Stored, find_tensors, read_header, shards
+from ..checkpoint import Stored, find_tensors, mlx_settings, read_header, shards
 from ..compressed import fold
 from ..config import Config
 from ..errors import Error
@@ -214,7 +214,8 @@ def _stored(path):
     """Every tensor of a checkpoint directory or of a GGUF file by its whole name, a packed matrix as one tensor."""
     if is_gguf(path):
         return {f"model.{name}": found for name, found in find_tensors(path).items()}
-    return fold({name: found for shard in shards(path) for name, found in read_header(shard).items()})
+    found = {name: stored for shard in shards(path) for name, stored in read_header(shard).items()}
+    return fold(found, mlx_settings(path))
 
 
 def _as_stored(tensor, found):

@@ -18,6 +18,21 @@ def blocks_of_gguf(rng, rows, blocks):
         yield layout.name, (raw,), weights
 
 
+def affine(rng, rows, columns):
+    """(name, arrays as PackedMatrix has them, weights) for MLX's 4 and 8 bits and its three sizes of group."""
+    import mlx.core as mx
+
+    from minigemma.packed import narrow, widen
+
+    for bits in (4, 8):
+        for group in (32, 64, 128):
+            packed = rng.integers(0, 2**32, (rows, columns * bits // 32), np.uint32)
+            scale, bias = (narrow(rng.normal(0, 1, (rows, columns // group)).astype(np.float32)) for _ in range(2))
+            wide = [mx.array(widen(part)) for part in (scale, bias)]  # MLX multiplies in their type, here float32
+            weights = mx.dequantize(mx.array(packed), *wide, group_size=group, bits=bits)
+            yield f"mlx{bits}-{group}", (packed.view(np.uint8), scale, bias), np.array(weights)
+
+
 def compressed(rng, rows, columns):
     """(name, arrays as PackedMatrix has them, weights) for 4 and 8 bits, two sizes of group, with and without zero
     points. The library multiplies in the scales' type, which is float32 here: in bfloat16 it would round."""

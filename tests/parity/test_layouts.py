@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from minigemma.checkpoint import find_text_tensors
-from minigemma.layouts import BLOCKS, W4A16, W8A16
+from minigemma.layouts import BLOCKS, MLX4, MLX8, W4A16, W8A16
 from minigemma.packed import PackedMatrix
 from minigemma.tools import quantize
 
-from .layouts import blocks_of_gguf, compressed
+from .layouts import affine, blocks_of_gguf, compressed
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("gguf")
 pytest.importorskip("compressed_tensors")
 
-LAYOUTS = {"w4a16": W4A16, "w8a16": W8A16} | {layout.name: layout for layout in BLOCKS.values()}
+LAYOUTS = {"w4a16": W4A16, "w8a16": W8A16, "mlx4": MLX4, "mlx8": MLX8}
+LAYOUTS |= {layout.name: layout for layout in BLOCKS.values()}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -26,6 +27,14 @@ def test_random_bytes_become_the_weights_of_the_layouts_own_library(seed):
     for name, parts, weights in [*blocks_of_gguf(rng, 7, 3), *compressed(rng, 13, 512)]:
         matrix = PackedMatrix(LAYOUTS[name.partition("-")[0]], parts, weights.shape)
         np.testing.assert_array_equal(np.asarray(matrix).view(np.uint32), weights.view(np.uint32), name)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_become_the_weights_of_mlx(seed):
+    pytest.importorskip("mlx.core")
+    for name, parts, weights in affine(np.random.default_rng(seed), 13, 512):
+        matrix = PackedMatrix(LAYOUTS[name.partition("-")[0]], parts, weights.shape)
+        np.testing.assert_array_equal(np.asarray(matrix), weights, name)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
