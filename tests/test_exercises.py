@@ -10,7 +10,7 @@ from notebook_runs import FOLDER
 
 import minigemma
 from minigemma.interventions import token_losses
-from minigemma.ops import rms_norm, rope, rotation
+from minigemma.ops import rms_norm, rope, rotation, visible
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +55,16 @@ def test_a_wrong_answer_is_described_as_by_diff(said, facts):
 
 
 def test_an_answer_that_ignores_groups_is_wrong_where_there_are_two(said):
-    right = said("03.2", lambda n, q, k: q[:, n] @ k[:, n * k.shape[1] // q.shape[1]].T)
+    right = said("03.3", lambda n, q, k: q[:, n] @ k[:, n * k.shape[1] // q.shape[1]].T)
     assert right.startswith("all right")
-    assert "K = 2" in said("03.2", lambda n, q, k: q[:, n] @ k[:, 0].T)
-    assert "IndexError" in said("03.2", lambda n, q, k: q[:, n] @ k[:, n].T)
+    assert "[two key heads, head 3]" in said("03.3", lambda n, q, k: q[:, n] @ k[:, 0].T)
+    assert "IndexError" in said("03.3", lambda n, q, k: q[:, n] @ k[:, n].T)
 
 
 @pytest.mark.parametrize("open_hole", [..., None])
 def test_an_open_hole_is_not_an_error(said, open_hole):
     assert said("03.1", open_hole) == "not yet: the hole is still open"
-    assert said("03.2", lambda n, q, k: open_hole).startswith("not yet: the hole is still open")
+    assert said("03.3", lambda n, q, k: open_hole).startswith("not yet: the hole is still open")
 
 
 def test_an_answer_that_is_made_of_an_open_one_shows_a_line_and_no_traceback(capsys):
@@ -98,7 +98,7 @@ def test_a_function_cannot_change_what_the_next_case_gets(said):
         q[:] = k[:] = 0
         return result
 
-    assert said("03.2", spoils).startswith("all right")
+    assert said("03.3", spoils).startswith("all right")
 
 
 def test_a_count_that_is_off_is_not_given_away(course):
@@ -150,6 +150,11 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("02.5", lambda tiny: lambda a: np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]), "it is transposed"),
     ("02.6", lambda tiny: lambda H, theta, share: theta ** (-2 * np.arange(H // 2) / H), "[E2B, global]"),
     ("02.7", lambda tiny: 30, "too small"),
+    ("03.2", lambda tiny: lambda layer: layer.head_dim**-0.5, "too small [layer 0]"),
+    ("03.4", lambda tiny: lambda at, n, window: visible(at, n, window and window + 1, n), "[one more than the window]"),
+    ("03.4", lambda tiny: lambda at, n, window: np.tri(len(at), n, dtype=bool), "[one more than the window]"),
+    ("03.5", lambda tiny: (8192 * 8192, 8192 * 512), "0 of 2 values are right"),
+    ("03.7", lambda tiny: 8 * 32, "too large"),
 ]
 
 

@@ -63,7 +63,7 @@ def lecture_figures():
             f"Not computed: {_saved(e2b)}.",
         ),
         "two-steps": (
-            _two_steps(load(TINY)),
+            two_steps(load(TINY)),
             "In the tiny weights a fact crosses the window in two steps: a short link, then a long look",
             "The text: Anna put the kite in the barn, then a long story, then the question where the kite is. One arc "
             "goes from barn back to kite, in sliding layer 3; one from the last token to barn, in global layer 9. With "
@@ -151,7 +151,7 @@ def _saved(account, length=1024):
     return f"{1 - short / whole:.0%} of the work of a prompt of {length:,} tokens"
 
 
-def _two_steps(model):
+def two_steps(model):
     """The figure of a fact that crosses the window of the tiny weights, with numbers measured on 16 questions."""
     asked, W = recall.questions(model), model.config.sliding_window
     whole, far, near, verb = (
