@@ -235,14 +235,16 @@ def _shards_by_name(directory):
         return [directory / "model.safetensors"]
     names = sorted(path.name for path in directory.glob("*.safetensors"))
     parts = [SERIES.fullmatch(name) for name in names]
-    if all(parts) and len({(part["name"], part["count"]) for part in parts}) == 1:
+    if names and all(parts) and len({(part["name"], part["count"]) for part in parts}) == 1:
         lacking = set(range(1, int(parts[0]["count"]) + 1)) - {int(part["number"]) for part in parts}
         if lacking:
             raise Error(f"{directory}: part {min(lacking)} of {parts[0]['count']} is missing; download it again")
     elif len(names) > 1:
         listed = ", ".join(names[:4])
         raise Error(f"{directory}: no index says which of {listed} belong together; keep the files of one model")
-    return [directory / name for name in names] or [directory / "model.safetensors"]
+    elif not names:
+        raise Error(f"{directory}: holds no .safetensors file; download the whole repository")
+    return [directory / name for name in names]
 
 
 def _check(directory, found, table, unused=()):

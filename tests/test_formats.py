@@ -76,5 +76,6 @@ def test_a_directory_with_a_gguf_file_is_answered_with_the_file(tmp_path):
 def test_a_quantisation_that_is_not_read_is_named(about, what, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     (checkpoint / "config.json").write_text(json.dumps(config | about))
-    with pytest.raises(Error, match=f"{what}.*take the checkpoint of 16 bits"):
-        minigemma.load(checkpoint)
+    for ask in (minigemma.load, minigemma.count):
+        with pytest.raises(Error, match=f"{what}.*take the checkpoint of 16 bits"):
+            ask(checkpoint)

@@ -15,6 +15,7 @@ from ..compressed import fold
 from ..config import Config
 from ..errors import Error
 from ..files import read_json
+from ..formats import check_quantization
 from ..gguf import is_gguf
 from ..mmproj import config_of
 from ..released import EFFECTIVE, RELEASED, released_name
@@ -200,7 +201,9 @@ def _find(what):
         name = released_name(str(what))
     except Error as unknown:
         if os.path.isdir(path):
-            return path.resolve().name, read_json(path / "config.json"), path
+            raw = read_json(path / "config.json")
+            check_quantization(raw, path)
+            return path.resolve().name, raw, path
         if os.path.isfile(path) and is_gguf(path):
             return path.stem, config_of(path), path
         if os.path.exists(path):
