@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigemma import count
+from minigemma import Trace, count
 from minigemma.account import compute, memory
 from minigemma.interventions import token_losses, zero
+from minigemma.packed import narrow, widen
+from minigemma.study import recall
 from minigemma.study.handover import MIXED, REVERSED
 from minigemma.study.texts import documents, read_texts
 
@@ -154,6 +156,59 @@ def seeds_table():
 def _spread(values, digits=3):
     each = ", ".join(f"{value:.{digits}f}" for value in values)
     return each + (f": {np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def course_sentences(model):
+    """What the texts of notebooks 00 to 03 say of the tiny weights and of E2B -> {notebook: sentences}."""
+    e2b, config = count("E2B"), model.config
+    near, far = e2b.config.layers[0], e2b.config.layers[4]
+    table, row = e2b.parts["PLE table"], 2 * e2b.config.num_hidden_layers * e2b.config.hidden_size_per_layer_input
+    facts = "Anna put the kite in the barn. Lily hid the doll in the tent."
+    ids = model.chat_ids([{"role": "user", "content": f"{facts}\nWhere is the kite?"}])
+    ids += model.tokenizer.encode("The kite is in the", bos=False)
+    trace = Trace("layers.9.resid_ffn")
+    model(ids, tap=trace)
+    fact, asked = np.flatnonzero(np.array(ids) == model.tokenizer.encode(" kite", bos=False)[0])[:2]
+    one, other = trace["layers.9.resid_ffn"][[fact, asked]]
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    right, rival, rest = recall.answers(model, recall.questions(model), recall.unlinked(3, 3))
+    scale, slowest = e2b.config.hidden_size**0.5, np.degrees(near.inv_freq[-1] * near.window)
+    turning = (far.inv_freq > 0).sum()
+    reach = [(sum(n.window is not None for n in c.layers), c.sliding_window - 1) for c in (config, e2b.config)]
+    pairs = [sum(min(t + 1, window) for t in range(8192)) / 1e6 for window in (8192, near.window)]
+    return {
+        "00": f"""A model of {count(config).total / 1e6:.0f} million numbers
+E2B stores {e2b.total:,} parameters
+About {e2b.total / 2e9:.1f} GB. It fits, and {4 - round(e2b.total / 2e9, 1):.1f} GB are left
+{table / 1e9:.2f} billion stored numbers
+the last {sum(n.shares_kv for n in e2b.config.layers)} layers of E2B keep none
+the work stops at layer {e2b.config.first_kv_shared_layer - 1}""",
+        "01": f"""is {bfloat16(scale):g} there, {100 * (bfloat16(scale) / scale - 1):.2f}% more
+drifted apart, to a cosine of {cosine:.2f}
+{row:,} bytes of {2 * table / 1e9:.1f} GB
+= {row // 2:,}.""",
+        "02": f"""turns by {slowest:.0f} degrees in the whole window of {near.window}
+The global heads stop at pair {turning - 1}, and the {len(far.inv_freq) - turning} pairs behind it never turn
+{2 * np.pi / far.inv_freq[turning - 1]:.0f} tokens. No single pair
+{turning} of {len(far.inv_freq)}; all {len(near.inv_freq)}.""",
+        "03": f"""{" for the tiny weights, ".join(f"{n} x {step} = {n * step:,}" for n, step in reach)} for E2B
+{pairs[0]:.1f} and {pairs[1]:.1f} million. At 131,072 tokens the ratio is {131072 / 2 / near.window:.0f}
+It is right in {right}, names the other place in {rival}, and something else in {rest}
+{len(recall.PLACES)} and {len(recall.PLACES)}. It is right""",
+    }
+
+
+def bfloat16(number):
+    return widen(narrow(np.array([number], np.float32)))[0]
+
+
+@pytest.mark.parametrize("notebook", ["00", "01", "02", "03"])
+def test_the_course_says_what_the_weights_give(notebook, tiny):
+    (path,) = (ROOT / "notebooks").glob(f"{notebook}_*.ipynb")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = plain("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"))
+    for sentence in course_sentences(tiny)[notebook].split("\n"):
+        assert plain(sentence) in text, sentence
 
 
 def plain(text):
