@@ -730,6 +730,50 @@ def bars(names, series, up, across="", errors=None):
     return _finish(axes, across, up, legend=ABOVE | {"ncols": len(series)} if len(series) > 1 else None)
 
 
+def cache_tables(config, tokens, held):
+    """Which tokens' K and V the cache of each layer holds; a panel for each moment.
+
+    held: title -> {layer: (first, end)}, the tokens that the cache of this layer holds. Pale is what it has dropped.
+    """
+    down, L = -(-len(held) // 2), config.num_hidden_layers
+    figure, grid = _grid(WIDEST, 0.4 + down * (0.7 + 0.17 * L), down, 2)
+    for axes, (title, rows) in zip(grid.flat, held.items(), strict=True):
+        for i, (first, end) in rows.items():
+            for n in range(end):
+                shade = 1 if n >= first else 0.15
+                face = (KIND_COLOURS[config.layers[i].kind], shade)
+                axes.add_patch(plt.Rectangle((n, i), 0.94, 0.9, facecolor=face, linewidth=0))
+        axes.axhspan(config.first_kv_shared_layer, L, color="#EEEEEE", zorder=0)
+        readers = f"layers {config.first_kv_shared_layer} to {L - 1} keep nothing"
+        axes.text(0.2, (config.first_kv_shared_layer + L) / 2, readers, va="center", fontsize=10)
+        axes.set(xlim=(0, len(tokens)), ylim=(0, L))
+        axes.set_xticks(np.arange(len(tokens)) + 0.5, tokens, fontsize=10)
+        axes.set_yticks(np.arange(config.first_kv_shared_layer) + 0.5, range(config.first_kv_shared_layer), fontsize=10)
+        axes.tick_params(length=0)
+        axes.set_title(title, fontsize=11, loc="left")
+        _finish(axes, "", "layer" if axes in grid[:, 0] else "")
+    return figure
+
+
+def score_path(names, parts, start, up):
+    """How a score comes about: bars one after the other, each from where the last one ended.
+
+    parts: label -> what it added in each of `names`. start: what was there before. up: of what, with its unit.
+    """
+    axes, level, width = _axes(WIDEST, 3.9), start, 0.8 / len(parts)
+    axes.bar(-1, start, 0.8, **_fill("embedding"))
+    for place in range(len(names)):
+        for n, (label, added) in enumerate(parts.items()):
+            x = place - 0.4 + (n + 0.5) * width
+            axes.bar(x, added[place], width, bottom=level, label=None if place else label, **_fill(label, n))
+            level += added[place]
+    axes.bar(len(names), level, 0.8, color=LINES[0][0])
+    axes.text(len(names), level, f"{level:.1f}", ha="center", va="bottom")
+    axes.set_xticks(range(-1, len(names) + 1), ["embedding", *names, "sum"])
+    axes.axhline(0, color="#000000", linewidth=1)
+    return _finish(axes, "layer that wrote it", up, legend={"loc": "upper left"})
+
+
 def byte_bars(sizes):
     """Bars on a logarithmic scale; sizes: label -> bytes."""
     axes = _axes(8, 0.9 + 0.45 * len(sizes))
