@@ -3,8 +3,12 @@
 import struct
 
 import gguf_files
+import numpy as np
+from family import HEARING, VISION
 
 import minigemma
+from minigemma import Config
+from minigemma.tensors import audio_tensors, vision_tensors
 from minigemma.tools import quantize
 
 from .harness import REFUSED, SAME, SOUND, Case
@@ -25,7 +29,38 @@ def gguf_file(base, rng):
         base.gguf = gguf_files.write(base.scratch / "sound.gguf", *gguf_files.describe(minigemma.load(base.talking)))
         base.gguf_said = ask(base.gguf)
         base.gguf_start = min(block.offset for block in minigemma.gguf.read(base.gguf).tensors.values())
-    raw, start, path = bytearray(base.gguf.read_bytes()), base.gguf_start, base.scratch / "hostile.gguf"
+    return _mutated(base.gguf, base.gguf_start, rng, base.scratch / "hostile.gguf", ask, base.gguf_said)
+
+
+def mmproj_file(base, rng):
+    """As gguf_file, of the towers' file beside a text model's."""
+    if not hasattr(base, "mmproj"):
+        folder = base.scratch / "towers"
+        folder.mkdir()
+        raw = minigemma.load(base.talking).config.to_dict()
+        towers = {"vision_config": VISION["E2B"], "audio_config": HEARING["E2B"]}
+        config = Config.from_dict({"model_type": "gemma4", "text_config": raw} | towers)
+        gguf_files.write(folder / "text.gguf", *gguf_files.describe(minigemma.load(base.talking)))
+        table = vision_tensors(vars(config.vision), config.hidden_size)
+        table += audio_tensors(vars(config.audio), config.hidden_size)
+        ones = {tensor.name: np.ones(tensor.shape, np.float32) for tensor in table}
+        base.mmproj = gguf_files.write(folder / "mmproj.gguf", *gguf_files.describe_towers(config, ones))
+        base.mmproj_sound = base.mmproj.read_bytes()
+        base.mmproj_said = sense(base.mmproj)
+        base.mmproj_start = min(block.offset for block in minigemma.gguf.read_header(base.mmproj).tensors.values())
+    base.mmproj.write_bytes(base.mmproj_sound)
+    return _mutated(base.mmproj, base.mmproj_start, rng, base.mmproj, sense, base.mmproj_said)
+
+
+def sense(path):
+    """Soft tokens of a picture and of a sound, from the mmproj file beside a text model."""
+    model = minigemma.load(path.with_name("text.gguf"))
+    return model.see(np.zeros((24, 24, 3), np.uint8), 70), model.hear(np.ones(2000, np.float32))
+
+
+def _mutated(sound, start, rng, path, ask, said):
+    """The Case of a sound GGUF file with a mutation in its header, which ends at `start`, or with a part missing."""
+    raw = bytearray(sound.read_bytes())
     how = str(rng.choice(["cut", "cut header", "flip", "overwrite", "insert", "delete", "count", "length", "append"]))
     at, expect, answer = int(rng.integers(24, start)), SOUND, None
     if how == "cut":
@@ -41,7 +76,7 @@ def gguf_file(base, rng):
     elif how == "delete":
         del raw[at : at + int(rng.integers(1, 9))]
     elif how == "append":
-        raw, expect, answer = raw + rng.bytes(int(rng.integers(1, 99))), SAME, base.gguf_said
+        raw, expect, answer = raw + rng.bytes(int(rng.integers(1, 99))), SAME, said
     else:  # how many tensors and keys there are; how long a text is
         place = int(rng.choice([8, 16])) if how == "count" else _a_text(raw, rng, start)
         raw[place : place + 8] = struct.pack("<Q", LENGTHS[rng.integers(len(LENGTHS))])
@@ -50,8 +85,8 @@ def gguf_file(base, rng):
 
 
 def _a_text(raw, rng, start):
-    """The place of the length of one of the names that begin with `gemma4` or `blk`."""
-    places = [i - 8 for word in (b"gemma4.", b"blk.") for i in _all(raw, word, start)]
+    """The place of the length of one of the names that begin so."""
+    places = [i - 8 for word in (b"gemma4.", b"blk.", b"v.blk.", b"a.blk.", b"clip.") for i in _all(raw, word, start)]
     return int(rng.choice(places))
 
 

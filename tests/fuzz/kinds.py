@@ -35,7 +35,7 @@ from minigemma.sounds import read_sound
 from minigemma.tokenizer import Mark
 from minigemma.turns import render
 
-from .files import gguf_file, packed_file
+from .files import gguf_file, mmproj_file, packed_file
 from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message, make_link, make_pipe
 from .pictures import pictures
 
@@ -1439,5 +1439,6 @@ KINDS = {
     "command line": (command_line, 20),
     "pictures": (pictures, 77),
     "GGUF file": (gguf_file, 84),
+    "mmproj file": (mmproj_file, 20),
     "packed file": (packed_file, 20),
 }
