@@ -162,3 +162,26 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
 @pytest.mark.parametrize(("name", "answer", "phrase"), WRONG)
 def test_a_typical_wrong_answer_gets_a_helpful_reply(said, tiny, name, answer, phrase):
     assert phrase in said(name, answer(tiny))
+
+
+def test_typical_wrong_answers_of_notebook_04_are_described(said, course):
+    from exercises import e04
+
+    def keeps_a_window(q, k, v, past_k, past_v, window):
+        z, *_ = e04.attend(q, k, v, past_k, past_v, window)
+        return z, *e04.attend(q, k, v, past_k, past_v, window and window + 1)[1:]
+
+    def cuts_first(q, k, v, past_k, past_v, window):
+        _, keys, values = e04.attend(q, k, v, past_k, past_v, window)
+        S = len(past_k) + len(q)
+        mask = e04.visible(np.arange(S - len(q), S), len(keys), window, S)
+        scores = np.where(mask, e04.attention_scores(q, keys), -1e9)
+        return e04.attention_values(e04.softmax(scores), values), keys, values
+
+    assert said("04.1", np.minimum(np.arange(1, 64), 32)).endswith("look at [31]")
+    assert "kept keys: your shape" in said("04.2", keeps_a_window)
+    assert "one token after a full cache" in said("04.2", cuts_first)
+    assert "return three arrays" in said("04.2", lambda *given: e04.attend(*given)[0])
+    assert "window 8" in said("04.5", lambda T, window: T * T // 2 + T - T // 2 if window is None else T * window)
+    assert "not yet" in said("04.6", lambda kinds, first: [*range(first), *[first - 1] * (len(kinds) - first)])
+    assert said("04.4", 3 * 512 * 2 * 2 * 2) == "not yet: it is twice the answer"
