@@ -124,6 +124,12 @@ def question(tiny):
     return trace
 
 
+def course_target(name, tiny):
+    from exercises import _targets
+
+    return _targets(name[:2])[name](tiny)
+
+
 WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("00.1", lambda tiny: 5_123_178_979, "it is twice the answer"),
     ("00.2", lambda tiny: lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True), "not finite [scores around 1,000]"),
@@ -155,6 +161,13 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("03.4", lambda tiny: lambda at, n, window: np.tri(len(at), n, dtype=bool), "[one more than the window]"),
     ("03.5", lambda tiny: (8192 * 8192, 8192 * 512), "0 of 2 values are right"),
     ("03.7", lambda tiny: 8 * 32, "too large"),
+    ("07.1", lambda tiny: lambda x: x.std() / len(x) ** 0.5, "too small"),
+    ("07.3", lambda tiny: lambda x, table: (x @ table.T).argmax(-1), "values are right"),
+    ("07.4", lambda tiny: lambda x, own, size: (own**2).sum() / (x**2).sum(), "too large"),
+    ("08.5", lambda tiny: 5, "it is 1 too small"),
+    ("11.1", lambda tiny: (22, 12), "0 of 2 values are right"),
+    ("11.4", lambda tiny: course_target("11.4", tiny).right * 96**-0.5, "1/sqrt(D)"),
+    ("13.2", lambda tiny: lambda stored: stored[::2] | stored[1::2] << 4, "values are right"),
 ]
 
 

@@ -268,7 +268,7 @@ def test_the_stored_results_are_those_of_the_stored_weights(tiny):
 
 LEFT_OUT = (  # code, formulas, links, and the numbers of exercises, questions, notebooks, models and papers
     r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|`[^`\n]*`|\]\([^)]*\)",
-    r"^(?:# )?\d+\. |\*\*Exercise \d+|\((?:notebook )?0\d\)",
+    r"^(?:# )?\d+\. |\*\*Exercise [^)]*\)|<summary>Hint \d|\((?:notebook )?0\d\)",
     r"[Nn]otebook \d+|about \d+ minutes|arXiv \d+\.\d+|(?:12|26|31)B\b",
 )  # fmt: skip
 

@@ -1,0 +1,34 @@
+"""The exercises of notebook 08."""
+
+import numpy as np
+
+from minigemma import count
+from minigemma.account import compute
+
+from . import Values
+
+E2B = count("E2B")
+
+
+def fitting_definition():
+    """The one that gives the published numbers of E2B and of E4B."""
+    both = [effective["candidates"] for effective in compute.overview()["effective"].values()]
+    (name,) = [name for name in both[0] if all(candidates[name]["reproduces"] for candidates in both)]
+    return name
+
+
+def most_pages(page=4096):
+    """How many pages a row of E2B's PLE table touches at most: all rows are tried."""
+    config = E2B.config
+    row = 2 * config.num_hidden_layers * config.hidden_size_per_layer_input
+    starts = np.arange(config.vocab_size_per_layer_input) * row
+    return int(((starts + row - 1) // page - starts // page + 1).max())
+
+
+TARGETS = {
+    "08.1": lambda model: Values(E2B.layers[0]["parts"]["attention"]),
+    "08.2": lambda model: Values(E2B.parts["PLE table"]),
+    "08.3": lambda model: Values(compute.overview()["models"]["E2B"]["computed"]),
+    "08.4": lambda model: Values(fitting_definition()),
+    "08.5": lambda model: Values(most_pages()),
+}
