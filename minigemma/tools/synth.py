@@ -22,8 +22,8 @@ from .quantize import about
 
 PIECE = 2**24  # values of a synthetic tensor written at a time
 FORMATS = {"bfloat16": 16, "w4a16": 4, "w8a16": 8, "q4_0": 4}  # bits a number of the text model's matrices
-# Of GGUF: the number of a type -> where a block has its scale, a float16, and the rms of random numbers before it.
-SCALES = {2: (0, 4.6), 14: (208, 1370)}
+F32, Q4_0 = 0, 2  # numbers of types in GGUF
+RMS = 4.6  # of random numbers from -8 to 7
 
 
 def synthesize(name, directory, seed=0, format="bfloat16"):
@@ -32,8 +32,8 @@ def synthesize(name, directory, seed=0, format="bfloat16"):
     For benchmarks, and for people who cannot download the real one: the text it makes is nonsense, but time and memory
     are those of the real model. All values of a matrix share one exponent; sign and mantissa are random. This makes the
     generator as fast as the disk. format: one of FORMATS; w4a16 and w8a16 pack the matrices of the text model and both
-    tables as compressed-tensors does; q4_0 is a GGUF file of the text model, whose token table has 6 bits, as llama.cpp
-    chooses. Raises Error if the directory holds a checkpoint or the disk is too full.
+    tables as compressed-tensors does; q4_0 is a GGUF file of the text model, with both tables in 4 bits
+    too. Raises Error if the directory holds a checkpoint or the disk is too full.
     """
     name, directory = released_name(name), make_directory(directory)
     held = [p.name for p in directory.iterdir() if p.name == "config.json" or p.suffix in (".safetensors", ".gguf")]
@@ -79,22 +79,21 @@ def _write_gguf(path, config, rng):
     """Write the text model as a GGUF file -> bytes of its tensors."""
     tensors = text_tensors(config)
     divisors = gguf_file.rope_divisors(config)
-    table = [(ROPE, divisors.shape, 0), *((gguf_file.name_of(t.name), t.shape, _kind(t)) for t in tensors)]
+    table = [(ROPE, divisors.shape, F32), *((gguf_file.name_of(t.name), t.shape, _kind(t)) for t in tensors)]
     size = sum(nbytes_of(kind, shape) for _, shape, kind in table)
     _check_room(path, size)
 
     def pieces(advance):
         yield divisors
         for tensor, (_, shape, kind) in zip(tensors, table[1:], strict=True):
-            if kind == 0:
-                yield random_vector(tensor, rng).astype(np.float32) if len(shape) == 1 else _matrix(shape, rng)
+            if kind == F32:
+                matrix = rng.standard_normal(shape) * shape[-1] ** -0.5
+                yield (random_vector(tensor, rng) if len(shape) == 1 else matrix).astype(np.float32)
                 continue
-            at, rms = SCALES[kind]
-            scale = np.float16([shape[-1] ** -0.5 / rms]).view(np.uint8)
-            blocks = math.prod(shape) // BLOCKS[kind].columns
+            scale, blocks = np.float16([shape[-1] ** -0.5 / RMS]).view(np.uint8), math.prod(shape) // 32
             for start in range(0, blocks, PIECE // 32):
                 raw = rng.integers(0, 256, (min(PIECE // 32, blocks - start), BLOCKS[kind].size), np.uint8)
-                raw[:, at : at + 2] = scale
+                raw[:, :2] = scale
                 yield raw
             advance(math.prod(shape))
 
@@ -105,14 +104,8 @@ def _write_gguf(path, config, rng):
 
 
 def _kind(tensor):
-    """The number of the type of GGUF for a tensor: F32, Q6_K for the token table, or Q4_0."""
-    if len(tensor.shape) < 2 or tensor.shape[-1] % 32 or tensor.name.endswith("router.proj.weight"):
-        return 0
-    return 14 if tensor.part == "token table" and tensor.shape[-1] % 256 == 0 else 2
-
-
-def _matrix(shape, rng):
-    return (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(np.float32)
+    """Q4_0 for the matrices of whole blocks; a router is small, and its choice is delicate."""
+    return Q4_0 if len(tensor.shape) > 1 and tensor.shape[-1] % 32 == 0 and "router" not in tensor.name else F32
 
 
 def _leave_memory(path):

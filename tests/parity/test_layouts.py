@@ -6,6 +6,7 @@ import minigemma  # before NumPy, so that its BLAS gets one thread
 import numpy as np
 import pytest
 
+from minigemma import checkpoint
 from minigemma.checkpoint import find_text_tensors
 from minigemma.layouts import BLOCKS, MLX4, MLX8, W4A16, W8A16
 from minigemma.packed import PackedMatrix
@@ -74,7 +75,7 @@ def test_transformers_loads_what_quantize_writes_and_gives_our_logits(bits, tmp_
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q8_0"])
-def test_a_file_that_the_gguf_library_wrote_is_read_as_it_was_meant(kind, tmp_path):
+def test_a_file_that_the_gguf_library_wrote_is_read_as_it_was_meant(kind, tmp_path, monkeypatch):
     import gguf
     import gguf_files
 
@@ -100,3 +101,6 @@ def test_a_file_that_the_gguf_library_wrote_is_read_as_it_was_meant(kind, tmp_pa
     ids = tiny.tokenizer.encode("Tom put the kite in the barn.")
     assert model.tokenizer.encode("Tom put the kite in the barn.") == ids
     np.testing.assert_array_equal(model(ids)[0], expected(ids)[0])  # small matrices, converted when they are loaded
+    monkeypatch.setattr(checkpoint, "SMALL", 0)  # bytes: nothing is converted at load
+    exact, ours = (minigemma.load(tmp_path / "tiny.gguf", dtype)(ids)[0] for dtype in ("float64", "bfloat16"))
+    assert np.linalg.norm(ours - exact) <= 5 * np.linalg.norm(expected(ids)[0] - exact)

@@ -43,7 +43,7 @@ def test_the_tiny_tower_sees_the_same_from_a_file_that_the_gguf_package_wrote(ti
     writer = gguf.GGUFWriter(tmp_path / "mmproj-tiny.gguf", "clip")
     writer.add_clip_vision_projector_type(gguf.VisionProjectorType.GEMMA4V)
     writer.add_vision_attention_layernorm_eps(1e-6)
-    writer.add_uint32("clip.vision.projector.scale_factor", 2)  # tiny's pooling; released models have 3, and no key
+    writer.add_uint32("clip.vision.projector.scale_factor", tiny.config.vision.pooling_kernel_size)  # without it: 3
     for name, stored in find_tensors(tiny.directory).items():
         if name.startswith(VISION):
             array = np.ascontiguousarray(gguf_files.tower_layout(name, widen(stored.map())))
