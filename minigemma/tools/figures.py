@@ -112,6 +112,23 @@ def token_boxes(ids, labels, groups, across=100):
     return _finish(axes, legend=ABOVE | {"ncols": 3, "fontsize": 10})
 
 
+def number_bits(rows):
+    """The bits of numbers, a square each; rows: label -> (bits, as a text; how many of them are the exponent)."""
+    axes = _page(0.9 + 0.35 * len(rows))
+    top, kinds = 10 * (0.35 * len(rows)), {"sign": 1, "exponent": 3, "digits (mantissa)": 2}  # colours of LINES
+    for down, (label, (bits, exponent)) in enumerate(rows.items()):
+        y = top - 3.5 * down
+        axes.text(0, y, label, va="center", fontsize=11)
+        for n, bit in enumerate(bits):
+            kind = list(kinds)[(n > 0) + (n > exponent)]
+            corner, colour = (24 + 2.05 * n, y - 1.2), (LINES[kinds[kind]][0], 0.3)
+            known = axes.get_legend_handles_labels()[1]
+            square = plt.Rectangle(corner, 2, 2.4, facecolor=colour, label=None if kind in known else kind)
+            axes.add_patch(square)
+            axes.text(corner[0] + 1, y, bit, ha="center", va="center", fontsize=10)
+    return _finish(axes, legend={"loc": "upper left", "ncols": 3, "bbox_to_anchor": (0.25, 1.05)})
+
+
 def squares(uses, each=10**7, rows=16):
     """Every parameter to scale: squares of `each` parameters, in blocks by what one token of text does with them.
 
