@@ -124,6 +124,25 @@ def letters(config, other):
         print(f"{letter:2} {meaning:31}{field:35}{size!s:>10}{size_other!s:>10}")
 
 
+def large_kind():
+    """A config and random weights of a small model with what the large members of the family have: K = V and experts.
+
+    It has no PLE and shares no K and V. The weights show how these parts work, and nothing that was learned.
+    """
+    config = minigemma.Config.from_dict({
+        "vocab_size": 2560, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2, "sliding_window": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256,
+        "num_global_key_value_heads": 1, "global_head_dim": 16, "attention_k_eq_v": True,
+        "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 24,
+        "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0,
+    })  # fmt: skip
+    weights = minigemma.random_weights(config, seed=0)
+    for layer in weights.layers:
+        layer.router_proj *= 10  # random routers are nearly indifferent; this makes their choices visible
+    return config, weights
+
+
 def fits(size, what):
     """Whether `size` bytes are few enough for a notebook; prints a sentence where they are not."""
     if size > ROOM:
