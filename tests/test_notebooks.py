@@ -97,6 +97,30 @@ def test_a_notebook_has_exercises_a_questionnaire_and_short_cells(path):
     assert "## Questionnaire" in questionnaire and len(re.findall(r"^\d+\. ", questionnaire, re.MULTILINE)) >= 5
 
 
+def test_an_exercise_has_a_head_two_hints_and_a_target_of_its_own(path, course):
+    cells = read(path).cells
+    targets = course.exercises._targets(path.name[:2])
+    asked = []
+    for number, cell in enumerate(cells):
+        if cell.cell_type == "code" and (name := re.search(r'^check\("(\d\d\.\d)"', cell.source, re.MULTILINE)):
+            asked.append(name[1])
+            head = rf"\*\*Exercise {re.escape(name[1])}\*\* \(level [1-4], \d+ minutes, trains: "
+            assert re.search(head, cells[number - 1].source), name[1]
+            folds = re.findall(r"<summary>(.*?)</summary>", cells[number + 1].source)
+            assert folds == ["Hint 1", "Hint 2", "Solution"], name[1]
+    assert asked == list(targets)
+    assert not targets or any(f'course.progress("{path.name[:2]}")' in cell.source for cell in cells)
+
+
+def test_the_course_has_exercises_of_every_level():
+    text = "".join(path.read_text(encoding="utf-8") for path in NOTEBOOKS)
+    heads = re.findall(r"\*\*Exercise \d\d\.\d\*\* \(level (\d), \d+ minutes(, open)?", text)
+    levels = [level for level, _ in heads]
+    assert len(heads) >= 70
+    assert min(levels.count(level) for level in "123") >= 8
+    assert sum(bool(free) for _, free in heads) >= 5
+
+
 def after(notebook, cell):
     """The cell behind `cell`."""
     where = notebook.cells.index(cell) + 1
