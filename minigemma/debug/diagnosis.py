@@ -16,17 +16,19 @@ import numpy as np
 
 from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
+from ..files import progress
 from ..sampling import tokenizer_of
 from ..taps import AFTER, PRECISIONS, layer_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
 from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of, rounded_matrices
 from .foreign import part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
-from .runs import PictureRun, SoundRun
+from .runs import PictureRun, Run, SoundRun
 from .samerun import broken_ops, layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
 NAMED = 0.8  # the fraction of the excess that a named fault must explain
+PREFIX, BEYOND = 128, 64  # of a long trace at least so many positions are searched, and so many behind the first wrong
 SHAPE_EXCESS = 6  # the excess of a wrong shape, and the largest of one tap, in decades
 
 
@@ -103,6 +105,7 @@ class Search:
 
     def __init__(self, run, comparison, prefill):
         self.run, self.comparison, self.prefill, self.skipped = run, comparison, prefill, []
+        self.best = None  # the Trial of the mistakes that are named
         # a mistake may add a tap, such as the K of a layer that should read another's: allow it what other layers have
         kinds = {tap_kind(name): error for name, error in comparison.allowed.items()}
         self.allowed = {name: kinds[tap_kind(name)] for name in run.theirs if tap_kind(name) in kinds}
@@ -202,6 +205,15 @@ class Search:
         left = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
         return Trial(candidates, 1 - self._excess(judged) / before if before else 0.0, left, errors)
 
+    def trials(self, what, several):
+        """The Trial of each of several tuples of candidates. stderr says how far it is, if it takes long."""
+        found = []
+        with progress(f"trying {what} on {len(self.run.tokens)} positions", len(several)) as advance:
+            for candidates in several:
+                found.append(self.trial(*candidates))
+                advance(1)
+        return found
+
     def finding(self, candidate, explained, errors):
         """The Finding of a mistake that explains this fraction of the excess; errors are those of its Trial."""
         fault, title = candidate.fault, ", ".join(filter(None, (candidate.fault.title, candidate.where)))
@@ -254,24 +266,51 @@ def _judged(comparison, run, precision, prefill=None):
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
         return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
-    search = Search(run, comparison, prefill)
-    found = _searched(search)
+    found, short = _in_prefix(run, comparison, prefill) or (_searched(Search(run, comparison, prefill)), run)
     if found.verdict == "unknown" and precision is None:
-        _try_coarser(found, run)
-    if search.skipped:
-        found.notes.append(f"not tried, as this trace cannot show them: {', '.join(dict.fromkeys(search.skipped))}")
+        _try_coarser(found, run, short)
     return found
 
 
-def _try_coarser(found, run):
+def _in_prefix(run, comparison, prefill):
+    """The Diagnosis from a prefix of a long trace, and the prefix's Run; None if it does not show all that is wrong.
+
+    No token changes what stands before it. What is named must then explain the whole trace too.
+    """
+    wrong = [np.flatnonzero(row.own.errors > row.allowed) for row in comparison.rows if row.verdict == "BROKEN"]
+    first = min((int(places[0]) for places in wrong if len(places)), default=0)
+    length = max(PREFIX, first + BEYOND, prefill or 0)
+    whole = type(run) is Run and run.soft_tokens is None and lengths_of(run.theirs, run) == {len(run.tokens)}
+    if not whole or 2 * length > len(run.tokens) or any(row.verdict == "SHAPE" for row in comparison.rows):
+        return None
+    short = run.prefix(length)
+    shorter = compare_traces(short.theirs, short, comparison.precision)
+    if shorter.first_broken != comparison.first_broken or shorter.identity:
+        return None
+    search = Search(short, shorter, prefill)
+    found = _searched(search)
+    if search.best:
+        all_of_it = Search(run, comparison, prefill)
+        trial = all_of_it.trial(*search.best.candidates)
+        if search.mends_all(search.best) != all_of_it.mends_all(trial) or trial.explained < 0.9 * search.best.explained:
+            return None
+    found.notes.append(f"the known mistakes were tried on the first {length} positions, which show the fault")
+    found.comparison = comparison
+    return found, short
+
+
+def _try_coarser(found, run, short):
     """Say which coarser number format would explain a trace that no mistake explains.
 
     Where 16 bits are seen in the numbers, the rest may be rounding too, such as a cache in float16 beside products in
     bfloat16: the verdict becomes rounding. Elsewhere a coarser format could hide a real mistake, and is only named.
+    short: a prefix, which is asked first.
     """
     inferred = found.comparison.precision
     for precision in PRECISIONS[PRECISIONS.index(inferred) + 1 :]:
-        coarser = compare_traces(run.theirs, run, precision)
+        coarser = compare_traces(short.theirs, short, precision)
+        if coarser.first_broken is None and short is not run:
+            coarser = compare_traces(run.theirs, run, precision)
         if coarser.first_broken is None and not any(row.allowed > BLIND for row in coarser.rows):
             found.sentence += f"; {precision} rounding would explain all: if they use it, give --precision {precision}"
             if inferred == "float16":
@@ -281,9 +320,17 @@ def _try_coarser(found, run):
 
 
 def _searched(search):
+    """The Diagnosis of a trace in which an op is broken, with a note of what could not be tried."""
+    found = _explained(search)
+    if search.skipped:
+        found.notes.append(f"not tried, as this trace cannot show them: {', '.join(dict.fromkeys(search.skipped))}")
+    return found
+
+
+def _explained(search):
     """The Diagnosis of a trace in which an op is broken: one mistake or two, another run, or unknown."""
     run, comparison = search.run, search.comparison
-    singles = sorted(map(search.trial, search.candidates()), key=Trial.rank)
+    singles = sorted(search.trials("known mistakes", [(one,) for one in search.candidates()]), key=Trial.rank)
     if not singles:  # the catalogue has no mistakes with sounds
         return _unknown(search, singles)
     best, first = singles[0], comparison.first_broken
@@ -321,16 +368,21 @@ def _unknown(search, singles):
 
 
 def _best_pair(search, singles):
-    """The best Trial of two faults, at least one of which explains much alone."""
-    useful = [t.candidates[0] for t in singles if t.explained > -0.5 and not t.fault.benign]
+    """The best Trial of two faults, at least one of which explains much alone.
+
+    One that needs a cache, so a pass for each token, must explain something alone.
+    """
+    tried = [t for t in singles if not t.fault.benign and t.explained > (0.02 if "cached" in t.fault.needs else -0.5)]
+    useful = [t.candidates[0] for t in tried]
     pairs = {frozenset((a, b)): (a, b) for a in useful[:2] for b in useful[:40]}
     pairs |= {frozenset((a, b)): (a, b) for a, b in combinations(useful[:8], 2)}
-    tried = [search.trial(*pair) for pair in pairs.values() if pair[0].fault is not pair[1].fault]
-    return min(tried, key=Trial.rank, default=None)
+    pairs = [pair for pair in pairs.values() if pair[0].fault is not pair[1].fault]
+    return min(search.trials("pairs of known mistakes", pairs), key=Trial.rank, default=None)
 
 
 def _faulty(search, named, trial, singles, rivals=()):
     """The Diagnosis of named faults: pairs (candidate, the fraction it explains), and their common Trial."""
+    search.best = trial
     faults = [search.finding(candidate, explained, trial.errors) for candidate, explained in named]
     titles = " and ".join(f"{f.id}, {f.title}" for f in faults)
     sentence = f"{titles}: explains {100 * max(trial.explained, 0):.0f}% of the deviation"

@@ -1,6 +1,6 @@
 """Our side of a comparison: the pass of a prompt or of a picture, run as often as a comparison needs it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from ..errors import Error
 from ..inputs import as_patches
 from ..model import forward
 from ..ops import horizon, rope, rope_2d
-from ..taps import Finite, Trace, layer_of
+from ..taps import Finite, Trace, axes_of, layer_of
 from .port import PicturePort, Port, SoundPort, encoder, listener
 from .replay import Replay
 
@@ -52,6 +52,15 @@ class Run:
             self.through(Finite(first))
         except Error as error:
             raise Error(f"our own pass cannot judge theirs: {error}") from None
+
+    def prefix(self, length):
+        """The Run of the first positions of a trace in which every array has all."""
+
+        def cut(name, array):
+            return array[tuple(slice(length) if letter in "TS" else slice(None) for letter in axes_of(name))]
+
+        theirs = {name: cut(name, array) for name, array in self.theirs.items()}
+        return replace(self, tokens=self.tokens[:length], theirs=theirs)
 
     def own_weights(self):
         """The weights that this pass reads."""

@@ -647,3 +647,23 @@ def test_a_chunk_and_the_last_call_of_generate_are_judged_as_the_whole_prompt_is
         assert found.clean and all(row.verdict in ("OK", "MISSING") for row in found.rows), known
         assert diff_file(written(wrong, first, known), model, **options).first_broken == "layers.3.attn_out"
     assert any("never reads" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_long_trace_is_searched_in_a_prefix_unless_more_is_wrong_behind_it(later, monkeypatch):
+    monkeypatch.setattr("minigemma.debug.diagnosis.PREFIX", 24)
+    monkeypatch.setattr("minigemma.debug.diagnosis.BEYOND", 16)
+    model, tokens = model_of("E2B"), np.random.default_rng(0).integers(3, 120, 60)
+    port, trace = Port(model.config, model.weights, tokens), Trace("*.resid_post")
+    FAULTS["D1"].changes[0](port)
+
+    def wrong(name, x):
+        x = x * np.where(np.arange(len(x)) < 40, 1, 1.1)[:, None] if name == "layers.2.mlp_out" and later else x
+        return trace(name, x.astype(np.float32))
+
+    port.run(wrong)
+    theirs = dict(trace)
+    found = diagnose(theirs, Run(model, tokens, theirs))
+    assert found.faults[0].id == "D1" and found.comparison.rows[-3].shape[0] == 60
+    assert ("the first 24 positions, which show the fault" in "".join(found.notes)) != later
+    assert later == ("not in the catalogue" in found.sentence or len(found.faults) > 1)
