@@ -84,13 +84,13 @@ def question(model, facts=FACTS, thing="kite", story=""):
     return asked + model.tokenizer.encode(f"The {thing} is in the", bos=False)
 
 
-def two_kv_heads():
+def two_kv_heads(vocab_size):
     """A config and random weights of a small model that has what weights/tiny has not: two key heads for four queries.
 
     They show how grouped queries work, and nothing that was learned.
     """
     config = minigemma.Config.from_dict({
-        "vocab_size": 2560, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4,
+        "vocab_size": vocab_size, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4,
         "layer_types": ["sliding_attention"] * 3 + ["full_attention"], "sliding_window": 8,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16,
         "max_position_embeddings": 256, "hidden_size_per_layer_input": 0,

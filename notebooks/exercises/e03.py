@@ -19,7 +19,7 @@ def passes(model):
     ids = model.tokenizer.encode(course.FACTS)
     for name, config, weights in (
         ("one key head", model.config, model.weights),
-        ("two key heads", *course.two_kv_heads()),
+        ("two key heads", *course.two_kv_heads(model.config.vocab_size)),
     ):
         trace = Trace()
         forward(ids, weights, config, tap=trace)
