@@ -190,8 +190,15 @@ def _stream(model, prompt, args):
     for piece in model.tokenizer.stream(timer(drawn)):
         print(piece, end="", flush=True)
     print()
+    _note_if_empty(timer)
     if args.stats:
         timer.print()
+
+
+def _note_if_empty(timer):
+    """Say that the model wrote nothing, so that an empty line looks like no mistake of the command."""
+    if not timer.stamps:
+        _note("the model wrote nothing: its first token ends the text; try another prompt")
 
 
 def _sampling(args):
@@ -244,6 +251,7 @@ def _answer(conversation, messages, args, stoppable=False):
         print()
     for note in conversation.answer.notes:
         _note(note)
+    _note_if_empty(timer)
     if args.stats:
         timer.print()
     return conversation.messages[-1].get("tool_calls", [])

@@ -7,6 +7,7 @@ Therefore two caches are kept: one from before the cue of the last user turn, an
 """
 
 from .cache import EMPTY
+from .messages import check_list
 from .model import no_tap
 from .sampling import check_room, generate_ids, prefill, tokenizer_of
 from .turns import ENDS, render, stream, to_answer, to_ids, to_prompt
@@ -37,7 +38,8 @@ class Conversation:
 
     def _rendered(self, messages):
         """The whole conversation with further messages -> its Prompt up to the cue, and the ids of the cue."""
-        messages, options = [*self.messages, *messages], {"think": self.think, "small": self.model.small_cue}
+        messages = [*self.messages, *check_list(messages)]
+        options = {"think": self.think, "small": self.model.small_cue}
         before = render(messages, self.tools, cue=False, **options)
         cue = render(messages, self.tools, **options)[len(before) :]
         prompt = to_prompt(before, self.tokenizer, self.model.config, self.budget)

@@ -39,7 +39,7 @@ def checked_messages(messages, release=False):
     Raises Error for what the format cannot express, or what its template would lose.
     """
     found, calls = [], []
-    for i, message in enumerate(check(messages, [{"role": str}], "message")):
+    for i, message in enumerate(check(check_list(messages), [{"role": str}], "message")):
         where, role = f"message {i + 1}", message["role"]
         if role not in ROLES or (role == "developer" and i):
             raise Error(f"{where}: role {role!r} is none of {', '.join(ROLES)}, or developer is not the first")
@@ -105,6 +105,17 @@ def _reply(message, calls, where):
     content, _ = _content(message, where, release=False)
     text = "".join(value for kind, value in content if kind == "text")
     return name, text, [part for part in content if part[0] != "text"]
+
+
+def check_list(messages):
+    """Messages, if they are a list of objects. Raises Error, which shows what a message is."""
+    listed = isinstance(messages, list | tuple)
+    wrong = next((one for one in messages if not isinstance(one, dict)), None) if listed else messages
+    if not listed or wrong is not None:
+        place = f"message {1 + [*messages].index(wrong)} is" if listed else "this is"
+        found = KINDS.get(type(wrong), type(wrong).__name__)
+        raise Error(f'messages are a list such as [{{"role": "user", "content": "Hello"}}]; {place} {found}')
+    return messages
 
 
 def check(x, shape, where):

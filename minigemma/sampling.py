@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from .turns import raw_pieces, to_prompt
 SCORE_BYTES = 64 * 2**20  # most bytes of one chunk's attention scores; three to four such arrays exist at once
 CHUNK = 512
 
+SETTINGS = "temperature", "top_k", "top_p"
 # Settings of a generation_config.json that transformers applies and `sample` does not, with the values that change
 # nothing (beside null). Those in SAMPLED matter only where a token is drawn, not where the most probable one is taken.
 SAMPLED = {"min_p": 0, "typical_p": 1, "top_h": 0, "epsilon_cutoff": 0, "eta_cutoff": 0}
@@ -120,6 +122,10 @@ def generate_ids(
     arguments that cannot be used. Warns once of settings in the checkpoint's generation_config that are not applied.
     """
     source = model.generation_source
+    for name in sorted(sampling.keys() - set(SETTINGS)):
+        known = [*SETTINGS, "max_new_tokens", "seed", "tap", "budget"]
+        near = get_close_matches(name, known, 1) or [", ".join(known)]
+        raise Error(f"there is no option {name}; did you mean {near[0]}?")
     chosen = settings(model.generation_config, source=source, **sampling)
     if seed is not None:
         _check_whole("seed", seed, 0)

@@ -437,3 +437,35 @@ def test_a_path_that_cannot_be_written_is_one_line(path, tmp_path, monkeypatch):
     with pytest.raises(Error, match="cannot write"):
         minigemma.Trace().save(path)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- Python ----------------------------------------------------------------------------------------------------------
+
+
+NO_MESSAGES = {"this is text": "Hello", "this is an object": {"role": "user"}, "message 1 is text": ["Hello"], "int": 3}
+
+
+@pytest.mark.parametrize(("found", "messages"), NO_MESSAGES.items())
+def test_what_is_no_list_of_messages_is_refused_with_an_example(tiny, found, messages):
+    for use in (tiny.chat, tiny.chat_ids):
+        with pytest.raises(Error, match=r'a list such as \[\{"role": "user", "content": "Hello"\}\]; .*' + found):
+            use(messages)
+
+
+MISSPELT = {"temprature": "temperature", "max_tokens": "max_new_tokens", "topk": "top_k"}
+
+
+@pytest.mark.parametrize(("name", "near"), MISSPELT.items())
+def test_a_misspelt_option_is_answered_with_the_nearest(tiny, name, near):
+    with pytest.raises(Error, match=f"no option {name}; did you mean {near}"):
+        list(minigemma.generate(tiny, STORY, **{name: 1}))
+    with pytest.raises(Error, match=f"no option {name}; did you mean {near}"):
+        tiny.chat([{"role": "user", "content": "Hi"}], **{name: 1})
+
+
+def test_an_empty_answer_is_said_on_stderr(monkeypatch, capsys):
+    monkeypatch.setattr(GENERATE, "sample", lambda *_, **__: 1)  # <eos>
+    for words in ([STORY], [STORY, "--system", "Be brief."]):
+        assert main(["generate", *words]) == 0
+        shown = capsys.readouterr()
+        assert shown.out == "\n" and "note: the model wrote nothing" in shown.err
