@@ -1,6 +1,7 @@
 """What the README's function dumps of a transformers model is read back: every array is the reference's, to the bit."""
 
 import inspect
+import types
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
@@ -12,11 +13,14 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
+import transformers
 from family import MEMBERS, fields
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from minigemma import Config, random_weights
+from minigemma.debug.diff import compare_traces
 from minigemma.debug.foreign import read_trace
+from minigemma.debug.pictures import runs_of
 from minigemma.taps import tap_kind, time_axis
 
 from .case import TOLERANCE, distance
@@ -105,3 +109,58 @@ def test_a_prefill_that_keeps_the_last_logits_only_is_read_with_its_single_rows(
         axis = time_axis(name)
         whole = theirs[name].take([-1], axis=axis) if name in single else theirs[name]
         assert distance(array, whole) < TOLERANCE[np.float32], name
+
+
+class Instead:
+    """A model whose call is something else, for `dump`: run(input_ids) returns what has logits."""
+
+    def __init__(self, model, run):
+        self.named_modules, self.run = model.named_modules, run
+
+    def __call__(self, input_ids, use_cache):
+        return self.run(input_ids)
+
+
+def row_of_a_batch(model, ids):
+    """Two prompts of which the second is padded in front; its row is cut out."""
+    batch, mask = torch.cat([ids.flip(1), ids]), torch.ones(2, ids.shape[1], dtype=int)
+    batch[1, :9] = mask[1, :9] = 0
+    return batch[1:], lambda _: model(batch, attention_mask=mask, use_cache=False)
+
+
+def later_chunk(model, ids):
+    def run(_):
+        cache = model(ids[:, :12], use_cache=True).past_key_values
+        return model(ids[:, 12:], past_key_values=cache)
+
+    return ids, run
+
+
+def last_call_of_generate(model, ids):
+    """The ids that generate() returns; hooks keep what its last call showed."""
+    config = transformers.GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    with torch.no_grad():
+        returned = model.generate(ids, generation_config=config)
+
+    def run(_):
+        model.generate(ids, generation_config=config)
+        return types.SimpleNamespace(logits=torch.zeros(0))
+
+    return returned, run
+
+
+@pytest.mark.parametrize(("how", "start"), [(row_of_a_batch, None), (later_chunk, 12), (last_call_of_generate, None)])
+def test_a_padded_row_a_later_chunk_and_the_last_call_of_generate_are_as_right_as_the_whole(how, start, tmp_path):
+    config, model = transformers_model("E2B")
+    ids, run = how(model, torch.tensor(prompt(config) + (prompt(config) == 0))[None])
+    dump(Instead(model, run), ids, tmp_path / "dump")
+    arrays = load_file(tmp_path / "dump")
+    if how is row_of_a_batch:
+        arrays = {name: array[1:] if array.shape[:1] == (2,) else array for name, array in arrays.items()}
+    save_file({name: array for name, array in arrays.items() if array.numel()}, tmp_path / "dump")
+    found = read_trace(tmp_path / "dump", config, start=start)
+    ours = types.SimpleNamespace(config=config, weights=random_weights(config, 5))
+    (right,) = runs_of(found, found.tokens, ours)
+    compared = compare_traces(right.theirs, right, "float32")
+    assert not found.unread and compared.first_broken is None
+    assert sum(row.verdict == "OK" for row in compared.rows) > 20 * config.num_hidden_layers
