@@ -10,7 +10,7 @@ from notebook_runs import FOLDER
 
 import minigemma
 from minigemma.interventions import token_losses
-from minigemma.ops import rms_norm, rope, rotation, visible
+from minigemma.ops import gelu, rms_norm, rope, rotation, softmax, visible
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,19 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("03.4", lambda tiny: lambda at, n, window: np.tri(len(at), n, dtype=bool), "[one more than the window]"),
     ("03.5", lambda tiny: (8192 * 8192, 8192 * 512), "0 of 2 values are right"),
     ("03.7", lambda tiny: 8 * 32, "too large"),
+    ("05.1", lambda tiny: gelu(question(tiny)["layers.8.mlp.up"]) * question(tiny)["layers.8.mlp.gate"], "are right"),
+    ("05.2", lambda tiny: lambda h, gate, up, down: (np.maximum(h @ gate.T, 0) * (h @ up.T)) @ down.T, "are right"),
+    ("05.3", lambda tiny: lambda act, n: np.where(act >= np.sort(act)[:, -n, None], act, 0), "[n = 1]"),
+    ("05.4", lambda tiny: np.cumprod([float(layer.layer_scalar[0]) for layer in tiny.weights.layers]), "are right"),
+    ("05.5", lambda tiny: course_target("05.5", tiny).right * 2, "it is 2 times what it should be"),
+    ("05.7", lambda tiny: lambda h, both, down, chosen, share: 0 * h, "[4 experts, 1 a token]"),
+    ("06.1", lambda tiny: (8, 8), "look at [1]"),
+    ("06.2", lambda tiny: lambda x, ple_i, kv, layer, w, config: (x * w.layer_scalar, kv), "layer 0"),
+    ("06.3", lambda tiny: lambda ids, weights, config: 2 * tiny(ids)[0], "2 times what it should be"),
+    ("06.6", lambda tiny: lambda scores, tau: softmax(scores) ** (1 / tau), "[temperature 0.5]"),
+    ("06.7", lambda tiny: lambda ranked, p: int((np.cumsum(ranked) < p).sum()), "it is 1 too small"),
+    ("06.8", lambda tiny: lambda scores, rng, temperature, top_k, top_p: int(scores.argmax()), "it draws"),
+    ("06.9", lambda tiny: "layers.0.attn.q", "that is not the answer"),
     ("07.1", lambda tiny: lambda x: x.std() / len(x) ** 0.5, "too small"),
     ("07.3", lambda tiny: lambda x, table: (x @ table.T).argmax(-1), "values are right"),
     ("07.4", lambda tiny: lambda x, own, size: (own**2).sum() / (x**2).sum(), "too large"),
