@@ -364,6 +364,9 @@ def _unknown(search, singles):
     whole = lengths_of(search.run.theirs, search.run) == {len(search.run.tokens)}
     if whole and (ops := broken_ops(search.broken, search.run.config)):  # of a part, later ops are not judged alone
         found.notes.append(f"the broken ops: {ops}")
+    run, bos = search.run, search.run.config.source.get("bos_token_id")
+    if type(run) is Run and run.start == 0 and bos not in (None, run.tokens[0]):
+        found.notes.append("the ids do not begin with <bos>; of a later chunk of a prompt give --start, and all its ids")
     return found
 
 

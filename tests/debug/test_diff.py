@@ -667,3 +667,12 @@ def test_a_long_trace_is_searched_in_a_prefix_unless_more_is_wrong_behind_it(lat
     assert found.faults[0].id == "D1" and found.comparison.rows[-3].shape[0] == 60
     assert ("the first 24 positions, which show the fault" in "".join(found.notes)) != later
     assert later == ("not in the catalogue" in found.sentence or len(found.faults) > 1)
+
+
+def test_hidden_states_of_a_later_chunk_with_its_own_ids_are_answered_with_what_to_give():
+    model, ids = load(), [2, *range(300, 339)]
+    trace = Trace("*.resid_post")
+    model(ids, tap=trace)
+    theirs = {name: array[20:] for name, array in trace.items()}
+    found = diagnose(theirs, Run(model, ids[20:], theirs))
+    assert not found.clean and any("of a later chunk of a prompt give --start" in note for note in found.notes)
