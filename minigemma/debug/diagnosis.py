@@ -366,7 +366,7 @@ def _unknown(search, singles):
         found.notes.append(f"the broken ops: {ops}")
     run, bos = search.run, search.run.config.source.get("bos_token_id")
     if type(run) is Run and run.start == 0 and bos not in (None, run.tokens[0]):
-        found.notes.append("the ids do not begin with <bos>; of a later chunk of a prompt give --start, and all its ids")
+        found.notes.append("the ids do not begin with <bos>; of a later chunk of a prompt give --start and all ids")
     return found
 
 
