@@ -1,6 +1,5 @@
 """What the notebooks share: the way to the package, loading a model, names for axes, and grading an exercise."""
 
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +11,7 @@ import minigemma  # before NumPy, so that its BLAS gets one thread
 # isort: split
 import exercises
 import numpy as np
-from exercises import progress  # noqa: F401 (for the notebooks)
+from exercises import check, progress  # noqa: F401 (for the notebooks)
 
 from minigemma.debug.goldens import check_goldens
 
@@ -155,11 +154,3 @@ def labels(model, ids):
     if model.tokenizer is None:
         return [str(id) for id in ids]
     return [model.tokenizer.token(id).replace("▁", "_").replace("\n", "\\n") for id in ids]
-
-
-def check(name, mine, tolerance=exercises.TOLERANCE):
-    """As exercises.check, for an exercise's name and an answer; or for an answer and what it should be."""
-    if isinstance(name, str) and re.fullmatch(r"\d\d\.\d+", name):
-        exercises.check(name, mine)
-    else:
-        exercises.compare(name, mine, tolerance)

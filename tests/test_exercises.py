@@ -125,9 +125,9 @@ def question(tiny):
 
 
 def course_target(name, tiny):
-    from exercises import _targets
+    from exercises import targets_of
 
-    return _targets(name[:2])[name](tiny)
+    return targets_of(name[:2])[name](tiny)
 
 
 WRONG = [  # an exercise, a typical wrong answer, and what the reply must say

@@ -64,23 +64,18 @@ def check(name, mine):
 
     name: such as "03.2". A hole that is still `...` is "not yet". Raises Error for a name that no exercise has.
     """
-    targets = _targets(name[:2])
+    targets = targets_of(name[:2])
     if name not in targets:
         raise Error(f"there is no exercise {name!r}; notebook {name[:2]} has {', '.join(targets) or 'none'}")
     session.model = session.model or load(TINY)
-    if _say(*_judge(targets[name](session.model), mine)):
+    if _say(*judge(targets[name](session.model), mine)):
         session.solved.add(name)
         print(_count(name[:2]))
 
 
-def compare(mine, right, tolerance=TOLERANCE):
-    """As `check`, for an answer and what it should be."""
-    _say(*_judge(Values(right, tolerance=tolerance), mine))
-
-
 def progress(notebook):
     """Print which exercises of a notebook, such as "03", were solved in this session."""
-    marks = " ".join(name + (" +" if name in session.solved else " .") for name in _targets(notebook))
+    marks = " ".join(name + (" +" if name in session.solved else " .") for name in targets_of(notebook))
     print(f"{_count(notebook)}:  {marks}")
 
 
@@ -90,18 +85,18 @@ def _say(verdict, words):
 
 
 def _count(notebook):
-    targets = _targets(notebook)
+    targets = targets_of(notebook)
     return f"you have solved {len(session.solved & set(targets))} of {len(targets)}"
 
 
-def _targets(notebook):
-    """The targets of a notebook -> {name: function of the model}."""
+def targets_of(notebook):
+    """The targets of a notebook, such as "03" -> {name: function of the model}."""
     if not (FOLDER / f"e{notebook}.py").is_file():
         return {}
     return import_module(f"exercises.e{notebook}").TARGETS
 
 
-def _judge(target, mine):
+def judge(target, mine):
     """(whether the answer is right, what to say of it)."""
     if mine is None or mine is ...:
         return False, OPEN
@@ -145,11 +140,12 @@ def _judge_tap(target, mine):
         theirs = {target.name: np.asarray(mine, right.dtype)}
         return compare_traces(theirs, Run(session.model, target.ids, theirs, own_ids=True), "float32").hint
 
-    return _compare(mine, _traced(session.model, tuple(map(int, target.ids)))[target.name], hint)
+    return _compare(mine, traced(session.model, tuple(map(int, target.ids)))[target.name], hint)
 
 
 @cache
-def _traced(model, ids):
+def traced(model, ids):
+    """The Trace of these ids."""
     trace = Trace()
     model(list(ids), tap=trace)
     return trace

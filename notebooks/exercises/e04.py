@@ -9,7 +9,7 @@ from minigemma.account.memory import kv_cache
 from minigemma.ops import attention_scores, attention_values, softmax, visible
 from minigemma.released import released_config
 
-from . import Calls, Judged, Values, _judge
+from . import Calls, Judged, Values, judge
 
 
 def attend(q, k, v, past_k, past_v, window):
@@ -41,7 +41,7 @@ def wrong_attend(mine):
     """What is wrong with a function like `attend`, or None: one of its three results at a time."""
     for place, name in enumerate(("z", "the kept keys", "the kept values")):
         target = Calls(lambda *given, place=place: attend(*given)[place], ATTEND, "T N H" if not place else "")
-        verdict, words = _judge(target, lambda *given, place=place: _result(mine(*given), place))
+        verdict, words = judge(target, lambda *given, place=place: _result(mine(*given), place))
         if not verdict:
             return words if "hole is still open" in words or "raises" in words else f"{name}: {words}"
     return None

@@ -8,12 +8,12 @@ from minigemma.model import forward
 from minigemma.ops import linear, rms_norm, softcap, softmax
 from minigemma.sampling import sample
 
-from . import Calls, Judged, Values, _judge, _traced
+from . import Calls, Judged, Values, judge, traced
 
 
 def layer_cases(model):
     """Arguments of a layer -> what it returns, on the question, at once and behind a cache of 20 positions."""
-    trace = _traced(model, tuple(course.question(model)))
+    trace = traced(model, tuple(course.question(model)))
     config, first = model.config, model.config.first_kv_shared_layer
     cases = {}
     for i in (0, first - 1, first, config.num_hidden_layers - 1):
@@ -48,7 +48,7 @@ def wrong_layer(model):
             for where, arguments in given.items():
                 right = answers[id(arguments[0])]
                 target = Calls(lambda *_, right=right: right, {where: arguments}, "T D" if not place else "")
-                verdict, words = _judge(target, theirs)
+                verdict, words = judge(target, theirs)
                 if not verdict:
                     return f"{name}: {words}" if place else words
         return None
@@ -65,7 +65,7 @@ def lens(model):
 
 
 def states(model):
-    trace = _traced(model, tuple(course.question(model)))
+    trace = traced(model, tuple(course.question(model)))
     return {f"after layer {i}": (trace[f"layers.{i}.resid_post"][-1],) for i in (0, model.config.num_hidden_layers - 1)}
 
 
