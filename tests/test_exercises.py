@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from notebook_runs import FOLDER
+from notebook_runs import FOLDER, NOTEBOOKS
 
 import minigemma
 from minigemma.interventions import token_losses
@@ -211,3 +211,31 @@ def test_typical_wrong_answers_of_notebook_04_are_described(said, course):
     assert "window 8" in said("04.5", lambda T, window: T * T // 2 + T - T // 2 if window is None else T * window)
     assert "not yet" in said("04.6", lambda kinds, first: [*range(first), *[first - 1] * (len(kinds) - first)])
     assert said("04.4", 3 * 512 * 2 * 2 * 2) == "not yet: it is twice the answer"
+
+
+ODD = (
+    1,
+    1.5,
+    "x",
+    b"x",
+    [1, [2]],
+    {},
+    [],
+    np.nan,
+    10**400,
+    1j,
+    np.zeros(0),
+    lambda: 3,
+    lambda *all: 1 / 0,
+    lambda *all: {},
+)
+
+
+@pytest.mark.parametrize("notebook", [path.name[:2] for path in NOTEBOOKS])
+def test_no_answer_is_an_error(course, tiny, monkeypatch, notebook):
+    exercises = course.exercises
+    monkeypatch.setattr(exercises, "session", SimpleNamespace(model=tiny, solved=set()))
+    for name, target in exercises.targets_of(notebook).items():
+        right = target(tiny)
+        wrong = [odd for odd in ODD if not exercises.judge(right, odd)[0]]
+        assert len(wrong) >= len(ODD) - 2, name  # a number may be right by chance: 1 is the answer of 02.2

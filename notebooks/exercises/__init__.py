@@ -101,7 +101,10 @@ def judge(target, mine):
     if mine is None or mine is ...:
         return False, OPEN
     if isinstance(target, Judged):
-        wrong = target.wrong(mine)
+        try:
+            wrong = target.wrong(mine)
+        except Exception as error:  # the student's own
+            wrong = f"with your answer: {type(error).__name__}: {error}"
         return not wrong, wrong or ""
     if isinstance(target, Calls):
         return _judge_calls(target, mine)
@@ -157,7 +160,7 @@ def _compare(mine, right, hint, tolerance=TOLERANCE):
         mine, right = np.asarray(mine), np.asarray(right)
     except ValueError:  # rows of different lengths
         return False, "your rows differ in length"
-    if mine.dtype.kind == "O" or (mine.dtype.kind == "U") != (right.dtype.kind == "U"):
+    if mine.dtype.kind not in "fiubcU" or (mine.dtype.kind == "U") != (right.dtype.kind == "U"):
         return False, "some of your values are of another type than the answer's"
     if mine.shape != right.shape:
         turned = "; its axes are in another order" if sorted(mine.shape) == sorted(right.shape) else ""
