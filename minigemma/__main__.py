@@ -439,7 +439,7 @@ def check_ops(args):
     from .debug import checkops, report
 
     config = parameters.count(args.config).config
-    found = checkops.check_file(args.theirs, config, _ids(args.ids), args.mapping, args.precision)
+    found = checkops.check_file(args.theirs, config, _ids(args.ids), args.mapping, args.precision, args.start)
     return found.to_dict(), report.diff_text(found, args.all), 0 if found.clean else 1
 
 
@@ -619,6 +619,7 @@ def parser():
     command(bench, where, dtype, repeats, as_json)
     command(verify, where, dtype, as_json)
     theirs = flag("theirs", metavar="THEIRS", help="a safetensors file of their intermediates")
+    start = flag("--start", type=int, metavar="N", help="position of their first row, where they hold a later chunk")
     foreign = (
         flag("--mapping", metavar="FILE", help="JSON that translates their names to ours"),
         flag("--ids", metavar="IDS", help="the prompt's ids, such as 2,818,5279, where the file does not hold them"),
@@ -627,7 +628,7 @@ def parser():
         image,
         audio,
         budget,
-        flag("--start", type=int, metavar="N", help="position of their first row, where they hold a later chunk"),
+        start,
         flag("--soft", metavar="FILE", help="safetensors with `positions` and `rows` of image or audio tokens"),
         flag("--precision", choices=PRECISIONS, help="their engine's number format; default: inferred"),
     )
@@ -639,7 +640,7 @@ def parser():
     source = f"a released model ({', '.join(RELEASED)}), a config.json, or a checkpoint directory"
     config = flag("--config", required=True, metavar="C", help=source)
     mapping, ids, precision = foreign[0], foreign[1], foreign[-1]
-    command(check_ops, theirs, config, mapping, ids, precision, everything, as_json)
+    command(check_ops, theirs, config, mapping, ids, start, precision, everything, as_json)
     either = flag("theirs", metavar="THEIRS", nargs="?", help="a safetensors file of their intermediates")
     command(diagnose, either, where, dtype, *foreign, first_call, as_json)
     command(faults, as_json)

@@ -46,9 +46,9 @@ def check_ops(theirs, config, length, tokens=None, precision=None):
     return found
 
 
-def check_file(path, config, ids=None, mapping=None, precision=None):
+def check_file(path, config, ids=None, mapping=None, precision=None, start=None):
     """`check_ops` of a file -> Comparison, with notes. Arguments as in diff.diff_file; the ids may be missing."""
-    trace = read_trace(path, config, mapping, ids)
+    trace = read_trace(path, config, mapping, ids, start=start)
     found = check_ops(trace.arrays, config, trace.length, trace.tokens, precision)
     found.unread, rest = [*trace.unread], len(trace.arrays) - len(found.rows)
     more = f"{rest} other taps need weights, or what goes into them was not captured"

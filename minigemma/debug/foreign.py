@@ -282,16 +282,17 @@ class Reader:
         if trace.tokens is None and len(self.spare):
             alike = [ids for ids in self.spare if len(ids) == self.rows > 1 and start is None]
             trace.tokens = _checked([*alike, self.spare[0]][0], "the ids given", self.config)
-        if start is not None:
-            end = start + self.rows
-            if trace.tokens is None or not 0 < start < end <= len(trace.tokens):
-                held = 0 if trace.tokens is None else len(trace.tokens)
+        self.whole, trace.start = (start or 0) + self.rows, start or 0
+        if trace.start < 0:
+            raise Error(f"--start is the position of their first row, from 0 on, not {start}")
+        if start is not None and trace.tokens is not None:
+            if self.whole > (count := len(trace.tokens)):
                 raise Error(
-                    f"{self.path}: holds {self.rows} positions; with --start {start} they need the {end} ids from the "
-                    f"beginning of the prompt on, and there are {held}; give all of them with --ids"
+                    f"{self.path}: holds {self.rows} positions; with --start {start} they need the {self.whole} ids "
+                    f"from the beginning of the prompt on, and there are {count}; give all of them with --ids"
                 )
-            trace.tokens, trace.start = trace.tokens[:end], start
-        self.whole = self.rows if trace.tokens is None else len(trace.tokens)
+            trace.tokens = trace.tokens[: self.whole]
+        self.whole = self.whole if trace.tokens is None else len(trace.tokens)
         self.before = 0 if trace.tokens is None else padding(trace.tokens, self.config)
         if self.before:
             trace.tokens = trace.tokens[self.before :]

@@ -38,13 +38,11 @@ def read_theirs(path, model, ids=None, mapping=None, grid=None, frames=None, sta
     or a sound alone needs none, and has None.
     """
     spare = [] if ids is None else [ids, *with_other_bos(ids).values()]
-    if start is not None:  # a file may hold the ids of its chunk alone
-        theirs = read_trace(path, model.config, mapping, ids, grid, frames, start)
-        return theirs, theirs.tokens
-    theirs = read_trace(path, model.config, mapping, None, grid, frames, spare=spare)
+    chunk = start is not None  # its file may hold the ids of the chunk alone
+    theirs = read_trace(path, model.config, mapping, ids if chunk else None, grid, frames, start, spare)
     if theirs.tokens is None and not theirs.is_medium():
         raise Error(f"{path}: holds no ids; give the prompt with --ids 2,818,... or --prompt TEXT")
-    return theirs, theirs.tokens if ids is None else np.asarray(ids)[padding(ids, model.config) :]
+    return theirs, theirs.tokens if ids is None or chunk else np.asarray(ids)[padding(ids, model.config) :]
 
 
 def read_second(path, config, mapping=None, grid=None, frames=None, start=None):

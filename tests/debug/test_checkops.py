@@ -10,9 +10,10 @@ from safetensors.numpy import save_file
 from minigemma import TINY, Error, Trace, forward
 from minigemma.__main__ import main
 from minigemma.debug.catalogue import FAULTS
-from minigemma.debug.checkops import check_ops
+from minigemma.debug.checkops import check_file, check_ops
 from minigemma.debug.port import Port
 from minigemma.packed import narrow, widen
+from minigemma.taps import axes_of
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 ROUNDED = {
@@ -117,3 +118,13 @@ def test_the_command_reads_a_config_only_and_returns_1_for_a_fault(tmp_path, cap
     save_file(arrays, out)
     assert main(["check-ops", out, "--config", str(config), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["first_broken"] == "layers.2.attn.v"
+
+
+def test_a_later_chunk_is_judged_at_its_own_positions(tmp_path):
+    for fault, first in ((None, None), ("E8", "layers.0.attn.rot_q")):
+        config, theirs = captured_with(fault) if fault else captured("E2B")
+        rows = {name: array[9:] for name, array in theirs.items() if axes_of(name)[0] == "T"}
+        save_file({name: np.ascontiguousarray(array) for name, array in rows.items()}, tmp_path / "chunk")
+        found = check_file(tmp_path / "chunk", config, start=9)
+        assert found.first_broken == first and found.clean == (first is None)
+        assert check_file(tmp_path / "chunk", config).first_broken == "layers.0.attn.rot_q"
