@@ -501,6 +501,23 @@ def figures(args):
         print(os.path.join(args.directory, name))
 
 
+def grade(args):
+    """Judge your own rms_norm, rope, visible, attention, mlp, ple, layer and forward, or any of them.
+
+    FILE is run in a process of its own. What it does not define is open, not wrong. --template prints a file to begin
+    with.
+    """
+    from .tools import grade
+
+    if args.template:
+        print(grade.template(args.level))
+        return None
+    if args.file is None:
+        raise Error("name your file; to begin one: python -m minigemma grade --template > mygemma.py")
+    found = grade.grade_file(args.file)
+    return grade.grades_dicts(found), grade.grades_text(found), int(any(one.verdict == "wrong" for one in found))
+
+
 class Timer:
     """Notes when each id is drawn."""
 
@@ -661,6 +678,13 @@ def parser():
         as_json,
     )
     command(figures, flag("directory", metavar="DIR", help="where to write"))
+    command(
+        grade,
+        flag("file", metavar="FILE", nargs="?", help="Python with your functions"),
+        flag("--template", action="store_true", help="print a file to begin with, in place of grading one"),
+        flag("--level", type=int, default=1, choices=(1, 2, 3), help="1: holes (default); 2: signatures; 3: names"),
+        as_json,
+    )
     what = flag("what", metavar="NAME_OR_DIR", help=source)
     context = flag("--context", type=int, metavar="N", help="tokens; default: all positions, for compute 4096")
     command(params, flag("what", metavar="NAME_OR_DIR", nargs="?", help=source), as_json)
