@@ -634,8 +634,9 @@ def _checked(ids, where, config):
 
 
 def padding(ids, config):
-    """How many ids of padding are in front of a prompt, as in a row of a batch; 0 if it holds nothing else."""
-    return int(np.argmax(np.asarray(ids) != config.pad_token_id))
+    """How many ids of padding are in front of <bos>, as in a row of a batch."""
+    count, bos = int(np.argmax(np.asarray(ids) != config.pad_token_id)), config.source.get("bos_token_id")
+    return count if bos in (None, ids[count]) else 0
 
 
 def _grid(header, file, metadata, config):

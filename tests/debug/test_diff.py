@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -627,7 +628,8 @@ def test_a_system_that_does_not_say_its_memory_is_no_obstacle(monkeypatch):
 def test_a_chunk_and_the_last_call_of_generate_are_judged_as_the_whole_prompt_is(tmp_path):
     """generate() keeps the keys that its next query sees, and returns one id that it never reads."""
     model, ids = load(), [2, *range(300, 349)]
-    window, start, right, wrong = model.config.sliding_window, 38, Trace(), Trace()
+    window, start, layers = model.config.sliding_window, 38, "layers.[0-4].*"
+    right, wrong = Trace(layers), Trace(layers)
     model(ids, tap=right)
     model(ids, tap=lambda name, x: wrong(name, x * np.float32(1.1) if name == "layers.3.attn_out" else x))
 
@@ -670,9 +672,8 @@ def test_a_long_trace_is_searched_in_a_prefix_unless_more_is_wrong_behind_it(lat
 
 
 def test_hidden_states_of_a_later_chunk_with_its_own_ids_are_answered_with_what_to_give():
-    model, ids = load(), [2, *range(300, 339)]
-    trace = Trace("*.resid_post")
-    model(ids, tap=trace)
-    theirs = {name: array[20:] for name, array in trace.items()}
-    found = diagnose(theirs, Run(model, ids[20:], theirs))
+    model = model_of("E2B")
+    model.config = replace(model.config, source=model.config.source | {"bos_token_id": 2})
+    theirs = {name: array[20:] for name, array in recorded(model, "*.resid_post").items()}
+    found = diagnose(theirs, Run(model, TOKENS[20:], theirs))
     assert not found.clean and any("of a later chunk of a prompt give --start" in note for note in found.notes)
