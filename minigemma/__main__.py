@@ -137,6 +137,21 @@ def step(args):
         model(ids, tap=tap, soft_tokens=soft_tokens)
 
 
+def page(args):
+    """Write one HTML file that shows a text's pass in a browser, tap by tap: numbers, lines of model.py, logit lens.
+
+    It needs no network. A model with PLE is shown with it and without it. Of long arrays it shows samples, and says so.
+    """
+    from .tools.page import write_page
+
+    model, text = load(args.weights, args.dtype), _prompt(args)
+    if not text:
+        raise Error("the text is empty; give at least one character")
+    facts = write_page(args.out, model, read_prompt(model, text, special=args.special)[0], text)
+    taps, tokens, size = len(facts["taps"]), len(facts["tokens"]), os.path.getsize(args.out)
+    print(f"{args.out}: {taps} taps of {tokens} tokens, {size / 1e6:.1f} MB; open it in a browser")
+
+
 def _prompt(args):
     """The prompt: the argument, or for "-" all of stdin, without its last line break."""
     if args.prompt != "-":
@@ -617,6 +632,8 @@ def parser():
     command(trace, prompt, special, *media, where, dtype, out, only, check)
     at = flag("--at", default="*", metavar="PATTERN", help="show only the taps that fit, such as 'layers.3.*'")
     command(step, prompt, special, *media, where, dtype, at)
+    html = flag("-o", "--out", required=True, metavar="FILE", help="the HTML file to write")
+    command(page, prompt, special, where, dtype, html)
     as_json = flag("--json", action="store_true", help="print JSON, for programs")
     command(turns, flag("file", metavar="FILE", help="a JSON list of messages"), budget, where, think, tools, as_json)
     repeats = flag("--repeats", type=int, default=3, metavar="R", help="runs of each measurement (default 3)")

@@ -48,12 +48,30 @@ def numbers(array):
 
 def best_tokens(name, array, model):
     """The tokens that the last position would predict if this state were the last one, with probabilities."""
-    weights, config, state = model.weights, model.config, array[-1:]  # [1, D], or [1, V]
-    if name != "logits":
-        normed = state if name == "final_norm" else rms_norm(state, weights.norm, config.rms_norm_eps)  # [1, D]
-        state = softcap(linear(normed, weights.embed_tokens), config.final_logit_softcapping)  # [1, V]
-    logits = state[0].astype(np.float64)  # [V]
-    probs = np.exp(logits - logits.max())  # [V]
-    best = np.argsort(-logits, kind="stable")[:LENS]  # [LENS]
+    state = array[-1:]  # [1, D], or [1, V]
+    if name == "final_norm":
+        state = head(state, model)  # [1, V]
+    elif name != "logits":
+        state = logits_of(state, model)  # [1, V]
+    ids, percents = most_probable(state, LENS)  # [1, LENS] each
     spell = model.tokenizer.token if model.tokenizer else str
-    return ", ".join(f"{spell(int(id))!r} {100 * probs[id] / probs.sum():.1f} %" for id in best)
+    return ", ".join(f"{spell(int(id))!r} {percent:.1f} %" for id, percent in zip(ids[0], percents[0], strict=True))
+
+
+def logits_of(states, model):
+    """The logit lens: the final norm and the head on states of any depth, [n, D] -> [n, V]."""
+    return head(rms_norm(states, model.weights.norm, model.config.rms_norm_eps), model)
+
+
+def head(normed, model):
+    """The tied head and the softcap, [n, D] -> [n, V]."""
+    return softcap(linear(normed, model.weights.embed_tokens), model.config.final_logit_softcapping)
+
+
+def most_probable(logits, count):
+    """The ids of the largest logits and their probabilities in percent: logits [n, V] -> [n, count] each."""
+    logits = logits.astype(np.float64)  # [n, V]
+    ids = np.argpartition(-logits, count - 1)[:, :count]  # [n, count]
+    ids = np.take_along_axis(ids, np.argsort(-np.take_along_axis(logits, ids, -1)), -1)  # [n, count], largest first
+    probs = np.exp(logits - logits.max(-1, keepdims=True))  # [n, V]
+    return ids, 100 * np.take_along_axis(probs, ids, -1) / probs.sum(-1, keepdims=True)
