@@ -263,6 +263,7 @@ def architecture(config):
     """The model from left to right: its layers, the layers whose K and V they read, and the path of PLE.
 
     A layer is two bars: attention (height: head_dim) above MLP (height: width). All layers have the same scale.
+    Attention of a layer that reads another's K and V is hollow.
     """
     layers, count, P = config.layers, config.num_hidden_layers, config.hidden_size_per_layer_input
     axes = _axes(WIDEST, 4.6)
@@ -274,12 +275,15 @@ def architecture(config):
     apart = {"shrinkA": 6, "shrinkB": 6}  # points left free between an arrow and its boxes
     for layer in layers:
         i, up, down = layer.index, 0.9 * layer.head_dim / tallest, 1.1 * layer.intermediate_size / widest
-        axes.bar(i, up, bottom=0.08, width=0.8, color=KIND_COLOURS[layer.kind], edgecolor="white")
+        colour = KIND_COLOURS[layer.kind]
+        face = "white" if layer.shares_kv else colour
+        axes.bar(i, up, bottom=0.08, width=0.7, facecolor=face, edgecolor=colour, linewidth=1.5)
         axes.bar(i, -down, bottom=-0.08, width=0.8, color=PALETTE["MLP"], edgecolor="white")
-        if count <= 16 or i % 5 == 0 or i == count - 1:
-            axes.text(i, -1.32, str(i), ha="center", va="center", fontsize=10)
         if P:
-            axes.annotate("", (i, -1.5), (i, low + 0.25), arrowprops=_arrow(PLE_EDGE))
+            axes.annotate("", (i, -0.1 - down), (i, low + 0.25), arrowprops=_arrow(PLE_EDGE))
+        if count <= 16 or i % 5 == 0 or i == count - 1:
+            label = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+            axes.text(i, -1.55, str(i), ha="center", va="center", fontsize=10, bbox=label)
     for rail, donor in enumerate(sorted({layer.kv_from for layer in layers if layer.shares_kv})):
         _kv_rail(axes, layers, donor, 1.45 + 0.45 * rail)
     box = {"boxstyle": "round,pad=0.4", "facecolor": "white"}
@@ -299,15 +303,14 @@ def architecture(config):
         band = axes.text((count - 1) / 2, low - 0.12, text, bbox=amber, **around)
         turn = _arrow(PLE_EDGE) | apart | {"connectionstyle": "angle,angleA=-90,angleB=0,rad=0"}
         axes.annotate("", (0, 0.5), (0.5, 0), xycoords=band, textcoords=start, arrowprops=turn)
-    for colour, label in (
-        (KIND_COLOURS["sliding_attention"], f"sliding attention, window {config.sliding_window:,}"),
-        (KIND_COLOURS["full_attention"], "global attention"),
-        (PALETTE["MLP"], f"MLP (widest: {widest:,})"),
-    ):
-        axes.bar(0, 0, color=colour, label=label)
+    axes.bar(0, 0, color=KIND_COLOURS["sliding_attention"], label=f"sliding, window {config.sliding_window:,}")
+    axes.bar(0, 0, color=KIND_COLOURS["full_attention"], label="global attention")
+    axes.bar(0, 0, color="white", edgecolor="#000000", label="reads another's K, V")
+    axes.bar(0, 0, color=PALETTE["MLP"], label=f"MLP (widest: {widest:,})")
     axes.set_xlim(-edge - 0.12 * count, count - 1 + edge + 0.16 * count)
     axes.set_ylim(low - 0.5, 2.6)
-    return _finish(axes, legend={"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": 3, "fontsize": 10})
+    above = {"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": 4, "fontsize": 10, "columnspacing": 1}
+    return _finish(axes, legend=above)
 
 
 def ple_path(config, token, i):
