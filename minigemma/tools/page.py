@@ -87,7 +87,7 @@ def page_facts(model, ids, text):
     """What a page shows: facts for JSON, and the codes of all its numbers, [n].
 
     A record is the rms, the least and the largest number of a tap at one token, and then its numbers: all, or of each
-    row as many as the page has room for, evenly spaced. The records of a tap's tokens follow one another.
+    row every n-th, as many as the page has room for. The records of a tap's tokens follow one another.
     """
     config, traces = model.config, [Recorder()]
     model(ids, tap=traces[0])
@@ -100,11 +100,10 @@ def page_facts(model, ids, text):
     for name in traces[0]:
         sides = [by_token(name, trace[name]) for trace in traces]  # [T, rows, width] each
         _, rows, width = sides[0].shape
-        kept = columns(rows, width, most)
-        shown = np.arange(kept) * width // kept  # [kept]
-        tap = {"name": name, "shape": traces[0][name].shape, "rows": rows, "width": width, "kept": kept, "at": []}
+        every = spacing(rows, width, most)
+        tap = {"name": name, "shape": traces[0][name].shape, "rows": rows, "width": width, "every": every, "at": []}
         for side in sides:
-            record = np.concatenate([statistics(side), side[..., shown].reshape(len(ids), -1)], axis=1)  # [T, 3 + ...]
+            record = np.concatenate([statistics(side), side[..., ::every].reshape(len(ids), -1)], axis=1)
             place = places.setdefault(record.tobytes(), end)  # the same numbers are stored once
             tap["at"].append(place)
             if place == end:
@@ -154,14 +153,19 @@ def by_token(name, array):
 def most_numbers(traces):
     """How many numbers of one tap at one token fit into a page: MOST_NUMBERS, or a half of it, a quarter, ..."""
     shapes, most = [by_token(name, array).shape for name, array in traces[0].items()], MOST_NUMBERS
-    while most > 1 and len(traces) * sum(T * rows * columns(rows, width, most) for T, rows, width in shapes) > LARGEST:
+    while most > 1 and size_of(traces, shapes, most) > LARGEST:
         most //= 2
     return most
 
 
-def columns(rows, width, most):
-    """How many numbers of each row are kept, so that all rows have at most `most`, but each at least one."""
-    return min(width, max(1, most // rows))
+def size_of(traces, shapes, most):
+    """How many numbers are kept where a tap has at most `most` at one token; shapes: (T, rows, width) of each tap."""
+    return len(traces) * sum(T * rows * -(-width // spacing(rows, width, most)) for T, rows, width in shapes)
+
+
+def spacing(rows, width, most):
+    """Of each row every n-th number is kept -> n, so that all rows have at most `most`, but each at least one."""
+    return -(-width // max(1, most // rows))
 
 
 def statistics(array):
