@@ -516,6 +516,8 @@ def _rules(path, mapping, header, config, notes):
 def _targets(theirs, target, where):
     """What a mapping says of the name `theirs` -> [(tap, axes, index)]. Raises Error for what cannot be used."""
     targets = []
+    if target == []:
+        raise Error(f"{where}: the list is empty; null leaves an array out")
     for given in target if isinstance(target, list) else [] if target is None else [target]:
         one = given if isinstance(given, dict) else {"tap": given}
         tap, axes = one.get("tap"), one.get("axes")

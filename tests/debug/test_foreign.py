@@ -477,6 +477,7 @@ def test_a_file_of_which_nothing_is_understood_says_what_was_seen_and_what_to_do
         ("[1]", "expected a JSON object"),
         ('{"q": "layers.{i}.attn.queries"}', "layers.{i}.attn.queries is not a tap"),
         ('{"q": 3}', "3 is not a tap"),
+        ('{"q": []}', "the list is empty; null leaves an array out"),
         ('{"q": {"axes": "T"}}', "None is not a tap"),
         ('{"q": "layers.1{i}.attn.q"}', "is not a tap"),
         ('{"q": "layers.{i}.attn.q"}', "must appear once on both sides, or on neither"),
