@@ -3,11 +3,13 @@
 MINIGEMMA_WEIGHTS names another directory to test, as it does for the program.
 """
 
+import itertools
 import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from PIL import Image
 import minigemma
 from minigemma import generate_ids
 from minigemma.interventions import token_losses
+from minigemma.sounds import read_sound
 from minigemma.turns import render
 
 from . import reference  # noqa: F401  (one thread)
@@ -81,12 +84,13 @@ def theirs():
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """The program that draws the pictures that the tower was trained on."""
+def programs():
+    """Those that draw the pictures and speak the words that the towers were trained on."""
     sys.path.insert(0, str(minigemma.TINY.parent / "training"))
     import pictures
+    import words
 
-    yield pictures
+    yield SimpleNamespace(pictures=pictures, words=words)
     sys.path.remove(str(minigemma.TINY.parent / "training"))
 
 
@@ -170,11 +174,11 @@ def test_the_chat_template_gives_the_ids_of_our_chat_with_one_bos(messages, ours
 
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "turns.json").read_text(encoding="utf-8"))
-PARTS = {"audio", "video", "image_url", "input_audio"}
+PARTS = {"video", "image_url", "input_audio"}
 
 
 def supported(conversation):
-    """Whether the tiny weights' template can write it: no tools, no media but pictures."""
+    """Whether the tiny weights' template can write it: no tools, no media but pictures and sounds."""
     parts = [part for m in conversation["messages"] if isinstance(m.get("content"), list) for part in m["content"]]
     fields = {field for message in conversation["messages"] for field in message}
     return not (
@@ -197,7 +201,7 @@ def test_the_chat_template_writes_what_googles_newest_writes_or_refuses(template
         pieces = render(conversation["messages"], None, options["think"], small=True, cue=options["cue"])
         assert "".join(pieces) == rendered()
     else:
-        with pytest.raises(Exception, match=r"not trained to call tools|takes text and pictures"):
+        with pytest.raises(Exception, match=r"not trained to call tools|takes text, pictures and sounds"):
             rendered()
 
 
@@ -214,9 +218,9 @@ def test_the_chat_template_leaves_out_an_earlier_thought_and_joins_model_message
 
 
 def test_the_chat_template_refuses_what_this_model_cannot_read(template):
-    sound = [{"role": "user", "content": [{"type": "audio", "audio": "x.wav"}]}]
+    video = [{"role": "user", "content": [{"type": "video", "video": "x.gif"}]}]
     for messages, options, words in (
-        (sound, {}, "no audio"),
+        (video, {}, "no video"),
         ([{"role": "tool", "content": "x"}], {}, "not tool"),
         (CONVERSATION, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ):
@@ -224,7 +228,7 @@ def test_the_chat_template_refuses_what_this_model_cannot_read(template):
             template.apply_chat_template(messages, tokenize=False, **options)
 
 
-def test_the_answers_about_a_hundred_pictures_are_transformers_greedy_answers(ours, pictures):
+def test_the_answers_about_a_hundred_pictures_are_transformers_greedy_answers(ours, programs):
     """transformers prepares the pixels too. As above, it reads prompt and answer at once."""
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
@@ -234,7 +238,7 @@ def test_the_answers_about_a_hundred_pictures_are_transformers_greedy_answers(ou
     )
     assert {name: found for name, found in info.items() if found} == {}, "missing, unexpected or misshapen tensors"
     for number in range(100):
-        drawn = pictures.picture("heldout", number)
+        drawn = programs.pictures.picture("heldout", number)
         question, _ = drawn.questions[number % len(drawn.questions)]
         content = [{"type": "image", "image": drawn.image}, {"type": "text", "text": question}]
         ids = ours.chat_ids([{"role": "user", "content": content}])
@@ -246,6 +250,26 @@ def test_the_answers_about_a_hundred_pictures_are_transformers_greedy_answers(ou
         with torch.no_grad():
             expected = seeing(input_ids=torch.tensor(text)[None], use_cache=False, **pixels).logits[0]
         assert text[len(ids) :] == expected[len(ids) - 1 : -1].argmax(-1).tolist(), (number, question)
+
+
+def test_the_answers_about_the_clips_are_transformers_greedy_answers(ours, programs):
+    """transformers makes the log mel too. As above, it reads prompt and answer at once."""
+    hearing = transformers.Gemma4ForConditionalGeneration.from_pretrained(
+        DIRECTORY, attn_implementation="eager", dtype=torch.float32
+    )
+    extractor = transformers.Gemma4AudioFeatureExtractor.from_pretrained(DIRECTORY)  # processor_config.json
+    names, rng = [word for _, word in programs.words.SPOKEN], np.random.default_rng(0)
+    for path, form in itertools.product(sorted(DIRECTORY.glob("*.wav")), programs.words.FORMS):
+        samples, soft = read_sound(path), ours.hear(path)
+        before, behind, _ = programs.words.question(names.index(path.stem), form, rng)
+        prompt = f"{before}<|audio>{'<|audio|>' * len(soft)}<audio|>{behind}"
+        ids = ours.tokenizer.encode(prompt, special=True)
+        where = np.flatnonzero(np.array(ids) == ours.config.audio_token_id)
+        text = [*ids, *(token for token, _ in generate_ids(ours, ids, 12, temperature=0.0, soft_tokens=(where, soft)))]
+        with torch.no_grad():
+            given = extractor([samples], return_tensors="pt")
+            expected = hearing(input_ids=torch.tensor(text)[None], use_cache=False, **given).logits[0]
+        assert text[len(ids) :] == expected[len(ids) - 1 : -1].argmax(-1).tolist(), (path, form)
 
 
 def test_transformers_has_the_same_loss_on_held_out_texts(ours, theirs, fast):

@@ -106,19 +106,19 @@ def load(directory):
     return model.requires_grad_(False)
 
 
-def begin(model):
-    """Draw a new tower, to be trained."""
-    for name, tensor in tower(model).items():
+def begin(tensors):
+    """Draw a new tower, by its names, to be trained."""
+    for name, tensor in tensors.items():
         if tensor.ndim > 1:
-            std = 0.02 if "position" in name else tensor.shape[-1] ** -0.5
+            std = 0.02 if "position" in name else tensor[0].numel() ** -0.5
             torch.nn.init.normal_(tensor, std=std)
         if tensor.ndim:
             tensor.requires_grad_(True)
 
 
-def tower(model):
-    """The tensors that turn pixels into soft tokens, by their names in the checkpoint."""
-    parts = {"model.vision_tower": model.model.vision_tower, "model.embed_vision": model.model.embed_vision}
+def tower(model, kind):
+    """The tensors that make soft tokens, by their names in the checkpoint. kind: "vision" or "audio"."""
+    parts = {f"model.{name}": getattr(model.model, name) for name in (f"{kind}_tower", f"embed_{kind}")}
     return {
         f"{at}.{name}": tensor for at, part in parts.items() for name, tensor in part.state_dict(keep_vars=True).items()
     }
@@ -200,9 +200,12 @@ def summary(result):
 
 
 @torch.no_grad()
-def set_bounds(model, split="train", count=256):
-    """Give every clipped linear its bounds, from the quantiles of what it reads and writes."""
-    linears = {n: m for n, m in model.model.vision_tower.named_modules() if hasattr(m, "input_min")}
+def set_bounds(part, batches, feed):
+    """Give every clipped linear of a tower its bounds, from the quantiles of what it reads and writes.
+
+    feed: what is done with each batch, for example `see`.
+    """
+    linears = {n: m for n, m in part.named_modules() if hasattr(m, "input_min")}
     ends = {}
 
     def keep(name):
@@ -216,8 +219,8 @@ def set_bounds(model, split="train", count=256):
         return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in linears.items()]
-    for start in range(0, count, 32):
-        see(model, np.stack([picture(split, number).image for number in range(start, start + 32)]))
+    for batch in batches:
+        feed(batch)
     for hook in hooks:
         hook.remove()
     for (name, side), (low, high) in ends.items():
@@ -234,14 +237,15 @@ def training_pictures(step, count, skip):
 
 def train(args, model, text):
     rng = np.random.default_rng(args.seed)
-    begin(model)
-    learned = [tensor for tensor in tower(model).values() if tensor.requires_grad]
-    print("parameters", sum(tensor.numel() for tensor in tower(model).values()), flush=True)
+    tensors = tower(model, "vision")
+    begin(tensors)
+    learned = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    print("parameters", sum(tensor.numel() for tensor in tensors.values()), flush=True)
     optimizer = torch.optim.AdamW(learned, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     log, seconds, first = [], 0.0, 0
     if args.resume:
         state = torch.load(args.work)
-        for name, tensor in tower(model).items():
+        for name, tensor in tensors.items():
             tensor.data.copy_(state["tower"][name])
         optimizer.load_state_dict(state["optimizer"])
         log, seconds, first = state["log"], state["seconds"], state["step"]
@@ -254,7 +258,8 @@ def train(args, model, text):
         for group in optimizer.param_groups:
             group["lr"] = max(lr, args.lr * 0.02)
         if step == args.imitate:
-            set_bounds(model)
+            some = [np.stack([picture("train", at + i).image for i in range(32)]) for at in range(0, 256, 32)]
+            set_bounds(model.model.vision_tower, some, lambda images: see(model, images))
         drawn = training_pictures(step, args.batch, args.skip)
         soft = see(model, np.stack([each.image for each in drawn]))
         captions = torch.from_numpy(np.stack([text.caption(each) for each in drawn]))
@@ -279,7 +284,7 @@ def train(args, model, text):
             shares = np.mean(table, 0).round(4).tolist()
             log.append([step + 1, round(loss.item(), 4), round(words.item(), 4), *shares, round(seconds)])
             print("step", *log[-1], table, numbers, flush=True)
-            state = {"tower": {n: t.detach() for n, t in tower(model).items()}, "optimizer": optimizer.state_dict()}
+            state = {"tower": {n: t.detach() for n, t in tensors.items()}, "optimizer": optimizer.state_dict()}
             torch.save(state | {"log": log, "seconds": seconds, "step": step + 1}, args.work)
             if args.log:
                 with open(args.log, "w", newline="") as file:
@@ -317,9 +322,8 @@ def main():
     text = Text(args.weights, model)
     if args.work:
         train(args, model, text)
-        whole.add_tower(
-            args.weights, "vision", VISION, {name: tensor.detach().numpy() for name, tensor in tower(model).items()}
-        )
+        arrays = {name: tensor.detach().numpy() for name, tensor in tower(model, "vision").items()}
+        whole.add_tower(args.weights, "vision", VISION, arrays)
         model = load(args.weights)  # as it is saved, in bfloat16
     table, numbers = summary(measure(model, text, "heldout", args.measure))
     for form, shares in zip(FORMS, table, strict=True):

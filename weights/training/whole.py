@@ -62,14 +62,21 @@ def add_tower(directory, kind, fields, arrays):
     kept = {name: array for name, array in tensors_of(path, "").items() if name not in old}
     write_weights(path, kept | {name: narrow(array).reshape(array.shape) for name, array in arrays.items()})
     write_json(directory / "config.json", read_json(directory / "config.json") | {f"{kind}_config": fields})
-    if kind == "vision":
-        write_json(directory / "processor_config.json", {"image_processor": image_processor(fields)})
+    processor = directory / "processor_config.json"
+    there = read_json(processor) if processor.exists() else {}
+    write_json(processor, there | (image_processor(fields) if kind == "vision" else feature_extractor(fields)))
 
 
 def image_processor(fields):
     """What transformers reads to prepare a picture. The tower was trained with pictures of at most 70 soft tokens."""
     sizes = {name: fields[name] for name in ("patch_size", "pooling_kernel_size")}
-    return {"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": 70} | sizes
+    return {"image_processor": {"image_processor_type": "Gemma4ImageProcessor", "max_soft_tokens": 70} | sizes}
+
+
+def feature_extractor(fields):
+    """What transformers reads to prepare a sound: the tower takes as many mel bins as its first channels."""
+    bins = fields["subsampling_conv_channels"][0]
+    return {"feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "feature_size": bins}}
 
 
 def tensors_of(path, prefixes):
