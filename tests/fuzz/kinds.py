@@ -1008,17 +1008,20 @@ def mapping_file(base, rng):
     parts = sorted({name.rsplit(".", 1)[-1] for name in base.trace})
     mapping = {f"blk.{{i}}.a/{part}": f"layers.{{i}}.attn.{part}" for part in parts}
     key, expect = pick(rng, list(mapping)), REFUSED
-    how = pick(rng, ["sound", "order", "tap", "number", "axes", "bytes", "not an object", "no match"])
+    how = pick(rng, ["sound", "order", "tap", "number", "axes", "slice", "bytes", "not an object", "no match"])
     if how == "order":
         mapping = {key: mapping[key] for key in rng.permutation(list(mapping))}
     elif how == "tap":
-        wrong = [*NONSENSE, "layers.{i}.attn", "layers.*.attn.q", "q", {"tap": None}, {"axes": "T"}]
+        wrong = ["layers.{i}.attn", "layers.*.attn.q", "q", {"tap": None}, {"axes": "T"}]
+        wrong += [nonsense for nonsense in NONSENSE if nonsense is not None]  # null leaves an array out
         mapping[key] = pick(rng, wrong)
     elif how == "number":
         mapping[key] = mapping[key].replace("{i}", pick(rng, ["1", "{j}", "{i}{i}", "{i}.{i}", "-1"]))
     elif how == "axes":
         wrong = [nonsense for nonsense in NONSENSE if nonsense is not None]
         mapping[key] = {"tap": mapping[key], "axes": pick(rng, [*wrong, "Z", "T T", "N**H", "*", "1", "T N H D", " "])}
+    elif how == "slice":
+        mapping[key] = {"tap": mapping[key], "slice": pick(rng, ["x", "1.5", "..., a:", "1:2:3:4", ["0"], {}, ""])}
     text = json.dumps(mapping)
     if how in ("sound", "order"):
         expect = SAME
