@@ -81,6 +81,7 @@ def _run(path, folder, seconds):
     ended, names = {}, list(NAMES)
     search = [str(Path(__file__).parents[2]), *sys.path, str(path.parent)]
     while names:
+        Path(folder, "file.json").unlink(missing_ok=True)
         command = [sys.executable, "-I", "-c", CHILD, json.dumps(search), str(path), str(folder), *names]
         nothing = subprocess.DEVNULL
         child = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
@@ -104,7 +105,7 @@ def _run(path, folder, seconds):
 
 def _wait(child, folder, names, seconds):
     """Wait until the process ends, or until one function takes too long -> its status, None in the latter case."""
-    done, end = 0, time.monotonic() + seconds
+    done, end = 0, time.monotonic() + SECONDS  # for the imports
     while child.poll() is None and time.monotonic() < end:
         count = sum(Path(folder, f"{name}.json").exists() for name in ("file", *names))
         if count > len(names):
@@ -121,21 +122,19 @@ def _graded(name, result, folder, tried, before):
     if result["state"] != "ran":
         verdict = "open" if result["state"] == "open" else "wrong"
         return Grade(name, verdict, result["line"] if verdict == "wrong" else "", printed=printed)
+    wrong = [grade for grade in before if grade.verdict == "wrong"] if INSIDE[name] is None or name == "ple" else []
     found, count = None, 0
     for number, case in enumerate(tried):
         path = Path(folder, f"{name}.{number}.npz")
-        if path.exists():
-            wrong, judged = _judged(name, case, _arrays(path, case.config))
+        if path.exists() and found is None:
+            found, judged = _judged(name, case, _arrays(path, case.config), wrong)
             count += judged
-            if wrong and (found is None or (wrong.fault and not found.fault)):
-                found = wrong
-            if found and found.fault:
-                break
     if found is None:
         return Grade(name, "right", f"{count:,} arrays agree", printed=printed)
-    earlier = next((grade.name for grade in before if grade.fault and grade.fault == found.fault), None)
-    if earlier:
-        found.sentence, found.hint, found.remedy = f"{found.fault} again, as in {earlier}", None, None
+    if found.fault and (same := [grade.name for grade in wrong if grade.fault == found.fault]):
+        found.sentence, found.hint, found.remedy = f"{found.fault} again, as in {same[0]}", None, None
+    elif wrong:
+        found.sentence += f"; mend {', '.join(grade.name for grade in wrong)} first"
     found.printed = printed
     return found
 
@@ -149,31 +148,36 @@ def _arrays(path, config):
         raise Error(f"{path.name}: the results cannot be read ({error}); grade the file again") from None
 
 
-def _judged(name, case, arrays):
-    """The Grade of a function in one case, None if it is right there; and how many arrays were judged."""
+def _judged(name, case, arrays, before):
+    """The Grade of a function in one case, None if it is right there; and how many arrays were judged.
+
+    before: the Grades of the wrong functions that it may call.
+    """
     inside = INSIDE[name]
     if inside is None:  # the results decide; what the student's own functions did only tells where it goes wrong
         parts = ("embed", "ple", "resid_post", *CACHED) if name == "layer" else ("logits",)
         results = {tap: array for tap, array in arrays.items() if part_of(tap) in parts}
     else:
         results = arrays = {tap: array for tap, array in arrays.items() if part_of(tap) not in inside}
-    model, wrong = SimpleNamespace(config=case.config, weights=case.weights), None
+    model, found = SimpleNamespace(config=case.config, weights=case.weights), None
     for theirs in (results, arrays) if len(arrays) > len(results) else (results,):
         run = Run(model, case.tokens, theirs)
         comparison = compare_traces(theirs, run, "float32")
         if comparison.first_broken is None:
             break
-        latest = _named(name, case, comparison, run)
-        if wrong is None or latest.fault or not wrong.fault:
-            wrong = latest
-    return wrong, len(results)
+        found = comparison, run
+    return found and _named(name, case, *found, before), len(results)
 
 
-def _named(name, case, comparison, run):
-    """The Grade of a function whose taps are wrong: with the catalogue's mistake if one leaves only rounding."""
+def _named(name, case, comparison, run, before):
+    """The Grade of a function whose taps are wrong: with the catalogue's mistake if one leaves only rounding.
+
+    If a function that it may call is wrong, only that one's mistake is tried.
+    """
     search, tap = Search(run, comparison, None), comparison.first_broken
     kinds = None if INSIDE[name] is None or name == "rms_norm" else {*INSIDE[name], *MAKES[name]}
     candidates = [c for c in search.candidates() if kinds is None or part_of(c.fault.first) in kinds]
+    candidates = [c for c in candidates if not before or c.fault.id in {grade.fault for grade in before}]
     trials = sorted(map(search.trial, candidates), key=Trial.rank)
     whole = filter(search.mends_all, trials)
     best = next(whole, None) or next(filter(search.mends_all, map(search.trial, search.partial(trials))), None)

@@ -341,12 +341,11 @@ def imported(path):
 
 def run(path, folder, names):
     """Import a student's file and run these of its functions; each leaves NAME.json, and an .npz for each case."""
-    folder, found = Path(folder), {}
+    folder, found, tried = Path(folder), {}, cases()
     result = attempt("the file", path, lambda: found.update(student=Student(imported(path))))
     _write(folder, "file", result)
     if result["state"] != "ran":
         return
-    tried = cases()
     for name in names:
 
         def each(name=name):
