@@ -10,7 +10,9 @@ from students.wrong_passes import RIGHT, WRONG, judged
 from minigemma.tools.grade import grade_file, template
 from minigemma.tools.student import NAMES
 
-SAMPLE = 3, 9, 27, 42, 57  # of both kinds; python tests/students/wrong_passes.py tries all sixty
+# Some of both kinds; python tests/students/wrong_passes.py tries all sixty.
+IN_ONE_FILE = 3, 6, 9, 14, 46  # of functions that call no other wrong one
+ALONE = 24
 
 # What belongs into the holes of level 1, in their order.
 ANSWERS = (
@@ -67,17 +69,28 @@ def test_what_a_student_has_not_written_is_open(tmp_path, level):
     assert [grade.verdict for grade in grades.values()] == ["open"] * len(NAMES)
 
 
-@pytest.mark.parametrize("number", SAMPLE)
-def test_a_mistake_is_found_in_its_function_and_named_if_it_is_known(number):
-    first, located, named = judged(WRONG[number])
+def test_mistakes_in_several_functions_are_told_apart(tmp_path):
+    text = RIGHT
+    for number in IN_ONE_FILE:
+        text = text.replace(WRONG[number].old, WRONG[number].new)
+    grades = graded(tmp_path, text)
+    for wrong in map(WRONG.__getitem__, IN_ONE_FILE):
+        assert grades[wrong.function].verdict == "wrong"
+        assert (grades[wrong.function].fault or "") == wrong.id
+    assert grades["rms_norm"].verdict == "right"
+    assert "mend" in grades["forward"].sentence
+
+
+def test_a_mistake_between_functions_is_found_at_its_tap_and_named():
+    first, located, named = judged(WRONG[ALONE])
     assert located, first
     assert named, first
 
 
 def test_what_a_function_does_instead_is_said_and_the_others_are_still_graded(tmp_path):
-    grades = graded(tmp_path, CARELESS, seconds=2)
+    grades = graded(tmp_path, CARELESS, seconds=1)
     said = {
-        "rms_norm": "ZeroDivisionError at line 5", "rope": "does not end within 2 seconds", "visible": "SystemExit",
+        "rms_norm": "ZeroDivisionError at line 5", "rope": "does not end within 1 seconds", "visible": "SystemExit",
         "attention": "ends the process, status 4", "mlp": "read-only", "ple": "the shape [2]",
         "forward": "not real numbers",
     }  # fmt: skip
