@@ -35,8 +35,8 @@ DIAGRAM = (
     "embed", "ple.token ple.context", "ple",
     "resid_pre", "attn.in", "attn.q_raw attn.k_raw attn.v_raw", "attn.q attn.k attn.v", "attn.rot_q attn.rot_k",
     "attn.scores", "attn.pattern", "attn.z", "attn.o", "attn_out",
-    "resid_mid", "mlp.in", "mlp.gate mlp.up", "mlp.act", "mlp.down", "router.probs router.weights router.experts",
-    "mlp.dense_out mlp.moe_out", "mlp_out",
+    "resid_mid", "mlp.in", "mlp.gate mlp.up", "mlp.act", "mlp.down",
+    "router.probs", "router.weights router.experts", "mlp.dense_out mlp.moe_out", "mlp_out",
     "resid_ffn", "ple.gate", "ple.gated", "ple.proj", "ple_out", "resid_post",
     "final_norm", "logits",
 )  # fmt: skip
