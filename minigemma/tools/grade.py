@@ -121,7 +121,7 @@ def _graded(name, result, folder, tried, before):
     printed = f"prints {result['printed']} lines, first {result['shown'].strip()!r:.100}" if result["shown"] else ""
     if result["state"] != "ran":
         verdict = "open" if result["state"] == "open" else "wrong"
-        return Grade(name, verdict, result["line"] if verdict == "wrong" else "", printed=printed)
+        return Grade(name, verdict, str(Error(result["line"])) if verdict == "wrong" else "", printed=printed)
     calls = {"ple": ("rms_norm",), "layer": NAMES, "forward": NAMES}.get(name, ())
     wrong = [grade for grade in before if grade.verdict == "wrong" and grade.name in calls]
     found, count = None, 0

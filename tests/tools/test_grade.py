@@ -26,7 +26,7 @@ CARELESS = """
 import os, sys
 def rms_norm(x, weight=None, eps=1e-6):
     print("here")
-    return 1 / 0
+    raise ValueError("two\\nlines\\x1b")
 def rope(*given):
     while True: pass
 def visible(*given):
@@ -90,7 +90,7 @@ def test_a_mistake_between_functions_is_found_at_its_tap_and_named():
 def test_what_a_function_does_instead_is_said_and_the_others_are_still_graded(tmp_path):
     grades = graded(tmp_path, CARELESS, seconds=1)
     said = {
-        "rms_norm": "ZeroDivisionError at line 5", "rope": "does not end within 1 seconds", "visible": "SystemExit",
+        "rms_norm": r"ValueError at line 5: two\nlines\x1b", "rope": "does not end within 1 seconds", "visible": "SystemExit",
         "attention": "ends the process, status 4", "mlp": "read-only", "ple": "the shape [2]",
         "forward": "not real numbers",
     }  # fmt: skip
