@@ -91,7 +91,8 @@ def test_what_a_function_does_instead_is_said_and_the_others_are_still_graded(tm
     grades = graded(tmp_path, CARELESS, seconds=1)
     said = {
         "rms_norm": r"ValueError at line 5: two\nlines\x1b", "rope": "does not end within 1 seconds",
-        "visible": "SystemExit", "attention": "ends the process, status 4", "mlp": "read-only", "ple": "the shape [2]", "forward": "not real numbers",
+        "visible": "SystemExit", "attention": "ends the process, status 4", "mlp": "read-only", "ple": "the shape [2]",
+        "forward": "not real numbers",
     }  # fmt: skip
     assert "here" in grades["rms_norm"].printed
     assert grades["layer"].verdict == "open"
