@@ -180,6 +180,11 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("08.5", lambda tiny: 5, "it is 1 too small"),
     ("11.1", lambda tiny: (22, 12), "0 of 2 values are right"),
     ("11.4", lambda tiny: course_target("11.4", tiny).right * 96**-0.5, "1/sqrt(D)"),
+    ("12.1", lambda tiny: 62, "it is 1 too small"),
+    ("12.3", lambda tiny: lambda kernels, strides: int(np.prod(kernels)), "too large"),
+    ("12.3", lambda tiny: lambda kernels, strides: 1 + sum(kernels) - len(kernels), "too small [two that halve]"),
+    ("12.4", lambda tiny: course_target("12.4", tiny).right.swapaxes(1, 2), "its axes are in another order"),
+    ("12.5", lambda tiny: lambda q, k, v, rel_k, cap: 0 * q, "values are right"),
     ("13.2", lambda tiny: lambda stored: stored[::2] | stored[1::2] << 4, "values are right"),
 ]
 

@@ -38,6 +38,7 @@ WORDS = {  # a label with this word is about that part
     "PLE": "PLE",
     "embedding": "embedding",
     "vision": "vision",
+    "audio": "audio",
 }
 LINES = (("#111111", "-"), ("#B3123F", "--"), ("#6B7A00", "-."), ("#14306B", ":"))
 MORE_LINES = (("#555555", "-"), ("#B3123F", ":"))
