@@ -27,6 +27,7 @@ from .runs import PictureRun, Run, SoundRun
 from .samerun import broken_ops, layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
+FLIPPED = 0.2  # of an error may be left by a mistake that rounds: some numbers it rounds the other way
 NAMED = 0.8  # the fraction of the excess that a named fault must explain
 PREFIX, BEYOND = 128, 64  # of a long trace at least so many positions are searched, and so many behind the first wrong
 SHAPE_EXCESS = 6  # the excess of a wrong shape, and the largest of one tap, in decades
@@ -201,6 +202,9 @@ class Search:
             for name in filter(lambda name: fnmatchcase(name, pattern), judged):
                 if judged[name] <= MARGIN * self.coarse[name]:
                     errors[name] = judged[name] = self.allows(name)
+        if all(candidate.fault.flips for candidate in candidates):
+            for name in [name for name, error in judged.items() if error <= FLIPPED * self.own_error.get(name, 0)]:
+                errors[name] = judged[name] = min(judged[name], self.allows(name))
         before = self._excess({name: self.own_error.get(name, 0) for name in judged})
         left = len(errors) - len(judged) + np.mean([np.log10(max(e, 1e-12)) for e in judged.values()] or [0])
         return Trial(candidates, 1 - self._excess(judged) / before if before else 0.0, left, errors)

@@ -212,6 +212,18 @@ def _(model, context):
         layer.act_fn.forward = gelu_erf
 
 
+def table_gelu(x):
+    """As ggml computes it on the CPU: a table with an entry for each number of 16 bits, for x from -10 to 10."""
+    table = nn.functional.gelu(x.half().float(), approximate="tanh").half().to(x.dtype)
+    return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, table))
+
+
+@fault("A9c", "E2B", "layers.*.mlp.act", "GELU from a table of float16")
+def _(model, context):
+    for layer in model.model.layers:
+        layer.mlp.act_fn.forward = layer.act_fn.forward = table_gelu
+
+
 @fault("A10", "E2B", "logits", "the embedding's scale is in the table, so the tied head is scaled too")
 def _(model, context):
     embed = model.model.embed_tokens
@@ -235,6 +247,22 @@ def _(model, context):
 @fault("A13", "E2B", "final_norm", "the final norm is left out")
 def _(model, context):
     skip(model.model.norm)
+
+
+@fault("A14", "E2B", "ple.context", "hidden_size**-0.5 is folded into per_layer_model_projection, in bfloat16")
+def _(model, context):
+    text = model.model
+    matrix, scale = text.per_layer_model_projection.weight, text.per_layer_model_projection_scale
+    matrix.copy_((matrix * scale).to(torch.bfloat16))
+    text.per_layer_model_projection_scale = 1.0
+
+
+@variant("A14", first="embed")
+def _(model, context):
+    embed, head = model.model.embed_tokens, model.lm_head
+    head.weight = nn.Parameter(embed.weight.clone())  # the head keeps the unscaled table
+    embed.weight = nn.Parameter((embed.weight * embed.embed_scale).to(torch.bfloat16).to(embed.weight.dtype))
+    embed.embed_scale.fill_(1.0)
 
 
 # B. Per-Layer Embeddings
@@ -475,6 +503,14 @@ def _(model, context):
         layer.layer_scalar.fill_(1.0)
 
 
+@fault("C3", "E2B", "layers.*.resid_post", "each layer has the scalar of the next")
+def _(model, context):
+    layers = model.model.layers
+    scalars = [layer.layer_scalar.clone() for layer in layers]
+    for i, layer in enumerate(layers):
+        layer.layer_scalar.copy_(scalars[(i + 1) % len(layers)])
+
+
 # D. Attention
 
 
@@ -597,6 +633,51 @@ def _(model, context):
     window = model.config.sliding_window
     mask(context, "create_causal_mask", lambda q, k: torch.ones_like(q - k, dtype=torch.bool))
     mask(context, "create_sliding_window_causal_mask", lambda q, k: q - k < window)  # all that comes later is visible
+
+
+def soften(context, change):
+    """Attention is written out; the softmax's input becomes change(the scores, the mask), both [1, N, T, S]."""
+
+    def attend(plain, module, query, key, value, mask, **kwargs):
+        k, v = (modeling_gemma4.repeat_kv(x, module.num_key_value_groups) for x in (key, value))
+        pattern = change(query @ k.transpose(2, 3) * module.scaling, mask).softmax(-1, dtype=torch.float32)
+        return (pattern.to(v.dtype) @ v).transpose(1, 2).contiguous(), pattern
+
+    context.patch("eager_attention_forward", attend)
+
+
+@fault("D12", "E2B", "layers.*.attn.pattern", "scores are soft-capped at 50")
+def _(model, context):
+    soften(context, lambda scores, mask: 50 * torch.tanh(scores / 50) + mask)
+
+
+@fault("D13", "E2B", "layers.*.attn.pattern", "K and V are stored in float8")
+def _(model, context):
+    store_in(context, lambda x: x.to(torch.float8_e4m3fn).to(x.dtype))
+
+
+@variant("D13", first="layers.*.attn.pattern")
+def _(model, context):
+    def rounded(x):
+        step = x.abs().amax(-1, keepdim=True) / 127
+        return torch.round(x / step) * step
+
+    store_in(context, rounded)
+
+
+def store_in(context, rounded):
+    """Attention reads K and V as rounded(x) makes them."""
+    context.patch(
+        "eager_attention_forward",
+        lambda plain, module, query, key, value, *args, **kwargs: plain(
+            module, query, rounded(key), rounded(value), *args, **kwargs
+        ),
+    )
+
+
+@fault("D14", "E2B", "layers.*.attn.pattern", "a mask of True and False is added to the scores")
+def _(model, context):
+    soften(context, lambda scores, mask: scores + (mask == 0))
 
 
 # E. RoPE
@@ -812,6 +893,30 @@ def _(model, context):
         attn.register_forward_pre_hook(trim, with_kwargs=True)
 
 
+def turn_ahead(model, context):
+    """In KV-sharing layers q stands where the next call begins."""
+    rotary = model.model.rotary_emb
+
+    def rotate(plain, x, cos, sin):
+        if not context.attn.is_kv_shared_layer:
+            return plain(x, cos, sin)
+        T = x.shape[1]
+        ahead = torch.arange(context.start + T, context.start + 2 * T)[None]
+        return plain(x, *rotary(x, ahead, context.attn.layer_type))
+
+    on_rope(context, rotate)
+
+
+@fault("F12", "E2B", "layers.*.attn.rot_q", "sharing layers rotate q by the positions after the call")
+def _(model, context):
+    turn_ahead(model, context)
+
+
+@fault("F12b", "E2B", "layers.*.attn.rot_q", "while decoding, sharing layers rotate q one position ahead", how="cached")
+def _(model, context):
+    turn_ahead(model, context)
+
+
 # G. The window
 
 
@@ -859,6 +964,17 @@ def _(model, context):
 @fault("G3", "E2B", "layers.*.attn.pattern", "the sliding mask is built from position + 1")
 def _(model, context):
     window(model, context, lambda q, k, width: (k <= q + 1) & (q + 1 - k < width))
+
+
+@fault("G4", "E2B", "layers.*.attn.pattern", "sliding layers read only the last keys of a call, as many as the window")
+def _(model, context):
+    def last_keys(plain, module, query, key, value, mask, **kwargs):
+        kept = torch.arange(key.shape[2]) >= key.shape[2] - model.config.sliding_window
+        if module.layer_type == SLIDING:
+            mask = mask.masked_fill(~kept, -torch.inf)  # the keys are not there; those hidden have a finite value
+        return plain(module, query, key, value, mask, **kwargs)
+
+    context.patch("eager_attention_forward", last_keys)
 
 
 # H. Mixture of experts

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...config import GLOBAL, ROPE_DEFAULTS, SLIDING, inverse_frequencies
-from ...ops import rope, visible
+from ...ops import attention_scores, attention_values, rope, softcap, softmax, visible
 from .changes import edited, masked_softmax, passes, scaled, together
 from .entry import Fault
 
@@ -51,8 +51,14 @@ def sliding_layer_taken_for_global(port):
         port.change_layers(lambda layer: facts if layer is wrong else {})
 
 
+def visible_keys(at, x):
+    """Which keys each query of a pattern x [N, T, S] may see: bool [T, S]."""
+    T, S = x.shape[1:]
+    return visible(at.positions[-T:], S, at.layer.window, at.positions[-1] + 1, at.last[-T:])
+
+
 def uniform(at, x):
-    seen = visible(at.positions, x.shape[-1], at.layer.window, at.positions[-1] + 1, at.last)  # [T, S]
+    seen = visible_keys(at, x)  # [T, S]
     return np.broadcast_to(seen / seen.sum(-1, keepdims=True), x.shape).astype(x.dtype)
 
 
@@ -64,6 +70,43 @@ def acausal(at, x, ahead):
     """The pattern if a query sees the window's keys before it and `ahead` keys from itself on: [N, T, S]."""
     away = at.positions[-x.shape[1] :, None] - np.arange(x.shape[-1])  # [T, S]
     return masked_softmax(at, (away < (at.layer.window or x.shape[-1])) & (away > -ahead))
+
+
+def added_mask(at, x):
+    return softmax(at["attn.scores"] + visible_keys(at, x)).astype(x.dtype)
+
+
+def in_float8(x):
+    """Numbers with three bits of mantissa (e4m3), at most 448, as float32."""
+    step = 2.0 ** (np.maximum(np.frexp(x)[1], -5) - 4)  # the distance of neighbours, a power of 2
+    return (np.round(np.clip(x, -448, 448) / step) * step).astype(x.dtype)
+
+
+def in_int8(x):
+    """Numbers of 8 bits, with one scale for each token and head: x [T, K, H]."""
+    step = np.abs(x).max(-1, keepdims=True) / 127  # [T, K, 1]
+    return (np.round(x / step) * step).astype(x.dtype)
+
+
+def rescored(scores):
+    """Two changes: attention uses scores(at, x) of the right ones x [N, T, S], and the engine records these, or x."""
+    return (
+        edited("attn.scores", scores),
+        edited("attn.pattern", lambda at, x: masked_softmax(at, visible_keys(at, x), scores(at, at["attn.scores"]))),
+    )
+
+
+def of_few_bits(rounded):
+    """Three changes: attention reads K and V rounded, and the engine records these, or those before the rounding."""
+
+    def scores(at, x):
+        return attention_scores(at["attn.rot_q"], rounded(at.from_donor("attn.rot_k")))
+
+    def z(at, x):
+        return attention_values(at["attn.pattern"], rounded(at.from_donor("attn.v")))
+
+    stored = (edited(tap, lambda at, x: rounded(x)) for tap in ("attn.rot_k", "attn.v"))
+    return *(together(change, edited("attn.z", z)) for change in rescored(scores)), together(*stored)
 
 
 ENTRIES = (
@@ -121,4 +164,17 @@ ENTRIES = (
           changes=(
               edited("attn.pattern", lambda at, x: acausal(at, x, ahead=x.shape[-1])),
               edited("attn.pattern", lambda at, x: acausal(at, x, ahead=at.layer.window or x.shape[-1])))),
+    Fault("D12", "scores are soft-capped at 50, as in Gemma 2", first="layers.*.attn.scores", probe="nine",
+          symptom="large scores are too small; only the final logits of Gemma 4 have a cap",
+          remedy="no cap in attention", seen="llama.cpp#21613",
+          changes=rescored(lambda at, x: softcap(x, 50.0))),
+    Fault("D13", "K and V are rounded to 8 bits", first="layers.*.attn.scores", probe="nine",
+          symptom="attention is a little off in every layer, most of all where it is sharp",
+          remedy="keep K and V in 16 bits, or give each head and token a scale and accept the rounding",
+          seen="sglang#26518; kekzl/imp#91", flips=True,
+          changes=(*of_few_bits(in_float8), *of_few_bits(in_int8))),
+    Fault("D14", "a mask of 0 and 1 is added to the scores", first="layers.*.attn.pattern", probe="nine",
+          symptom="queries see all keys, the allowed ones a little better",
+          remedy="add 0 for keys that are seen and -inf for all others", seen="NVIDIA-NeMo/Automodel#2116",
+          changes=edited("attn.pattern", added_mask)),
 )  # fmt: skip

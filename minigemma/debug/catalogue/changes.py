@@ -70,6 +70,11 @@ def to_bfloat16(x):
     return widen(narrow(np.asarray(x, np.float32)))
 
 
-def masked_softmax(at, seen):
-    """The pattern of a layer whose queries see these keys, seen [T, S] -> [N, T, S]."""
-    return softmax(np.where(seen, at["attn.scores"], -np.inf))
+def half(x):
+    """Numbers rounded to float16, in their own type."""
+    return x.astype(np.float16).astype(x.dtype)
+
+
+def masked_softmax(at, seen, scores=None):
+    """The pattern of a layer whose queries see these keys, seen [T, S] -> [N, T, S]. scores: None, the layer's own."""
+    return softmax(np.where(seen, at["attn.scores"] if scores is None else scores, -np.inf))

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from ...ops import linear, softcap
-from .changes import edited, layer_weights, passes, scaled, to_bfloat16, together
+from ...ops import gelu, linear, softcap
+from .changes import edited, half, layer_weights, passes, scaled, to_bfloat16, together
 from .entry import Fault
 from .experts import mixture
 from .ple import gate
@@ -18,6 +18,19 @@ def silu(x):
 def erf_gelu(x):
     erf = np.vectorize(math.erf, otypes=[np.float64])
     return (0.5 * x * (1 + erf(x / 2**0.5))).astype(x.dtype)
+
+
+def table_gelu(x):
+    """GELU as ggml's CPU kernels have it: beyond 10 exact, else a table of float16 in and out."""
+    return np.where(np.abs(x) < 10, half(gelu(half(x))), np.maximum(x, 0))
+
+
+def folded_projection(port):
+    """D**-0.5 is multiplied into per_layer_model_projection, and the product is rounded to bfloat16."""
+    if port.config.hidden_size_per_layer_input:
+        scale = np.float32(port.config.hidden_size**-0.5)
+        folded = to_bfloat16(np.asarray(port.weights.per_layer_model_projection) * scale)  # [L*P, D]
+        port.weights.per_layer_model_projection = folded / scale
 
 
 def scaled_soft_tokens(port):
@@ -128,6 +141,13 @@ ENTRIES = (
     Fault("A9b", "the erf form of GELU at the PLE gate", first="layers.*.ple.gate", probe="one",
           symptom="an error of 1e-3 in one layer", remedy="the tanh form: gelu_pytorch_tanh", seen="tt-metal#55948",
           needs=("ple",), changes=edited("ple.gate", lambda at, x: erf_gelu(gate(at)))),
+    Fault("A9c", "GELU from a table in float16", first="layers.*.mlp.act", probe="one",
+          symptom="errors of 4e-4 in every MLP and at every PLE gate; nothing else is wrong",
+          remedy="nothing to do; for equal numbers compute GELU in float32", seen="llama.cpp, ggml_vec_gelu_f32",
+          benign="llama.cpp's CPU kernels do the same", flips=True,
+          changes=together(
+              edited("mlp.act", lambda at, x: table_gelu(at["mlp.gate"]) * at["mlp.up"]),
+              edited("ple.gate", lambda at, x: table_gelu(gate(at))))),
     Fault("A10", "the token table is stored scaled by sqrt(D), so the tied head is scaled too", first="logits",
           probe="one", symptom="logits are sqrt(D) times too large and reach the softcap's limit",
           remedy="scale after the lookup, not in the table", seen="ServiceNow/Fast-LLM#492",
@@ -144,4 +164,12 @@ ENTRIES = (
           symptom="every hidden state is right, the logits are not",
           remedy="apply model.norm to the last layer's residual, before the head", seen="a near relative of A12",
           changes=edited("final_norm", lambda at, x: last_residual(at))),
+    Fault("A14", "a constant scale was folded into 16-bit weights", first="embed", probe="one",
+          symptom="one of embed, ple.token and ple.context is off by 2e-3, all other ops are right",
+          remedy="multiply in float32 after the product or lookup: weights times a constant do not fit in 16 bits",
+          seen="gemma4-pytorch-codex 0.2.0",
+          changes=(
+              edited("embed", lambda at, x: to_bfloat16(x).astype(x.dtype)),
+              edited("ple.token", lambda at, x: to_bfloat16(x).astype(x.dtype)),
+              folded_projection)),
 )  # fmt: skip

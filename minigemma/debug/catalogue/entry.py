@@ -50,6 +50,7 @@ class Fault:
     needs: tuple = ()  # of the model, or of the run: see `applicable` and runs.Run.facts
     benign: str = ""  # why it changes nothing that matters; "" if it does
     rounds: str = ""  # a pattern of taps that it rounds to float16: an error of that size there is explained
+    flips: bool = False  # it rounds, and may round a number the other way than we do: small errors may be left
     changes: tuple = ()
 
     def __post_init__(self):

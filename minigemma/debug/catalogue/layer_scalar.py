@@ -1,5 +1,7 @@
 """C: layer_scalar."""
 
+from functools import partial
+
 import numpy as np
 
 from .changes import edited, ones, scaled, together
@@ -13,6 +15,13 @@ def no_last_scalar(port):
 def scaled_additions(at, x):
     ple_out = at["ple_out"] if at.config.hidden_size_per_layer_input else 0
     return at["resid_pre"] + at.w.layer_scalar * (at["resid_ffn"] + ple_out - at["resid_pre"])
+
+
+def from_neighbour(port, step):
+    """Each layer has the scalar of the layer `step` further; the first and the last are neighbours."""
+    scalars = [w.layer_scalar for w in port.weights.layers]
+    for layer, w in port.layers():
+        w.layer_scalar = scalars[(layer.index + step) % len(scalars)]
 
 
 ENTRIES = (
@@ -35,4 +44,8 @@ ENTRIES = (
           first="layers.*.resid_post", probe="one", symptom="the residual keeps everything that earlier layers added",
           remedy="x = (x + branches) * layer_scalar", seen="pegainfer#874",
           changes=edited("resid_post", scaled_additions)),
+    Fault("C3", "layer_scalar is that of a neighbouring layer", first="layers.*.resid_post", probe="one",
+          symptom="each layer's output has the right direction and the size of a neighbour's",
+          remedy="convert the checkpoint again: layer_scalar has lost its layer's number", seen="unsloth#6056",
+          changes=(partial(from_neighbour, step=1), partial(from_neighbour, step=-1))),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...config import GLOBAL, SLIDING
-from ...ops import rope
+from ...ops import rope, rotation
 from .changes import edited, layer_facts, together
 from .entry import Fault
 
@@ -20,11 +20,18 @@ def frequencies(factor=0.25, theta=1e6, part=1.0):
     return facts
 
 
-def rotated(turn):
-    """A change: RoPE gives turn(at, x) of the normed q and k, x [T, heads, H]."""
-    sources = {"attn.rot_q": "attn.q", "attn.rot_k": "attn.k"}
-    edits = (edited(tap, lambda at, x, of=of: turn(at, at[of])) for tap, of in sources.items())
-    return together(*edits)
+def rotated(turn, taps=("attn.rot_q", "attn.rot_k")):
+    """A change: RoPE gives turn(at, x) of the normed q and k, x [T, heads, H], or of one of them."""
+
+    def edit(tap):
+        return edited(tap, lambda at, x: turn(at, at[tap.replace("rot_", "")]))
+
+    return together(*map(edit, taps))
+
+
+def placed(place, taps=("attn.rot_q", "attn.rot_k")):
+    """A change: RoPE turns q and k, or one of them, as if they stood at other positions: place(at) [T]."""
+    return rotated(lambda at, x: rope(x, *rotation(place(at), at.layer.inv_freq, x.dtype)), taps)
 
 
 def neighbouring_halves(at, x):
@@ -39,11 +46,6 @@ def neighbouring_numbers(at, x):
     out[..., ::2] = x[..., ::2] * cos - x[..., 1::2] * sin
     out[..., 1::2] = x[..., 1::2] * cos + x[..., ::2] * sin
     return out
-
-
-def turned_back(at, x):
-    cos, sin = at.rotation(x)
-    return rope(at["attn.q"], cos, -sin)
 
 
 ENTRIES = (
@@ -75,12 +77,12 @@ ENTRIES = (
     Fault("E7", "positions start at 0 again in every call", first="layers.*.attn.rot_q", probe="cached",
           symptom="the prompt is right; every decoded token gets position 0",
           remedy="add the cache's length to the positions", seen="a near relative of B9c", needs=("cached",),
-          changes=rotated(lambda at, x: x if at.decoding else rope(x, *at.rotation(x)))),
+          changes=placed(lambda at: at.positions - at.port.start)),
     Fault("E8", "RoPE rotates neighbours (2j, 2j + 1)", first="layers.*.attn.rot_q", probe="nine",
           symptom="text falls apart after a few words", remedy="rotate the pairs (j, j + H/2)",
           seen="the interleaved layout of other models and of GGUF files", changes=rotated(neighbouring_numbers)),
     Fault("E9", "queries are rotated in the opposite direction", first="layers.*.attn.rot_q", probe="nine",
           symptom="scores depend on the sum of two positions, not on their difference",
           remedy="use the same sign of sin for q and k", seen="a near relative of E8",
-          changes=edited("attn.rot_q", turned_back)),
+          changes=placed(lambda at: -at.positions, ["attn.rot_q"])),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from ...ops import attention_scores, attention_values, linear, rope, softmax, vi
 from ...packed import HalfMatrix
 from .changes import edited, layer_facts, layer_weights, together
 from .entry import Fault
+from .rope import placed
 
 
 def own_matrices(port):
@@ -91,10 +92,16 @@ def single_wide(layer, w):
     return {**halves, "down_proj": top_left(w.down_proj, None, F)}
 
 
-def donors_trimmed_first(at, x):
-    if not at.layer.shares_kv or at.layer.window is None or x.shape[-1] < at.layer.window:
+def behind_the_call(at, by):
+    """The positions of q where the donor has already moved on the offset that sharing layers read: [T]."""
+    return at.positions + by * at.layer.shares_kv
+
+
+def last_keys_only(at, x, fewer=0):
+    """The pattern [N, T, S] of a sliding layer that reads the last keys of a call only, a window of them or fewer."""
+    if at.layer.window is None or x.shape[-1] < at.layer.window:
         return x
-    kept = np.arange(x.shape[-1]) > x.shape[-1] - at.layer.window  # [S]
+    kept = np.arange(x.shape[-1]) >= x.shape[-1] - at.layer.window + fewer  # [S]
     seen = kept & visible(at.positions[-x.shape[1] :], x.shape[-1], at.layer.window, at.positions[-1] + 1)  # [T, S]
     blind = ~seen.any(-1, keepdims=True) & kept  # [T, S]: all keys masked alike, softmax is uniform over them
     return softmax(np.where(seen, at["attn.scores"], np.where(blind, 0, -np.inf))).astype(x.dtype)
@@ -126,5 +133,17 @@ ENTRIES = (
     Fault("F11", "sharing layers read the donor's trimmed cache, not all K and V of this call",
           first="layers.*.attn.pattern", probe="window", symptom="prompts shorter than the window are right",
           remedy="hand over all K and V of the call, then trim the donor's cache", seen="transformers#45312",
-          needs=("sharing",), changes=edited("attn.pattern", donors_trimmed_first)),
+          needs=("sharing",),
+          changes=edited("attn.pattern", lambda at, x: last_keys_only(at, x, 1) if at.layer.shares_kv else x)),
+    Fault("F12", "sharing layers rotate q by the positions after the call, as the donor has moved the shared offset",
+          first="layers.*.attn.rot_q", probe="nine", symptom="only the KV-sharing layers are wrong",
+          remedy="read the offset once, before the first layer of the call", seen="mlx-lm#1702", needs=("sharing",),
+          changes=(
+              placed(lambda at: behind_the_call(at, len(at.positions)), ["attn.rot_q"]),
+              placed(lambda at: behind_the_call(at, 1), ["attn.rot_q"]))),
+    Fault("F12b", "while decoding, sharing layers rotate q by the position after the token", probe="cached",
+          first="layers.*.attn.rot_q", symptom="only the KV-sharing layers are wrong",
+          remedy="read the offset once, before the first layer of the call", seen="mlx-lm#1702",
+          needs=("sharing", "cached"),
+          changes=placed(lambda at: behind_the_call(at, len(at.positions)), ["attn.rot_q"])),
 )  # fmt: skip

@@ -6,6 +6,7 @@ from ...config import SLIDING
 from ...ops import visible
 from .changes import edited, layer_facts, masked_softmax
 from .entry import Fault
+from .sharing import last_keys_only
 
 
 def short_cache(port):
@@ -48,4 +49,11 @@ ENTRIES = (
     Fault("G3", "the mask of sliding layers is built from position + 1", first="layers.*.attn.pattern", probe="nine",
           symptom="each query sees the token after it", remedy="build the mask from the query's own position",
           seen="quic/efficient-transformers#1250", changes=edited("attn.pattern", mask_of_the_next_position)),
+    Fault("G4", "sliding layers read only the last sliding_window keys of a call",
+          first="layers.*.attn.pattern", probe="window", symptom="the first queries of a long call see no key",
+          remedy="a call of n tokens needs the n + sliding_window - 1 last keys",
+          seen="mlxcel#405, #678, #885",
+          changes=(
+              edited("attn.pattern", last_keys_only),
+              edited("attn.pattern", lambda at, x: last_keys_only(at, x, 1)))),
 )  # fmt: skip
