@@ -1,7 +1,13 @@
-"""The lecturer's bank of questions and plan: enough of every level, numbers of the accounts, and times that add up."""
+"""The lecturer's kit: questions of every level, numbers of the accounts, slides with no network, times that add up."""
 
+import json
 import re
+import sys
+import warnings
 from pathlib import Path
+
+import pytest
+from notebook_runs import read
 
 from minigemma import count
 from minigemma.account.compute import overview
@@ -11,6 +17,23 @@ TEXT = (FOLDER / "questions.md").read_text(encoding="utf-8")
 QUESTION = re.compile(
     r"^\*\*(\d+)\.\*\* \(level ([1-4]), (\d+) minutes?, notebook (\d\d)\) (.+)\n((?:- .+\n?)+)", re.MULTILINE
 )
+SESSIONS = sorted(FOLDER.glob("session_*.ipynb"))
+PLAN = (FOLDER / "README.md").read_text(encoding="utf-8")
+PLANNED = [  # minutes of each row of each session's table
+    [int(minutes) for minutes in re.findall(r"^\| (\d+) \|", session, re.MULTILINE)]
+    for session in re.split(r"^## \d\. ", PLAN, flags=re.MULTILINE)[1:]
+]
+
+
+@pytest.fixture
+def slides(monkeypatch):
+    """The program that makes the slides, as a module."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with warnings.catch_warnings():  # the course changes the filters
+        import slides
+
+        yield slides
+    sys.modules.pop("slides")
 
 
 def test_there_are_sixty_questions_of_four_levels_each_with_its_points():
@@ -41,13 +64,35 @@ def test_the_large_numbers_of_the_bank_are_those_of_the_accounts():
     assert f"{row:,}" in TEXT and f"{2 * row:,} bytes" in TEXT
 
 
-def test_each_session_of_the_plan_takes_90_minutes_and_opens_steps_that_the_page_has():
-    plan = (FOLDER / "README.md").read_text(encoding="utf-8")
-    sessions = re.split(r"^## \d\. ", plan, flags=re.MULTILINE)[1:]
-    minutes = [sum(map(int, re.findall(r"^\| (\d+) \|", session, re.MULTILINE))) for session in sessions]
-    assert minutes == [90] * 4
+def test_each_session_of_the_plan_takes_90_minutes():
+    assert [sum(minutes) for minutes in PLANNED] == [90] * 4
+
+
+def test_plan_and_slides_open_steps_that_the_page_has():
+    text = "\n".join([PLAN, *(json.dumps(read(path), ensure_ascii=False) for path in SESSIONS)])
     page = (FOLDER.parent / "anna.html").read_text(encoding="utf-8")
-    steps = re.findall(r"anna\.html#(\d+)/([\w.]+)\)", plan)
+    steps = re.findall(r"anna\.html#(\d+)/([\w.]+)\)", text)
     assert steps and all(f'"name":"{name}"' in page and int(token) < 20 for token, name in steps)
-    for link in re.findall(r"\]\(([^)#]+)", plan):
+    for link in re.findall(r"\]\(([^)#]+)", text):
         assert (FOLDER / link).exists(), link
+
+
+@pytest.mark.parametrize("path", SESSIONS, ids=lambda path: path.stem)
+def test_slides_take_the_minutes_of_the_plan_and_each_has_a_sentence_as_title_and_notes(path, slides):
+    made, planned = slides.slides_of(read(path)), PLANNED[int(path.stem[-1]) - 1]
+    assert 15 <= len(made) <= 25
+    starts = {sum(slide["minutes"] for slide in made[:n]) for n in range(1, len(made) + 1)}
+    assert {sum(planned[:n]) for n in range(1, len(planned) + 1)} <= starts and max(starts) == 90
+    for slide in made:
+        title = re.match(r"#+ (.+[.?])(\n|$)", slide["cells"][0].source)[1]
+        assert title[0].isupper() and len(title.split()) <= 14 and len(slide["notes"].split()) >= 10, title
+
+
+@pytest.mark.parametrize("path", SESSIONS, ids=lambda path: path.stem)
+def test_slides_are_one_page_that_asks_for_nothing_else(path, slides):
+    notebook = read(path)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # figures and numbers are drawn anew
+    html = slides.page(notebook)
+    assert html.count("<section>") == html.count("<aside") == len(slides.slides_of(notebook))
+    assert "//" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    assert set(re.findall(r'(?:src|href)="([^"#]*)', html)) <= {slides.PAGE}

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
-from notebook_runs import NOTEBOOKS
+from notebook_runs import FOLDER, NOTEBOOKS
 
+TEXTS = [*NOTEBOOKS, *sorted((FOLDER / "lectures").glob("session_*.ipynb"))]
 MEAN, LONGEST = 16, 32  # words
 LEFT_OUT = r"```.*?```|\$\$.*?\$\$|^\|.*?$|^#+ .*?$|</?\w+>|^\*\*Exercise [^)]*\)"
 
@@ -36,7 +37,7 @@ def test_a_sentence_ends_at_its_stop_and_a_formula_is_one_word():
     assert [len(sentence.split()) for sentence in sentences(text)] == [4, 3, 3, 2]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
 def test_a_notebook_has_short_sentences(path):
     found = sentences(text_of(path))
     lengths = [len(sentence.split()) for sentence in found]
