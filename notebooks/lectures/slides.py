@@ -41,10 +41,10 @@ STYLE = """
 body { margin: 0; font: 20px/1.4 sans-serif; color: #111; background: #fff }
 section { padding: 3vh 5vw; break-after: page }
 h1, h2 { font-size: 1.5em; line-height: 1.2; margin: 0 0 .5em; color: #14306B }
-pre { font-size: .62em; line-height: 1.35; margin: .6em 0; overflow-x: auto }
+pre { font-size: .62em; line-height: 1.35; margin: .6em 0; white-space: pre-wrap }
 table { border-collapse: collapse; font-size: .85em }
 td, th { padding: .15em .8em; border-bottom: 1px solid #ddd; text-align: left }
-img { display: block; max-width: 100%; max-height: 74vh; margin: auto }
+img { display: block; max-width: 100%; max-height: 66vh; margin: auto }
 aside { background: #F3F1EA; padding: 1.5vh 2vw; font-size: 17px; border-top: 2px solid #555 }
 nav { display: none }
 body:not(.speaking) aside, .later { display: none }
