@@ -64,7 +64,7 @@ def test_see_gives_the_soft_tokens_of_the_picture_at_the_budget_asked_for(whole,
 
 def test_the_budget_is_the_checkpoints_own_unless_one_is_asked_for(whole, picture, tmp_path):
     for path in whole.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        shutil.copy(path, tmp_path)
     processor = tmp_path / "processor_config.json"
     for text, count in (("{}", 266), ('{"image_processor": {"max_soft_tokens": 140}}', 130)):
         processor.write_text(text)
