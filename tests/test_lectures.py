@@ -10,8 +10,10 @@ from notebook_runs import read
 
 from minigemma import count
 from minigemma.account.compute import overview
+from minigemma.debug.catalogue import FAULTS
 
 FOLDER = Path(__file__).parents[1] / "notebooks" / "lectures"
+MISCONCEPTIONS = (FOLDER / "misconceptions.md").read_text(encoding="utf-8")
 TEXT = (FOLDER / "questions.md").read_text(encoding="utf-8")
 QUESTION = re.compile(
     r"^\*\*(\d+)\.\*\* \(level ([1-4]), (\d+) minutes?, notebook (\d\d)\) (.+)\n((?:- .+\n?)+)", re.MULTILINE
@@ -50,7 +52,7 @@ def test_a_question_takes_a_minute_or_more_for_each_two_points():
         assert int(minutes) * 2 >= points.count("\n- ") + 1, number
 
 
-def test_the_large_numbers_of_the_bank_are_those_of_the_accounts():
+def test_the_large_numbers_of_bank_misconceptions_and_slides_are_those_of_the_accounts():
     e2b, models = count("E2B"), overview()["models"]
     table, config = e2b.parts["PLE table"], e2b.config
     known = {
@@ -58,7 +60,9 @@ def test_the_large_numbers_of_the_bank_are_those_of_the_accounts():
         config.max_position_embeddings, models["26B-A4B"]["stored"], models["26B-A4B"]["computed"], 1_000_000,
     }  # fmt: skip
     row = config.num_hidden_layers * config.hidden_size_per_layer_input
-    stated = {int(number.replace(",", "")) for number in re.findall(r"\d{1,3}(?:,\d{3})+", TEXT)}
+    slides = "".join(cell.source for path in SESSIONS for cell in read(path).cells if cell.cell_type == "markdown")
+    texts = TEXT + MISCONCEPTIONS + slides
+    stated = {int(number.replace(",", "")) for number in re.findall(r"\d{1,3}(?:,\d{3})+", texts)}
     assert {number for number in stated if number >= 100_000} <= known
     assert f"{row:,}" in TEXT and f"{2 * row:,} bytes" in TEXT
 
@@ -96,3 +100,29 @@ def test_slides_are_one_page_that_asks_for_nothing_else(path, slides):
     assert html.count("<section>") == html.count("<aside") == len(slides.slides_of(notebook))
     assert "//" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     assert set(re.findall(r'(?:src|href)="([^"#]*)', html)) <= {slides.PAGE}
+
+
+@pytest.mark.parametrize("path", SESSIONS, ids=lambda path: path.stem)
+def test_every_cell_of_the_slides_runs_and_a_figure_has_a_text_beside_it(path, slides, monkeypatch):
+    shown, names = [], {}
+    monkeypatch.setattr(slides, "show", lambda figure, alt=None: shown.append((figure, alt)))  # pictures take long
+    for cell in read(path).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    assert len(shown) >= 3
+    assert all(isinstance(figure, str) != isinstance(alt, str) for figure, alt in shown)  # the gallery's have one
+
+
+def test_each_misconception_says_what_is_true_what_shows_it_and_where_it_comes_from():
+    found = re.findall(
+        r'^\*\*(\d+)\.\*\* ".+"\n- True: .+\n- Shown by: (.+)\n- Source: (.+)\n', MISCONCEPTIONS, re.MULTILINE
+    )
+    assert [int(number) for number, *_ in found] == list(range(1, MISCONCEPTIONS.count("\n**") + 1))
+    claims = "".join(cell.source for cell in read(FOLDER.parent / "10_claims_checked.ipynb").cells)
+    for _, shown, source in found:
+        assert re.search(r"notebook \d\d|python -m minigemma", shown) and re.search(r"statement|entr|notebook", source)
+        for notebook in re.findall(r"notebook (\d\d)", shown + source):
+            assert list(FOLDER.parent.glob(f"{notebook}_*.ipynb")), notebook
+        for statement in re.findall(r"statement (\d+)", shown + source):
+            assert f"**{statement}.**" in claims, statement
+        assert set(re.findall(r"\b[A-Z]\d+[a-z]?\b", source)) <= set(FAULTS), source

@@ -6,7 +6,7 @@ import re
 import pytest
 from notebook_runs import FOLDER, NOTEBOOKS
 
-TEXTS = [*NOTEBOOKS, *sorted((FOLDER / "lectures").glob("session_*.ipynb"))]
+TEXTS = [*NOTEBOOKS, *sorted((FOLDER / "lectures").glob("session_*.ipynb")), FOLDER / "lectures" / "misconceptions.md"]
 MEAN, LONGEST = 16, 32  # words
 LEFT_OUT = r"```.*?```|\$\$.*?\$\$|^\|.*?$|^#+ .*?$|</?\w+>|^\*\*Exercise [^)]*\)"
 
@@ -26,6 +26,8 @@ def sentences(text):
 
 
 def text_of(path):
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 

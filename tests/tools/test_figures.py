@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ def test_each_figure_says_its_finding_in_one_sentence_and_has_a_text_for_those_w
         title = figure.get_suptitle()
         assert title and title[0].isupper() and ". " not in title, name
         assert alt.startswith(title) and len(alt) > len(title) + 40, name
+
+
+def test_the_slides_show_figures_that_there_are(drawn):
+    sessions = (Path(__file__).parents[2] / "notebooks" / "lectures").glob("session_*.ipynb")
+    text = "".join(path.read_text(encoding="utf-8") for path in sessions)
+    shown = set(re.findall(r'show\(\\"([\w-]+)\\"\)', text))
+    assert shown and shown <= set(drawn)
 
 
 def test_a_colour_means_one_part_of_the_model():
