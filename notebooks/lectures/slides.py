@@ -148,9 +148,10 @@ def page(notebook):
 
 
 def run(path):
-    """The notebook of a session with the outputs of a fresh run. The file stays as it is."""
+    """The notebook of a session with the outputs of a fresh run on weights/tiny. The file stays as it is."""
     notebook = nbformat.read(path, as_version=4)
-    os.environ.pop("MPLBACKEND", None)  # a backend for a screen is none for a notebook
+    for name in ("MINIGEMMA_WEIGHTS", "MPLBACKEND"):  # titles are about weights/tiny, and no window opens
+        os.environ.pop(name, None)
     ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(FOLDER)}})
     return notebook
 

@@ -5,7 +5,6 @@
 It needs Chromium on the PATH (Debian: apt-get install chromium), and is skipped without.
 """
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ from minigemma import TINY, Trace, load
 from minigemma.taps import names_of
 
 PAGE = Path(__file__).parents[2] / "notebooks" / "anna.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="needs tests/browser/requirements.txt")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs Chromium on the PATH")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
