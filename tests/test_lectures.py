@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from nbformat.v4 import new_markdown_cell, new_notebook
 from notebook_runs import read
 
-from minigemma import count
+from minigemma import Error, count
 from minigemma.account.compute import overview
 from minigemma.debug.catalogue import FAULTS
 
@@ -100,6 +101,13 @@ def test_slides_are_one_page_that_asks_for_nothing_else(path, slides):
     assert html.count("<section>") == html.count("<aside") == len(slides.slides_of(notebook))
     assert "//" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     assert set(re.findall(r'(?:src|href)="([^"#]*)', html)) <= {slides.PAGE}
+
+
+@pytest.mark.parametrize(("kind", "said"), [("notes", "before the first slide"), ("slide", "notes begin with minutes")])
+def test_a_lecturer_who_edits_hears_which_cell_is_wrong(kind, said, slides):
+    cells = [new_markdown_cell("Ask.", metadata={"slideshow": {"slide_type": kind}}) for kind in (kind, "notes")]
+    with pytest.raises(Error, match=f"{said}.*Ask."):
+        slides.slides_of(new_notebook(cells=cells))
 
 
 @pytest.mark.parametrize("path", SESSIONS, ids=lambda path: path.stem)

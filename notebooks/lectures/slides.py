@@ -12,6 +12,7 @@ key, notes are for the speaker, skip is left out. Notes begin with the minutes t
 
 import argparse
 import base64
+import functools
 import io
 import os
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 import nbformat
 from IPython.display import HTML
 from nbconvert import HTMLExporter
-from nbconvert.preprocessors import ExecutePreprocessor
+from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -53,7 +54,7 @@ body:not(.speaking) aside, .later { display: none }
   .paged section.now { display: flex; flex-direction: column }
   .paged section > div { flex: 1 }
   .paged nav { display: block; position: fixed; right: 1vw; bottom: 1vh }
-  .speaking img { max-height: 45vh }
+  .speaking img { max-height: 52vh }
 }
 @media print { .later { display: block } }
 """
@@ -103,22 +104,32 @@ def show(figure, alt=None):
     return HTML(f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">')
 
 
-def drawn(kept={}):  # noqa: B006 (drawn once)
-    """The gallery of the figures."""
-    return kept or kept.update(gallery.lecture_figures()) or kept
+@functools.cache
+def drawn():
+    """The gallery of the figures, drawn once."""
+    return gallery.lecture_figures()
 
 
 def slides_of(notebook):
-    """The slides of a notebook -> [{"cells": those to see, "notes": text, "minutes": whole number}]."""
+    """The slides of a notebook -> [{"cells": those to see, "notes": text, "minutes": whole number}].
+
+    Raises Error for a cell before the first slide, and for notes without minutes.
+    """
     found = []
     for cell in notebook.cells:
         kind = cell.metadata.get("slideshow", {}).get("slide_type")
         if kind == "slide":
             found.append({"cells": [], "notes": "", "minutes": 0})
+        if kind == "skip":
+            continue
+        if not found:
+            raise Error(f"a cell before the first slide: {cell.source[:40]!r}; make it a slide or skip it")
         if kind == "notes":
-            found[-1]["minutes"] = int(MINUTES.match(cell.source)[1])
-            found[-1]["notes"] = MINUTES.sub("", cell.source)
-        elif kind != "skip":
+            if not (minutes := MINUTES.match(cell.source)):
+                raise Error(f"notes begin with minutes, as '**5 minutes.** ', but not these: {cell.source[:40]!r}")
+            found[-1]["minutes"] = int(minutes[1])
+            found[-1]["notes"] = cell.source[minutes.end() :]
+        else:
             found[-1]["cells"].append(cell)
     return found
 
@@ -148,11 +159,18 @@ def page(notebook):
 
 
 def run(path):
-    """The notebook of a session with the outputs of a fresh run on weights/tiny. The file stays as it is."""
+    """The notebook of a session with the outputs of a fresh run on weights/tiny. The file stays as it is.
+
+    Raises Error where a cell fails.
+    """
     notebook = nbformat.read(path, as_version=4)
     for name in ("MINIGEMMA_WEIGHTS", "MPLBACKEND"):  # titles are about weights/tiny, and no window opens
         os.environ.pop(name, None)
-    ExecutePreprocessor(timeout=120, kernel_name="python3").preprocess(notebook, {"metadata": {"path": str(FOLDER)}})
+    program = ExecutePreprocessor(timeout=120, kernel_name="python3")
+    try:
+        program.preprocess(notebook, {"metadata": {"path": str(FOLDER)}})
+    except CellExecutionError as error:
+        raise Error(f"{path.name}: a cell fails with {error.ename}: {error.evalue}") from error
     return notebook
 
 
