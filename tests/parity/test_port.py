@@ -286,7 +286,7 @@ def test_the_context_projection_of_a_layer_reads_that_layers_hidden_state():
 def test_while_decoding_mistakes_of_the_cached_path_show_and_in_the_prompt_they_do_not():
     right = sound("E2B", "cached")
     for fault in FAULTS.values():
-        if fault.how == "cached" and fault.id not in ("F3", "F12b"):  # F12b is F12 in decoding; both write in the prompt
+        if fault.how == "cached" and fault.id not in ("F3", "F12b"):  # they write in the prompt as well
             wrong = port("E2B", fault, how="cached")["logits"]
             np.testing.assert_array_equal(wrong[: T // 2], right["logits"][: T // 2], fault.id)
             assert distance(wrong[T // 2 :], right["logits"][T // 2 :]) > 1e-2, fault.id
