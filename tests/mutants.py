@@ -24,9 +24,9 @@ import pytest
 import safetensors.numpy  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("model.py", "ops.py", "inputs.py", "vision.py")
-TESTS = ["goldens", "pass", "ops", "taps", "finite", "generate", "cache"]
-VISION_TESTS = ["picture_goldens", "vision"]  # of vision.py
+FILES = ("model.py", "ops.py", "inputs.py", "vision.py", "audio.py")
+TESTS = ["goldens", "pass", "ops", "taps", "finite", "generate", "cache", "sound_goldens"]  # ops.py makes the mel
+TOWER_TESTS = {"vision.py": ["picture_goldens", "vision"], "audio.py": ["sound_goldens", "audio"]}
 SECONDS = 600  # far above what the tests take on a busy machine
 
 SWAPS = {
@@ -119,7 +119,7 @@ def killed(name, text):
         )
         Path(place, "weights").symlink_to(ROOT / "weights")
         Path(place, "minigemma", name).write_text(text, encoding="utf-8")
-        tests = [f"tests/test_{test}.py" for test in (VISION_TESTS if name == "vision.py" else TESTS)]
+        tests = [f"tests/test_{test}.py" for test in TOWER_TESTS.get(name, TESTS)]
         child = os.fork()  # with NumPy and pytest already loaded; the package itself is not
         if child == 0:
             signal.alarm(SECONDS)  # an endless loop ends as killed
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="*", help="the numbers of the mutants to try")
     args = parser.parse_args()
-    for name in ("ops.py", "vision.py"):
+    for name in ("ops.py", *TOWER_TESTS):
         if killed(name, (ROOT / "minigemma" / name).read_text(encoding="utf-8")):
             sys.exit("the tests fail without any mutant")
     every = [(name, *mutant) for name in FILES for mutant in mutants(ROOT / "minigemma" / name)]
