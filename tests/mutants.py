@@ -55,6 +55,7 @@ EQUIVALENT = {
     "projected = (linear(embed, weights.per_layer_model_projection) * D ** (-0.5)).reshape(-2, L, P)": LEFT,
     "projected = (linear(embed, weights.per_layer_model_projection) * D ** -0.5).reshape(-2, L, P)": LEFT,
     "for layer, w in zip(config.layers, weights.layers):": CHECKED,
+    "x = tap('audio.embed', linear(quarter.reshape(T, -2), first.input_proj_linear))": LEFT,
     "pooled = tap('vision.pooled', blocks.mean((1, 3)).reshape(-2, D) * D ** 0.5)": LEFT,
 }
 

@@ -32,6 +32,14 @@ def tower():
     return config, random_audio(config, dtype=np.float64)
 
 
+def test_a_tap_must_fit_a_sound_and_give_back_what_it_gets(hearer):
+    config, weights = hearer
+    with pytest.raises(Error, match="fits no tap"):
+        hear(config, weights, tap=Trace("audio.no_such_tap"))
+    with pytest.raises(Error, match="the tap returned NoneType"):
+        hear(config, weights, tap=lambda name, array: None)
+
+
 def test_a_sound_has_exactly_the_taps_of_the_table_with_its_shapes(hearer):
     config, weights = hearer
     trace, audio = Trace(), config.audio
