@@ -1,6 +1,7 @@
 """The arithmetic by itself: its rules, and that finite input never becomes NaN or infinity."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -109,3 +110,8 @@ def test_of_equally_probable_experts_the_first_come_first():
     probs = np.random.default_rng(0).integers(0, 40, (50, 128)) / 40  # [T, E], each value about three times
     expected = [sorted(range(128), key=lambda e, row=row: (-row[e], e))[:8] for row in probs]
     assert_array_equal(ops.top_k(probs, 8), expected)
+
+
+def test_a_gate_far_below_zero_closes_without_a_warning():
+    with warnings.catch_warnings(action="error"):
+        assert_array_equal(ops.gated(np.ones(2, np.float32), np.array([-1000, 1000], np.float32)), [0, 1])
