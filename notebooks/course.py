@@ -1,7 +1,11 @@
 """What the notebooks share: the way to the package, loading a model, names for axes, and grading an exercise."""
 
+import inspect
+import re
 import sys
+import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the notebooks run from a clone, not from an install
@@ -14,21 +18,52 @@ import numpy as np
 from exercises import check, progress  # noqa: F401 (for the notebooks)
 
 from minigemma.debug.goldens import check_goldens
+from minigemma.tools import figures
 
 # NumPy 2.0 to 2.3 on Apple silicon warns of a division by zero in products that hold none (numpy#28687).
 warnings.filterwarnings("ignore", message=".* encountered in matmul", category=RuntimeWarning)
 
 
-def _open_hole(shell, kind, error, trace, tb_offset=None):
+def _open_names(shell, error):
+    """The names that still have their hole, where an error comes of using them."""
+    if not re.search("ellipsis|NoneType", str(error)):
+        return []
+    used = {name for frame, _ in traceback.walk_tb(error.__traceback__) for name in frame.f_code.co_names}
+    return sorted(name for name in used if _is_open(shell.user_ns.get(name)))
+
+
+def _is_open(value):
+    """Whether this is `...`, or a function of a notebook that has a line with nothing else."""
+    if inspect.isfunction(value) and value.__module__ == "__main__":
+        return bool(re.search(r"^ +(?:return )?\.\.\.(?: *#.*)?$", inspect.getsource(value), re.MULTILINE))
+    return value is ...
+
+
+def _say_what_is_open(shell, kind, error, trace, tb_offset=None):
     """In place of a traceback, where an answer is made of another that is still `...`."""
-    if "ellipsis" in str(error):
-        print("not yet: this cell uses a hole that is still open")
+    if names := _open_names(shell, error):
+        print(f"not yet: this cell uses {', '.join(names)}, still with an open hole ({error})")
     else:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 
+def _go_on(shell, result):
+    """Such a cell counts as done, so that "Run All" goes on."""
+    if result.error_in_exec and _open_names(shell, result.error_in_exec):
+        result.error_in_exec = None
+
+
+def _with_alt(figure, include=None, exclude=None):
+    """What a notebook keeps of a figure: the picture, and its words for those who cannot see it."""
+    from IPython.core.pylabtools import print_figure
+
+    return {"image/png": print_figure(figure, base64=True)}, {"image/png": {"alt": figures.words(figure)}}
+
+
 if shell := getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)():
-    shell.set_custom_exc((TypeError, AttributeError, ValueError), _open_hole)
+    shell.set_custom_exc((Exception,), _say_what_is_open)
+    shell.events.register("post_run_cell", partial(_go_on, shell))
+    shell.display_formatter.mimebundle_formatter.for_type_by_name("matplotlib.figure", "Figure", _with_alt)
 
 FACTS = "Anna put the kite in the barn. Lily hid the doll in the tent."
 ROOM = 2 * 2**30  # bytes that one step of a notebook may take

@@ -63,6 +63,15 @@ def titled(figure, sentence):
     return figure
 
 
+def words(figure):
+    """The figure for those who cannot see it: its sentence, the labels of its axes, and what the legends name."""
+    found = [figure.get_suptitle()]
+    for axes in figure.axes:
+        found += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+        found += axes.get_legend_handles_labels()[1]
+    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in found if text))
+
+
 @plt.rc_context({"svg.hashsalt": "minigemma"})
 def save(figure, path, kind="png", pixels=1600, alt=""):
     """Write a figure `pixels` wide, with a text for those who cannot see it. The same figure gives the same bytes."""
@@ -229,7 +238,7 @@ def kv_cache_lines(lengths, sizes):
     for label, values in sorted(sizes.items(), key=lambda size: size[1][-1]):
         look, last = _look(label, list(sizes).index(label)), values[-1] / 1e9
         axes.plot(lengths[: len(values)], [value / 1e9 for value in values], label=label, **look)
-        height = max(last, 1.35 * height)  # labels do not meet
+        height = max(last, 1.5 * height)  # labels do not meet
         axes.text(1.1 * lengths[len(values) - 1], height, f"{label}: {last:.3g} GB", va="center", color=look["color"])
     _log_tokens(axes)
     axes.set_yscale("log")
@@ -576,6 +585,7 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
         wide = tall = min(wide, tall)
     size = (1.2 + across * max(2.2, 0.6 + wide * width), down * max(1.8, 1.1 + tall * height))
     figure, grid = _grid(*size, down, across)
+    letters = 10 if min(wide, tall) > 0.2 else 8  # points
     values = np.concatenate([np.ravel(panel) for panel in panels.values()])
     high = np.nanmax(np.abs(values)) if signed else np.nanmax(values)
     low = -high if signed else min(0, np.nanmin(values))
@@ -589,9 +599,9 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
         axes.set_title(title, fontsize=10)
         _finish(axes, columns, rows if place % across == 0 else "")
         if column_labels is not None:
-            axes.set_xticks(range(len(column_labels)), column_labels, rotation=90, fontsize=8)
+            axes.set_xticks(range(len(column_labels)), column_labels, rotation=90, fontsize=letters)
         if row_labels is not None:
-            axes.set_yticks(range(len(row_labels)), row_labels if place % across == 0 else [], fontsize=8)
+            axes.set_yticks(range(len(row_labels)), row_labels if place % across == 0 else [], fontsize=letters)
     if bar:
         figure.colorbar(image, ax=grid, label=bar, shrink=0.8)
     return figure
@@ -642,7 +652,8 @@ def error_by_depth(comparison):
     for verdict, colour, marker in (("OK", "#6B7A00", "."), ("DRIFT", "#14306B", "."), ("BROKEN", BROKEN, "x")):
         chosen = [i for i, row in enumerate(rows) if row.verdict == verdict]
         errors = [max(min(rows[i].own.error, 1e3), floor) for i in chosen]
-        axes.plot(chosen, errors, marker, color=colour, markersize=7, label=f"op on their inputs: {verdict}")
+        label = f"op on their inputs: {verdict}" if chosen else None
+        axes.plot(chosen, errors, marker, color=colour, markersize=7, label=label)
     names = [row.name for row in rows]
     if comparison.first_broken in names:
         place = names.index(comparison.first_broken)
@@ -698,6 +709,23 @@ def wavelengths(heads, window):
     return _finish(axes, across, "tokens for one full turn", legend=BESIDE)
 
 
+def clouds(panels, groups):
+    """Points in the plane, a colour and a marker for each group, a large cross at its mean; panels: title -> [n, 2].
+
+    groups: the number of each point's group, [n], at most four.
+    """
+    figure, grid = _grid(WIDEST, 3.6, 1, len(panels))
+    for axes, (title, points) in zip(grid[0], panels.items(), strict=True):
+        for group, (colour, _), marker in zip(np.unique(groups), LINES, "os^D", strict=False):
+            some = points[groups == group]
+            axes.scatter(*some.T, s=18, color=colour, marker=marker, alpha=0.6)
+            axes.scatter(*some.mean(0), s=250, color=colour, marker="+", linewidths=3)
+        axes.set_title(title, fontsize=11)
+        axes.set_aspect("equal", "datalim")
+        _finish(axes, "first coordinate", "second coordinate" if axes is grid[0, 0] else "")
+    return figure
+
+
 def turned_pairs(positions, frequencies, names):
     """The point (1, 0) of a few pairs, turned by RoPE to each position; frequencies: radians per token."""
     figure, grid = _grid(2.3 * len(frequencies) + 0.8, 2.7, 1, len(frequencies))
@@ -716,13 +744,12 @@ def turned_pairs(positions, frequencies, names):
 
 def kv_sources(layers):
     """The layer whose K and V each layer reads: filled squares write their own, hollow ones read those of another."""
-    axes = _axes(max(8, 1 + 0.3 * len(layers)), 2.3)
-    large = len(layers) <= 16
+    axes = _axes(WIDEST, 2.3)
     for layer in layers:
         colour, i, up = KIND_COLOURS[layer.kind], layer.index, 1 if layer.window else -1
         face = "white" if layer.shares_kv else colour
-        axes.scatter(i, 0, 300 if large else 150, face, "s", edgecolors=colour, linewidths=2, zorder=3)
-        axes.text(i, 0, str(i), ha="center", va="center", fontsize=10 if large else 7, zorder=4)
+        axes.scatter(i, 0, 300 if len(layers) <= 16 else 220, face, "s", edgecolors=colour, linewidths=2, zorder=3)
+        axes.text(i, 0, str(i), ha="center", va="center", fontsize=10, zorder=4)
         if layer.shares_kv:
             axes.plot([layer.kv_from, layer.kv_from, i], [0, up, up], color=colour, linewidth=1.5, zorder=2)
             axes.annotate("", (i, 0.3 * up), (i, up), arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 0})
@@ -894,7 +921,7 @@ def dose_lines(result):
         axes.set_title(title)
         axes.set_ylim(0, 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _finish(axes, "layers passed", "PLE's word is named" if axes is left else "", True, {"loc": "upper left"})
+        _finish(axes, "layers passed", "how often the probe names PLE's word" if axes is left else "", True, {"loc": "upper left"})
     return left.figure
 
 
@@ -917,7 +944,7 @@ def swap_lines(results, seeds=()):
     axes.plot(context, color="#777777", linestyle="--", label="what the past alone tells")
     axes.set_ylim(0, 1.03)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    return _finish(axes, "layers passed", "the probe names it", True, BESIDE)
+    return _finish(axes, "layers passed", "how often the probe names it", True, BESIDE)
 
 
 def depth_lines(results, measures, seeds=()):
@@ -974,7 +1001,7 @@ def _sentence_map(results):
 
 
 def ablation_bars(rows):
-    """Change in loss, nats a token: PLE changed in one layer; PLE off from a layer on. rows: of ple.interventions."""
+    """Change in loss, nats per token: PLE changed in one layer; PLE off from a layer on. rows: of ple.interventions."""
     left, right = _grid(10, 4.2, 1, 2)[1][0]
     single = {"off in layer": "no PLE", "lookup pruned in layer": "no lookup"}
     single |= {"lookup in 2 bits in layer": "lookup in 2 bits"}
@@ -991,12 +1018,12 @@ def ablation_bars(rows):
     right.set_title("off from a layer on (log scale)")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _finish(left, "layer", "change in loss, nats a token", legend={"loc": "best"})
-    return _finish(right, "first layer without PLE", "change in loss, nats a token", grid=True)
+    _finish(left, "layer", "change in loss, nats per token", legend={"loc": "best"})
+    return _finish(right, "first layer without PLE", "change in loss, nats per token", grid=True)
 
 
 def intervention_bars(rows):
-    """Change in loss, nats a token, by interventions on PLE in all layers at once. rows: of ple.interventions."""
+    """Change in loss, nats per token, by interventions on PLE in all layers at once. rows: of ple.interventions."""
     chosen = [row for row in rows if row["at"] is None and row["kind"] != "plain"]
     axes = _axes(8, 1 + 0.45 * len(chosen))
     changes, errors = zip(*(row["change"] for row in chosen), strict=True)
@@ -1007,11 +1034,11 @@ def intervention_bars(rows):
     axes.set_yticks(places, [row["kind"] for row in chosen])
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    return _finish(axes, "change in loss, nats a token")
+    return _finish(axes, "change in loss, nats per token")
 
 
 def quantisation_lines(rows):
-    """Change in loss, nats a token, over the bits of the looked-up PLE rows. rows: of ple.interventions."""
+    """Change in loss, nats per token, over the bits of the looked-up PLE rows. rows: of ple.interventions."""
     axes = _axes(6, 3.8)
     for per, (colour, style) in zip(("row", "slice"), LINES, strict=False):
         bits, changes, errors = _changes(rows, f"lookup quantised per {per}, bits:")
@@ -1023,7 +1050,7 @@ def quantisation_lines(rows):
     axes.invert_xaxis()
     axes.set_xticks(bits, [f"{int(bit)}" for bit in bits])
     axes.minorticks_off()
-    across, up = "bits of each value of the looked-up row", "change in loss, nats a token"
+    across, up = "bits of each value of the looked-up row", "change in loss, nats per token"
     return _finish(axes, across, up, legend={"loc": "best"})
 
 
