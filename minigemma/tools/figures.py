@@ -921,7 +921,9 @@ def dose_lines(result):
         axes.set_title(title)
         axes.set_ylim(0, 1)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _finish(axes, "layers passed", "how often the probe names PLE's word" if axes is left else "", True, {"loc": "upper left"})
+        _finish(
+            axes, "layers passed", "how often PLE's word is named" if axes is left else "", True, {"loc": "upper left"}
+        )
     return left.figure
 
 
