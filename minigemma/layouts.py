@@ -46,15 +46,15 @@ def unpack_w4a16(packed, scale, zero=None):
 
 
 QUICK_UNITS = np.array([1 / 16, 1], np.float32)  # of even and odd columns
+QUICK_ZERO = 8  # what a column of weight 0 holds, in these units
 
 
 def quick_w4a16(packed, scale):
-    """As unpack_w4a16, in one step: an even column as 16 x (q + 8), an odd one as q + 8; the minimum takes off the 8.
+    """As unpack_w4a16, in one step: an even column as 16 x (q + 8), an odd one as q + 8.
 
     byte  hhhhllll  x 16:  0000hhhh llll0000, which is two bytes in the order 16 x l, h on a little-endian machine
     """
-    scale = _float32(scale)
-    return np.multiply(packed, 16, dtype="<u2").view(np.uint8), scale, 8 * scale
+    return np.multiply(packed, 16, dtype="<u2").view(np.uint8), _float32(scale), None
 
 
 def unpack_w8a16(packed, scale, zero=None):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .layouts import QUICK_UNITS
+from .layouts import QUICK_UNITS, QUICK_ZERO
 from .threads import SMALL, blocks, share_out
 
 PIECE = 2**20  # numbers of a block that is unpacked for one row of x: with fewer, the calls cost more than the work
@@ -113,16 +113,19 @@ class PackedMatrix:
             wide = _memory(R * width).view(np.float32).reshape(R, width)  # [R, in]
             _multiply(x, self._rows(parts, wide), out)
             return
-        unpack = self.layout.quick if self.layout.quick and len(parts) == 2 else self.layout.unpack
-        inputs = x if unpack is self.layout.unpack else x.reshape(-1, 2) * QUICK_UNITS
-        q, scale, minimum = unpack(*parts)  # [R, in], [R, G], [R, G]
+        quick = self.layout.quick if len(parts) == 2 else None
+        q, scale, minimum = (quick or self.layout.unpack)(*parts)  # [R, in], [R, G], [R, G]
+        inputs = x.reshape(-1, 2) * QUICK_UNITS if quick else x
         wide = _memory(R * (width + GAP)).view(np.float32).reshape(R, -1)[:, :width]  # [R, in]
         wide[...] = q
         groups = inputs.reshape(scale.shape[1], -1, 1)  # [G, g, 1]
         sums = (wide.reshape(*scale.shape, -1).transpose(1, 0, 2) @ groups)[..., 0]  # [G, R]
+        ones = x.reshape(groups.shape[:2]).sum(1)  # [G]
+        if quick:
+            sums -= QUICK_ZERO * ones[:, None]
         out[0] = np.vecdot(sums.T, scale)
         if minimum is not None:
-            out[0] -= minimum @ x.reshape(groups.shape[:2]).sum(1)
+            out[0] -= minimum @ ones
 
 
 class ExpertStack:
