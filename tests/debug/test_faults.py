@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import small
+from family import kinds, small
 
 from minigemma import Error, Trace, forward
 from minigemma.__main__ import main
+from minigemma.debug import diagnosis
 from minigemma.debug.catalogue import FAULTS, PROBES, Fault, applicable
 from minigemma.debug.diagnosis import Search, diagnose
 from minigemma.debug.diff import compare_traces
@@ -149,13 +150,17 @@ def test_a_mistake_is_named_from_much_and_from_little(id, only):
     assert found.faults[0].remedy == FAULTS[id].remedy
 
 
-@pytest.mark.parametrize("id", ["B2", "B9c", "E7", "G2c"])
-def test_a_mistake_of_the_cached_path_is_named_where_the_first_call_is_known(id):
-    model, calls = model_of("E2B"), {}
-    port_with(model, id).run(lambda name, array: calls.setdefault(name, []).append(array) or array, prefill=12)
-    theirs = {n: np.concatenate(a) for n, a in calls.items() if not n.endswith(("scores", "pattern"))}
-    found = diagnose(theirs, Run(model, TOKENS, theirs), prefill=12)
-    assert [fault.id for fault in found.faults] == [id]
+ONE_CALL, CACHED = ("A9c", "A14", "C3", "D12", "D13", "D14", "F12", "G4"), ("B2", "B9c", "E7", "F12b", "G2c")
+
+
+@pytest.mark.parametrize("id, prefill", [*((id, None) for id in ONE_CALL), *((id, 12) for id in CACHED)])
+def test_a_mistake_is_named_among_those_of_its_part_also_where_it_needs_a_cache(id, prefill, monkeypatch):
+    """The parity suite tries each mistake against the whole catalogue."""
+    model, calls = model_of("E2B", layer_types=kinds(1, 1), num_kv_shared_layers=2), {}
+    monkeypatch.setattr(diagnosis, "FAULTS", {name: fault for name, fault in FAULTS.items() if name[0] == id[0]})
+    port_with(model, id).run(lambda name, array: calls.setdefault(name, []).append(array) or array, prefill)
+    theirs = {n: np.concatenate(a) for n, a in calls.items() if not (prefill and n.endswith(("scores", "pattern")))}
+    assert [fault.id for fault in diagnose(theirs, Run(model, TOKENS, theirs), prefill=prefill).faults] == [id]
 
 
 @pytest.mark.parametrize("length, only", [(23, None), (23, ["layers.*.attn.scores"]), (1, ["logits"])])
