@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -25,24 +26,25 @@ warnings.filterwarnings("ignore", message=".* encountered in matmul", category=R
 
 
 def _open_names(shell, error):
-    """The names that still have their hole, where an error comes of using them."""
-    if not re.search("ellipsis|NoneType", str(error)):
-        return []
+    """The names that still have their hole, or hold what such a function returned, where an error comes of them."""
     used = {name for frame, _ in traceback.walk_tb(error.__traceback__) for name in frame.f_code.co_names}
-    return sorted(name for name in used if _is_open(shell.user_ns.get(name)))
+    empty = any(map(_is_open, shell.user_ns.values()))  # then a name that holds None may come from an open function
+    return sorted(name for name in used if _is_open(value := shell.user_ns.get(name, 0)) or (empty and value is None))
 
 
 def _is_open(value):
     """Whether this is `...`, or a function of a notebook that has a line with nothing else."""
     if inspect.isfunction(value) and value.__module__ == "__main__":
-        return bool(re.search(r"^ +(?:return )?\.\.\.(?: *#.*)?$", inspect.getsource(value), re.MULTILINE))
+        with suppress(OSError):  # of a function that no cell wrote
+            return bool(re.search(r"^ +(?:return )?\.\.\.(?: *#.*)?$", inspect.getsource(value), re.MULTILINE))
     return value is ...
 
 
 def _say_what_is_open(shell, kind, error, trace, tb_offset=None):
     """In place of a traceback, where an answer is made of another that is still `...`."""
     if names := _open_names(shell, error):
-        print(f"not yet: this cell uses {', '.join(names)}, still with an open hole ({error})")
+        why = str(error).strip().partition("\n")[0]
+        print(f"not yet: this cell uses {', '.join(names)}, still with an open hole ({kind.__name__}: {why})")
     else:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
@@ -98,7 +100,7 @@ def load(dtype="bfloat16", needs_ple=False):
         )
     if model.tokenizer is None:
         print(f"{model.directory} has no tokenizer.json, so what reads text will fail; that of weights/tiny will do.")
-    exercises.session.model = model
+    exercises.begin(model, Path("solved.json"))  # in the notebook's folder
     config, name = model.config, "weights/tiny" if is_tiny(model) else model.directory.name
     print(
         f"{name}: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "

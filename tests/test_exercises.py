@@ -1,12 +1,14 @@
 """What `check` says of an answer: typical wrong ones are recognised, and an open hole is never an error."""
 
+import ast
+import dis
 import re
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from notebook_runs import FOLDER, NOTEBOOKS
+from notebook_runs import FOLDER, HOLE, NOTEBOOKS, exercises, read
 
 import minigemma
 from minigemma.interventions import token_losses
@@ -27,7 +29,7 @@ def course():
 @pytest.fixture
 def said(course, tiny, capsys, monkeypatch):
     """A function: the name of an exercise and an answer -> what check prints."""
-    monkeypatch.setattr(course.exercises, "session", SimpleNamespace(model=tiny, solved=set()))
+    monkeypatch.setattr(course.exercises, "session", SimpleNamespace(model=tiny, file=None, solved=set()))
 
     def said(name, mine):
         course.check(name, mine)
@@ -84,6 +86,8 @@ def shell():
         "ple = ...\nprint(ple[:, 0] * 2)",
         "import numpy as np\nple = ...\nnp.sqrt(ple)",
         "def ple(x):\n    return ...  # [T]\n\nple(3) + 1",
+        "import numpy as np\nple = ...\nnp.testing.assert_allclose(ple, [1.0])",
+        "def of(x):\n    ...\n\nple = of(3)\nple[0]",
         "def ple(x):\n    'Doubles.'\n    ...\n\ndef twice(x):\n    return ple(x)[0]\n\ntwice(3)",
     ],
 )
@@ -97,11 +101,52 @@ def test_any_other_error_of_a_cell_stops_run_all_with_a_traceback(shell, capsys)
     assert "Traceback" in capsys.readouterr().out
 
 
+def names(code):
+    """The names that a cell needs from cells before it, and those that it makes."""
+    needs, makes, inner = set(), set(), []
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            makes.add(step.argval)
+        elif step.opname in ("LOAD_NAME", "LOAD_GLOBAL") and step.argval not in makes:
+            needs.add(step.argval)
+        elif hasattr(step.argval, "co_code"):
+            inner.append(step.argval)
+    for function in inner:
+        needs |= names(function)[0] - makes
+    return needs, makes
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_cell_needs_what_an_exercise_leaves_open(path):
+    holes, notebook = set(), read(path)
+    exercised = {number for number, _ in exercises(notebook)}
+    for number, cell in enumerate(notebook.cells):
+        for statement in ast.parse(cell.source).body if cell.cell_type == "code" else ():
+            needs, makes = names(compile(ast.Module([statement], []), path.name, "exec"))
+            is_check = ast.unparse(statement).startswith("check(")
+            assert is_check or not needs & holes, f"cell {number}"
+            left_open = number in exercised and HOLE.search(ast.get_source_segment(cell.source, statement))
+            holes = holes | makes if left_open else holes - makes
+    assert holes or not exercised
+
+
 def test_solved_exercises_are_counted_once(said, course, facts, capsys):
     for _ in range(2):
         assert "you have solved 1 of" in said("03.1", facts["layers.3.attn.v"])
     course.progress("03")
     assert re.match(r"you have solved 1 of \d+:  03.1 \+ 03.2 \.", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("stored", [None, "[", "{}", '[1, ["03.1"], "99.9"]'])
+def test_solved_exercises_are_kept_in_a_file_and_a_broken_one_counts_as_empty(said, course, facts, tmp_path, stored):
+    file = tmp_path / "solved.json"
+    if stored:
+        file.write_text(stored)
+    course.exercises.begin(course.exercises.session.model, file)
+    assert said("03.1", facts["layers.3.attn.v"]).endswith("you have solved 1 of 7")
+    course.exercises.session.solved = set()
+    course.exercises.begin(course.exercises.session.model, file)
+    assert "03.1" in course.exercises.session.solved
 
 
 def test_a_name_that_no_exercise_has_is_refused(course):
@@ -256,7 +301,7 @@ ODD = (
 @pytest.mark.parametrize("notebook", [path.name[:2] for path in NOTEBOOKS])
 def test_no_answer_is_an_error(course, tiny, monkeypatch, notebook):
     exercises = course.exercises
-    monkeypatch.setattr(exercises, "session", SimpleNamespace(model=tiny, solved=set()))
+    monkeypatch.setattr(exercises, "session", SimpleNamespace(model=tiny, file=None, solved=set()))
     for name, target in exercises.targets_of(notebook).items():
         right = target(tiny)
         wrong = [odd for odd in ODD if not exercises.judge(right, odd)[0]]

@@ -4,7 +4,9 @@ e03.py holds TARGETS for notebook 03: an exercise's name -> a function of the mo
 computed from the model's own pass when it is asked for. It is one of the classes below.
 """
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -16,11 +18,12 @@ import numpy as np
 from minigemma import TINY, Error, Trace, load
 from minigemma.debug.diff import compare_traces, known_factors, resemblance, scaled
 from minigemma.debug.runs import Run
+from minigemma.files import read_json, replacing
 
 FOLDER = Path(__file__).parent
 TOLERANCE = 1e-4  # of floating-point values, relative to their root mean square
 OPEN = "the hole is still open"
-session = SimpleNamespace(model=None, solved=set())  # whose pass gives the targets; names of solved exercises
+session = SimpleNamespace(model=None, file=None, solved=set())  # see begin
 
 
 @dataclass
@@ -59,6 +62,16 @@ class Judged:
     wrong: Callable
 
 
+def begin(model, file):
+    """Take the targets from this model's pass, and keep the names of solved exercises in `file`, a JSON list.
+
+    A file that holds anything else counts as empty. Where it cannot be written, the kernel remembers alone.
+    """
+    session.model, session.file = model, file
+    with suppress(Error):
+        session.solved.update(name for name in read_json(file, list) if isinstance(name, str))
+
+
 def check(name, mine):
     """Print whether `mine` is the answer of an exercise, and if not, how the two are related.
 
@@ -68,20 +81,20 @@ def check(name, mine):
     if name not in targets:
         raise Error(f"there is no exercise {name!r}; notebook {name[:2]} has {', '.join(targets) or 'none'}")
     session.model = session.model or load(TINY)
-    if _say(*judge(targets[name](session.model), mine)):
+    right, words = judge(targets[name](session.model), mine)
+    print(f"all right{words}" if right else f"not yet: {words}")
+    if right:
         session.solved.add(name)
+        if session.file:
+            with suppress(Error), replacing(session.file) as temporary:
+                temporary.write_text(json.dumps(sorted(session.solved)), encoding="utf-8")
         print(_count(name[:2]))
 
 
 def progress(notebook):
-    """Print which exercises of a notebook, such as "03", were solved in this session."""
+    """Print which exercises of a notebook, such as "03", are solved."""
     marks = " ".join(name + (" +" if name in session.solved else " .") for name in targets_of(notebook))
     print(f"{_count(notebook)}:  {marks}")
-
-
-def _say(verdict, words):
-    print(f"all right{words}" if verdict else f"not yet: {words}")
-    return verdict
 
 
 def _count(notebook):
