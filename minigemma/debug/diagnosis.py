@@ -48,7 +48,7 @@ class Finding:
 class Diagnosis:
     """What is wrong with a port, as far as its trace shows."""
 
-    verdict: str  # fault, rounding, overflow, unknown, other-input, other-weights; prompt, of the ids alone
+    verdict: str  # fault, healthy, overflow, unknown, other-input, other-weights; prompt, of the ids alone
     sentence: str
     first_broken: str | None
     faults: list = field(default_factory=list)  # the best first
@@ -63,7 +63,7 @@ class Diagnosis:
     def clean(self):
         """Whether everything was judged and nothing is wrong, neither in the trace nor in the prompt's ids."""
         unread = self.unread or (self.comparison and self.comparison.unread)
-        return self.verdict in ("rounding", "prompt") and not unread and not any(m.blame for m in self.prompt)
+        return self.verdict in ("healthy", "prompt") and not unread and not any(m.blame for m in self.prompt)
 
     def to_dict(self):
         return {
@@ -269,7 +269,7 @@ def _judged(comparison, run, precision, prefill=None):
         return Diagnosis(comparison.identity, comparison.sentence, comparison.first_broken, comparison=comparison)
     if comparison.first_broken is None:
         probe = _next_rung(run, prefill)
-        return Diagnosis("rounding", comparison.sentence, None, next_probe=probe, comparison=comparison)
+        return Diagnosis("healthy", comparison.sentence, None, next_probe=probe, comparison=comparison)
     found, short = _in_prefix(run, comparison, prefill) or (_searched(Search(run, comparison, prefill)), run)
     if found.verdict == "unknown" and precision is None:
         _try_coarser(found, run, short)
@@ -307,7 +307,7 @@ def _try_coarser(found, run, short):
     """Say which coarser number format would explain a trace that no mistake explains.
 
     Where 16 bits are seen in the numbers, the rest may be rounding too, such as a cache in float16 beside products in
-    bfloat16: the verdict becomes rounding. Elsewhere a coarser format could hide a real mistake, and is only named.
+    bfloat16: the verdict becomes healthy. Elsewhere a coarser format could hide a real mistake, and is only named.
     short: a prefix, which is asked first.
     """
     inferred = found.comparison.precision
@@ -318,7 +318,7 @@ def _try_coarser(found, run, short):
         if coarser.first_broken is None and not any(row.allowed > BLIND for row in coarser.rows):
             found.sentence += f"; {precision} rounding would explain all: if they use it, give --precision {precision}"
             if inferred == "float16":
-                found.verdict, found.first_broken, found.comparison, found.next_probe = "rounding", None, coarser, None
+                found.verdict, found.first_broken, found.comparison, found.next_probe = "healthy", None, coarser, None
                 found.sentence = f"{coarser.sentence}, though most numbers are those of {inferred}"
             return
 
@@ -485,11 +485,11 @@ def _joined(found, path):
     """The Diagnoses of a picture, of a sound and of the text behind them -> one, that of the first at fault."""
     if not found:
         raise Error(f"{path}: the trace holds arrays of a picture or sound; give it with --image or --audio")
-    first = next((one for one in found if one.verdict != "rounding"), found[-1])
+    first = next((one for one in found if one.verdict != "healthy"), found[-1])
     for other in found:
         if other is not first:
             thing = medium_of(other.comparison.rows[0].name) if other.comparison else "text"
-            said = other.sentence if other.verdict == "rounding" else f"{other.verdict}: {other.sentence}"
+            said = other.sentence if other.verdict == "healthy" else f"{other.verdict}: {other.sentence}"
             first.notes += [f"the {thing}: {said}", *other.notes]
             first.faults += other.faults
     return first

@@ -158,7 +158,7 @@ def test_rows_of_the_tables_before_their_scale_are_no_mistake(only, precision):
     theirs = {name: array.astype(np.float32) for name, array in theirs.items()}
     run = Run(model, TOKENS, theirs)
     found = diagnose(theirs, run)
-    assert found.verdict == "rounding" and found.clean
+    assert found.verdict == "healthy" and found.clean
     for name in ("embed", "ple.token"):
         assert f"{name} holds the rows of its table before their scale" in found.sentence
 
@@ -267,7 +267,7 @@ def test_a_wrong_mask_shows_in_scores_that_were_captured_after_it(value, wider, 
     theirs = {name: array for name, array in trace.items() if name.endswith("attn.scores")}
     found = diagnose(theirs, Run(model, TOKENS, theirs))
     assert [fault.id for fault in found.faults] == made
-    assert (found.first_broken, found.verdict == "rounding") == ((wider and "layers.0.attn.scores") or None, not wider)
+    assert (found.first_broken, found.verdict == "healthy") == ((wider and "layers.0.attn.scores") or None, not wider)
     assert hint is None or hint in found.comparison.hint
 
 
@@ -370,7 +370,7 @@ def test_our_own_trace_agrees_and_the_command_returns_0(own_trace, capsys):
     assert "all 261 taps agree" in capsys.readouterr().out
     assert main(["diff", own_trace, "--against", own_trace]) == 0
     assert main(["diagnose", own_trace, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["verdict"] == "rounding"
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["verdict"] == "healthy"
 
 
 def test_python_gets_what_the_commands_print(own_trace, tmp_path):

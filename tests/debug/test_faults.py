@@ -205,7 +205,7 @@ def test_no_capture_of_the_last_position_ends_in_a_traceback(wrong, late):
         if not late or re.match(r"layers\.[5-9]\.|final|logits", name):
             theirs[name] = array.take([-1], axis=time_axis(name))
     found = diagnose(theirs, Run(model, TOKENS, theirs))
-    assert found.verdict != "rounding" and not found.notes
+    assert found.verdict != "healthy" and not found.notes
 
 
 def test_two_mistakes_at_once_are_both_named():
@@ -312,7 +312,7 @@ def test_after_a_healthy_trace_the_next_rung_of_the_ladder_is_named():
         trace = Trace()
         forward(tokens, model.weights, model.config, soft_tokens=soft_tokens, tap=trace)
         found = diagnose(dict(trace), Run(model, tokens, dict(trace), soft_tokens), **options)
-        assert found.verdict == "rounding"
+        assert found.verdict == "healthy"
         assert words in (found.next_probe or "")
 
 
@@ -398,7 +398,7 @@ def test_a_part_in_bfloat16_of_a_port_in_float16_is_rounding():
     comparison = compare_traces(theirs, run)
     assert comparison.precision == "float16" and comparison.first_broken == "layers.0.attn.v"
     found = diagnose(theirs, run)
-    assert found.verdict == "rounding" and found.comparison.precision == "bfloat16"
+    assert found.verdict == "healthy" and found.comparison.precision == "bfloat16"
     assert "though most numbers are those of float16" in found.sentence
 
 

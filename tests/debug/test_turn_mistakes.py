@@ -243,7 +243,7 @@ def test_diagnose_names_the_mistake_in_the_ids_of_a_trace_and_judges_the_trace_t
     trace.save(tmp_path / "theirs.safetensors", tokens=ids)
     assert main(["diagnose", str(tmp_path / "theirs.safetensors"), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["verdict"] == "rounding"
+    assert found["verdict"] == "healthy"
     assert [(one["id"], one["position"]) for one in found["prompt"]] == [("T3", len(ids) - 3)]
 
 
