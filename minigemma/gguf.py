@@ -2,8 +2,9 @@
 
 A GGUF file is a header (keys with typed values, then a name, a shape, a type and an offset for each tensor) and the
 tensors' bytes. llama.cpp's conversion folds nothing into Gemma 4's weights and permutes nothing: they have other names
-and the reversed order of dimensions, which describes the same bytes. Every length, count and offset is checked before
-it is used. Sources: the format's description in ggml, llama.cpp's conversion of gemma4.
+and the reversed order of dimensions, which describes the same bytes. layouts.py unpacks the blocks of 4 to 8 bits.
+Every length, count and offset is checked before it is used. Sources: the format's description in ggml, llama.cpp's
+conversion of gemma4.
 """
 
 import json

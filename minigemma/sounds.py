@@ -1,7 +1,7 @@
 """Sound files and arrays -> what Gemma 4 hears: one channel of samples from -1 to 1, 16,000 a second.
 
 Of files only WAV is read: it needs no decoder. transformers leaves files and other rates to other libraries. Like
-transformers, we cut what is longer than a tower hears.
+transformers, we cut what is longer than a tower hears. The log mel that follows is in audio.py.
 """
 
 import math

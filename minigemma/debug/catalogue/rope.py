@@ -79,7 +79,7 @@ ENTRIES = (
           remedy="add the cache's length to the positions", seen="a near relative of B9c", needs=("cached",),
           changes=placed(lambda at: at.positions - at.port.start)),
     Fault("E8", "RoPE rotates neighbours (2j, 2j + 1)", first="layers.*.attn.rot_q", probe="nine",
-          symptom="text falls apart after a few words", remedy="rotate the pairs (j, j + H/2)",
+          symptom="text falls apart after a few words", remedy="rotate halves of a head: the pairs (j, j + H/2)",
           seen="the interleaved layout of other models and of GGUF files", changes=rotated(neighbouring_numbers)),
     Fault("E9", "queries are rotated in the opposite direction", first="layers.*.attn.rot_q", probe="nine",
           symptom="scores depend on the sum of two positions, not on their difference",
