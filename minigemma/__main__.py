@@ -519,16 +519,19 @@ def figures(args):
 def grade(args):
     """Judge your own rms_norm, rope, visible, attention, mlp, ple, layer and forward, or any of them.
 
-    FILE is run in a process of its own. What it does not define is open, not wrong. --template prints a file to begin
-    with.
+    FILE is run in a process of its own. What it does not define is open, not wrong. To begin, --template writes FILE.
     """
     from .tools import grade
 
-    if args.template:
+    if args.template and args.file is None:
         print(grade.template(args.level))
         return None
     if args.file is None:
-        raise Error("name your file; to begin one: python -m minigemma grade --template > mygemma.py")
+        raise Error("name your file; to begin one: python -m minigemma grade mygemma.py --template")
+    if args.template:
+        grade.write_template(args.file, args.level)
+        print(f"wrote {args.file}")
+        return None
     found = grade.grade_file(args.file)
     return grade.grades_dicts(found), grade.grades_text(found), int(any(one.verdict == "wrong" for one in found))
 
@@ -698,7 +701,7 @@ def parser():
     command(
         grade,
         flag("file", metavar="FILE", nargs="?", help="Python with your functions"),
-        flag("--template", action="store_true", help="print a file to begin with, in place of grading one"),
+        flag("--template", action="store_true", help="write FILE to begin with; without FILE print it"),
         flag("--level", type=int, default=1, choices=(1, 2, 3), help="1: holes (default); 2: signatures; 3: names"),
         as_json,
     )

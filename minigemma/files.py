@@ -1,6 +1,6 @@
-"""Read JSON with clear errors. Write files so that a half-written file never has the final name."""
+"""Read text and JSON with clear errors. Write files so that a half-written file never has the final name."""
 
-
+import codecs
 import json
 import math
 import os
@@ -33,6 +33,17 @@ def check_file(path, largest=None):
         raise Error(f"{path}: {found.st_size >> 20} MB are more than such a file can have ({largest >> 20} MB)")
 
 
+def is_utf16(path):
+    """Whether a file says in its first bytes that it is UTF-16: Windows PowerShell 5 writes so what follows a >."""
+    with open(path, "rb") as file:
+        return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path):
+    """The text of a file of UTF-8, or of UTF-16 that says so. Raises OSError, or ValueError for other bytes."""
+    return Path(path).read_text(encoding="utf-16" if is_utf16(path) else "utf-8-sig")
+
+
 def read_json(path, kind=dict):
     """The object (kind dict) or the list in a JSON file.
 
@@ -40,7 +51,7 @@ def read_json(path, kind=dict):
     """
     check_file(path, LARGEST_JSON)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        data = json.loads(read_text(path), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not a readable JSON file ({error})") from None
     if not isinstance(data, kind):

@@ -33,7 +33,7 @@ from itertools import groupby, starmap
 from pathlib import Path
 
 from .errors import Error
-from .files import check_file
+from .files import check_file, read_text
 from .media import KINDS, Media, lay_out, make_prompt
 from .messages import SCHEMA_SHAPE, TOOL_SHAPE, Message, check, check_json, checked_messages
 from .tokenizer import (
@@ -205,8 +205,8 @@ def read_template(directory):
         return None
     check_file(path, LARGEST_TEMPLATE)
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (OSError, ValueError) as error:
         raise Error(f"{path}: not a readable template ({error}); download it again") from None
 
 

@@ -26,11 +26,15 @@ NUMERIC = [
         f"tests/test_{name}.py"
         for name in (
             "pass", "ops", "threads", "cache", "taps", "goldens", "tiny_weights", "twins", "finite", "interventions",
-            "generate", "conversation", "weights", "long_run",
+            "generate", "conversation", "weights", "long_run", "vision", "audio", "pictures_in_text", "picture_goldens",
+            "sound_goldens", "tiny_sight", "tiny_hearing", "packed_weights", "gguf", "mmproj",
         )
     ),
-    *(f"tests/debug/test_{name}.py" for name in ("faults", "diff", "foreign", "verify")),
-    "tests/study/test_retention.py",
+    *(
+        f"tests/debug/test_{name}.py"
+        for name in ("faults", "diff", "foreign", "verify", "few_bits", "diff_sounds", "picture_traces", "checkops")
+    ),
+    *(f"tests/study/test_{name}.py" for name in ("retention", "recall", "rounding")),
 ]  # fmt: skip
 
 # A child computes a product and prints the name of the kernel that OpenBLAS says it used.

@@ -19,6 +19,7 @@ import minigemma
 from minigemma import Error, prefill
 from minigemma.__main__ import main
 from minigemma.files import replacing
+from minigemma.study.texts import read_texts
 
 try:
     import pty
@@ -216,6 +217,17 @@ def test_a_prompt_may_come_from_a_pipe(tmp_path):
     assert ids == minigemma.load().tokenizer.encode(" a\n\nb")
     one_line(command("generate", "-", input=""), "the prompt is empty")
     one_line(command("generate", "-", input="caf\udce9", errors="surrogateescape"), "UTF-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_texts_as_windows_writes_them_are_read(encoding, tmp_path, capsys):
+    path, said = tmp_path / "file.json", []
+    for name in "utf-8", encoding:
+        path.write_text('[{"role": "user", "content": "Où est le chat ?"}]', encoding=name)
+        assert main(["turns", str(path)]) == 0
+        said.append(capsys.readouterr().out)
+        assert [text["text"] for text in read_texts(path)] == [path.read_text(encoding=name)]
+    assert said[0] == said[1]
 
 
 def test_settings_that_are_not_applied_are_one_note_for_a_whole_chat(tmp_path):

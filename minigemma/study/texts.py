@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import Error
+from ..files import read_text
 
 
 # ------------------------------------------------------------------------------------------------------------- texts
@@ -27,11 +28,11 @@ def read_texts(path):
     """
     path = Path(path)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_text(path)
     except FileNotFoundError:
         raise Error(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise Error(f"{path}: not a readable UTF-8 file ({error})") from None
+        raise Error(f"{path}: not a readable text in UTF-8 ({error})") from None
     if path.suffix == ".jsonl":
         lines = enumerate(content.split("\n"), 1)
         texts = [_from_json(line, f"{path}, line {i}") for i, line in lines if line.strip()]

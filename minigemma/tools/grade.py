@@ -22,7 +22,7 @@ from ..debug.diff import compare_traces
 from ..debug.replay import hidden_keys, wrong_masks
 from ..debug.runs import Run
 from ..errors import Error
-from ..files import check_file, read_json
+from ..files import check_file, is_utf16, read_json, replacing
 from ..taps import names_of, part_of, tap_of
 from .student import CACHED, NAMES, cases
 
@@ -64,6 +64,8 @@ def grade_file(path, seconds=SECONDS):
     Raises Error for a file that cannot be imported.
     """
     check_file(path)
+    if is_utf16(path):
+        raise Error(f"{path}: Python reads UTF-8, and this file is UTF-16; save it as UTF-8")
     with tempfile.TemporaryDirectory() as folder:
         ended = _run(Path(path).resolve(), Path(folder), seconds)
         tried, grades = cases(), []
@@ -236,3 +238,11 @@ def template(level):
     graded = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in NAMES]
     blanks = ["\n".join([*lines[node.lineno - 1 : node.body[0].end_lineno], "    ..."]) for node in graded]
     return "\n\n\n".join([head, *blanks])
+
+
+def write_template(path, level):
+    """Write such a file. Raises Error if there is a file already."""
+    if Path(path).exists():
+        raise Error(f"{path} exists already, and may be your work; choose another name")
+    with replacing(path) as temporary:
+        temporary.write_text(template(level) + "\n", encoding="utf-8")

@@ -597,6 +597,7 @@ def config_bytes(base, rng):
         raw = ('{"a":' * depth).encode()
     elif how == "utf-16":
         raw = raw.decode().encode("utf-16")
+        expect = SAME_OR_REFUSED
     elif how == "bom":
         raw = b"\xef\xbb\xbf" + raw
         expect = SAME_OR_REFUSED

@@ -106,6 +106,16 @@ def test_a_file_that_cannot_be_imported_is_refused_in_one_line(tmp_path):
     path.write_text("def rope(x:\n", encoding="utf-8")
     one_line(command("grade", path), "mygemma.py", "SyntaxError", "line 1")
     one_line(command("grade"), "--template")
+    path.write_text(template(3), encoding="utf-16")
+    one_line(command("grade", path), "UTF-16", "save it as UTF-8")
+
+
+def test_the_template_is_written_into_a_new_file_only(tmp_path):
+    path = tmp_path / "mygemma.py"
+    assert command("grade", path, "--template", "--level", "2").stdout == f"wrote {path}\n"
+    assert path.read_text(encoding="utf-8") == template(2) + "\n"
+    one_line(command("grade", path, "--template"), "exists already")
+    assert path.read_text(encoding="utf-8") == template(2) + "\n"
 
 
 def test_json_holds_every_function(tmp_path):
