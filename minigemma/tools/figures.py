@@ -758,7 +758,7 @@ def kv_sources(layers):
         axes.scatter([], [], 80, "white", "s", edgecolors=KIND_COLOURS[kind], linewidths=2, label=f"{name}, reads them")
     axes.set(ylim=(-1.3, 1.3), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    axes.figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=10)
+    axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=10)
     return _finish(axes, "layer")
 
 
