@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a program, it finds the package beside tests/
 
@@ -71,6 +72,14 @@ def run(notebook):
                 if value is not None:
                     os.environ[name] = value
     return notebook
+
+
+def run_with_solutions(path):
+    """Execute a notebook, with each exercise's solution as a cell of its own behind the open exercise."""
+    notebook = read(path)
+    for number, solution in reversed(exercises(notebook)):
+        notebook.cells.insert(number + 1, new_code_cell(solution, id=f"solution-{number}"))
+    return run(notebook)
 
 
 def texts(cell):

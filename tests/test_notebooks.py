@@ -4,10 +4,12 @@ import math
 import re
 import socket
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from notebook_runs import FOLDER, NOTEBOOKS, exercises, pictures, read, run, texts
+from notebook_runs import FOLDER, NOTEBOOKS, exercises, pictures, read, run_with_solutions, texts
 
 import minigemma
 from minigemma import Error
@@ -42,21 +44,24 @@ def alike(stored, fresh):
     return True
 
 
-def test_a_notebook_runs_top_to_bottom_shows_what_is_stored_and_its_solutions_are_right(path):
+@pytest.fixture(scope="module")
+def runs(request):
+    """The runs of the notebooks that the chosen tests need, in processes of their own and two at a time."""
+    needed = [item.callspec.params["path"] for item in request.session.items if "runs" in item.fixturenames]
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        yield {path: pool.submit(run_with_solutions, path) for path in needed}
+        pool.shutdown(cancel_futures=True)
+
+
+def test_a_notebook_runs_top_to_bottom_shows_what_is_stored_and_its_solutions_are_right(path, runs):
     """One run for all three: each exercise's solution runs as a cell of its own behind the open exercise."""
     notebook = read(path)
-    stored, solutions, cells = {}, dict(exercises(notebook)), []
-    for number, cell in enumerate(notebook.cells):
-        if cell.cell_type == "code":
-            stored[number] = texts(cell), pictures(cell)
-        cells.append(cell)
-        if number in solutions:
-            cells.append({**cell, "id": f"solution-{number}", "source": solutions[number], "outputs": []})
-    order = [cell["id"] for cell in notebook.cells]
-    notebook.cells = [type(notebook.cells[0])(cell) for cell in cells]
-    done = {cell["id"]: cell for cell in run(notebook).cells}
-    for number, (text, shown) in stored.items():
-        cell = done[order[number]]
+    solutions = dict(exercises(notebook))
+    done = {cell["id"]: cell for cell in runs[path].result().cells}
+    for number, stored in enumerate(notebook.cells):
+        if stored.cell_type != "code":
+            continue
+        cell, text, shown = done[stored["id"]], texts(stored), pictures(stored)
         assert len(pictures(cell)) == len(shown), f"cell {number}: {len(pictures(cell))} pictures, {len(shown)} stored"
         for fresh, image in zip(pictures(cell), shown, strict=True):
             assert np.abs(fresh - image).mean() < SAME, f"cell {number} shows another picture than the stored one"
