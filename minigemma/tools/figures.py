@@ -580,12 +580,13 @@ def heatmaps(panels, rows, columns, bar=None, row_labels=None, column_labels=Non
     across = min(across, len(panels))
     down = -(-len(panels) // across)
     height, width = next(iter(panels.values())).shape
-    wide, tall = min(0.26, (10.5 / across - 0.8) / width), min(0.26, 6.5 / height)
+    wide, tall = ((WIDEST - 1.2) / across - 0.6) / width, min(max(0.26, 1.6 / height / down), 6.5 / height)
+    wide = min(wide, 0.36)
     if width == height:
         wide = tall = min(wide, tall)
     size = (1.2 + across * max(2.2, 0.6 + wide * width), down * max(1.8, 1.1 + tall * height))
     figure, grid = _grid(*size, down, across)
-    letters = 10 if min(wide, tall) > 0.2 else 8  # points
+    letters = 10 if min(wide, tall) > 0.16 else 8  # points
     values = np.concatenate([np.ravel(panel) for panel in panels.values()])
     high = np.nanmax(np.abs(values)) if signed else np.nanmax(values)
     low = -high if signed else min(0, np.nanmin(values))
@@ -728,7 +729,7 @@ def clouds(panels, groups):
 
 def turned_pairs(positions, frequencies, names):
     """The point (1, 0) of a few pairs, turned by RoPE to each position; frequencies: radians per token."""
-    figure, grid = _grid(2.3 * len(frequencies) + 0.8, 2.7, 1, len(frequencies))
+    figure, grid = _grid(WIDEST, 2.5, 1, len(frequencies))
     for axes, frequency, name in zip(grid[0], frequencies, names, strict=True):
         angles = positions * frequency
         axes.add_patch(plt.Circle((0, 0), 1, fill=False, color="#BBBBBB"))
@@ -767,13 +768,13 @@ def bars(names, series, up, across="", errors=None):
 
     across, up: the labels of the axes, with units. errors: label -> standard errors, drawn as thin bars.
     """
-    axes = _axes(min(10, max(6, 1.5 + 0.28 * len(names) * (1 + len(series) / 2))), 3.8)
+    axes = _axes(min(WIDEST, max(6, 1.5 + 0.28 * len(names) * (1 + len(series) / 2))), 3.8)
     width = 0.84 / len(series)
     for place, (label, values) in enumerate(series.items()):
         where = np.arange(len(names)) + width * (place - (len(series) - 1) / 2)
         spread = (errors or {}).get(label)
         axes.bar(where, values, width, label=label, yerr=spread, error_kw={"linewidth": 1}, **_fill(label, place))
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 4 else 0)
     axes.axhline(0, color="#000000", linewidth=1)
     return _finish(axes, across, up, legend=ABOVE | {"ncols": len(series)} if len(series) > 1 else None)
 
