@@ -18,7 +18,7 @@ from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
 from ..files import progress
 from ..sampling import tokenizer_of
-from ..taps import AFTER, PRECISIONS, layer_of, tap_kind
+from ..taps import AFTER, PRECISIONS, layer_of, part_of, tap_kind
 from .catalogue import FAULTS, PROBES, applicable
 from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of, rounded_matrices
 from .foreign import part_that_has, read_soft
@@ -76,12 +76,13 @@ class Diagnosis:
 
 
 class Candidate(NamedTuple):
-    """A mistake in one of its forms, in all layers or in some."""
+    """A mistake in one of its forms: in all layers or in some, at all positions or from one on."""
 
     fault: object
     change: object
     where: str = ""  # which layers, in words; "": all
     layers: frozenset | None = None  # their numbers
+    start: int = 0  # the first position with the mistake
 
 
 class Trial(NamedTuple):
@@ -119,9 +120,9 @@ class Search:
         self.suspect = layer_of(comparison.first_broken or "")
         wrong = [np.flatnonzero(row.own.errors > row.allowed) for row in broken]
         self.wrong = wrong[0] if wrong else ()
-        start = int(min((places[0] for places in wrong), default=0))
-        if prefill is None and 1 < start < len(run.tokens):
-            self.prefill = start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
+        self.start = int(min((places[0] for places in wrong), default=0))  # the first wrong position
+        if prefill is None and 1 < self.start < len(run.tokens):
+            self.prefill = self.start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
         arrays, replay = {}, run.replay()
 
         def kept(name, array):
@@ -130,6 +131,7 @@ class Search:
 
         run.through(kept)
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
+        self.past = {n: array for n, array in arrays.items() if part_of(n) in ("attn.rot_k", "attn.v")}  # right K and V
 
     def allows(self, name):
         """The largest error of one op that rounding explains."""
@@ -159,21 +161,38 @@ class Search:
         """Candidates in some layers only, as a mistake in one kernel makes them. trials: of each in all layers.
 
         Where taps of layers show the fault, only those that mend the first broken tap.
-        Not B11, which itself is of some layers.
         """
         first = self.comparison.first_broken
         if part_that_has(first) != "text" or (self.suspect is None and first not in AFTER):
             return []
         tried = [t for t in trials if t.fault.first and layer_of(t.fault.first.replace("*", "0")) is not None]
-        tried = [t for t in tried if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
         if self.suspect is not None:
             tried = [t for t in tried if t.errors.get(first, np.inf) <= self.allows(first)]
         parts = {f"on {words} only": layers for words, layers in layer_groups(self.run.config).items()}
         return [t.candidates[0]._replace(where=where, layers=part) for t in tried for where, part in parts.items()]
 
+    def narrower(self, trials):
+        """Trials of candidates in some layers only, then from the first wrong position on, then both. trials: of all.
+
+        Not of B11, which itself is of some layers. Nothing begins at position 1: many mistakes leave position 0 right,
+        as RoPE does not turn it. The last position alone does not show where something begins.
+        """
+        able = [t for t in trials if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
+        yield from map(self.trial, self.partial(able))
+        if part_that_has(self.comparison.first_broken) == "text" and 1 < self.start < len(self.run.tokens) - 1:
+            late = [(t.candidates[0]._replace(start=self.start),) for t in able]
+            able = self.trials("mistakes that begin later", late)
+            yield from sorted(able, key=Trial.rank)
+            yield from map(self.trial, self.partial(able))
+
     def errors(self, candidates):
-        """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ."""
+        """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ.
+
+        Of one that begins later, the pass is right before: earlier positions reach later ones through K and V alone.
+        """
+        start = candidates[0].start
         run, port = self.run, self.run.port(self.suspect, self.wrong)
+        port.past = {name: array[:start] for name, array in self.past.items()} if start else {}
         cached = any("cached" in candidate.fault.needs for candidate in candidates)
         try:
             for candidate in candidates:
@@ -186,7 +205,10 @@ class Search:
             if len(candidates) == 1:
                 self.skipped.append(candidates[0].fault.id)
             return None  # two changes that exclude each other, such as two windows, or one that this trace cannot show
-        return {name: d.error for name, d in replay.found.items()} | dict.fromkeys(replay.misshapen, np.inf)
+        errors = {name: float(d.errors[start:].max(initial=0)) for name, d in replay.found.items()}
+        for name in errors.keys() & self.known.keys() if start else ():
+            errors[name] = max(errors[name], float(self.known[name][1].errors[:start].max(initial=0)))
+        return errors | dict.fromkeys(replay.misshapen, np.inf)
 
     def trial(self, *candidates):
         """Put these mistakes together into our pass -> Trial.
@@ -220,7 +242,8 @@ class Search:
 
     def finding(self, candidate, explained, errors):
         """The Finding of a mistake that explains this fraction of the excess; errors are those of its Trial."""
-        fault, title = candidate.fault, ", ".join(filter(None, (candidate.fault.title, candidate.where)))
+        fault, begins = candidate.fault, candidate.start and f"from position {candidate.start} on"
+        title = ", ".join(filter(None, (fault.title, candidate.where, begins)))
         mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allows(n)]
         worst = max(self.broken, key=lambda name: self.own_error[name])
         evidence = (
@@ -342,7 +365,7 @@ def _explained(search):
     if search.mends_all(best):
         rivals = [t for t in singles[1:4] if t.explained > best.explained - 0.02 and t.fault is not best.fault]
         return _faulty(search, named, best, singles, rivals)
-    if partial := next(filter(search.mends_all, map(search.trial, search.partial(singles))), None):
+    if partial := next(filter(search.mends_all, search.narrower(singles)), None):
         return _faulty(search, [(partial.candidates[0], partial.explained)], partial, singles)
     pair = _best_pair(search, singles)
     if pair and pair.explained >= max(NAMED, best.explained + 0.02):

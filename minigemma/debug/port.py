@@ -37,6 +37,7 @@ class Port:
         self.after_call = lambda cache: cache
         self.start = 0  # position of the current call's first token
         self.only = None  # the numbers of the layers that a change may touch; None: all
+        self.past = {}  # tap of K or V -> its rows before the position at which the mistakes begin
         self.mistakes = []  # ids of the catalogue's entries that were put in
 
     def copy(self):
@@ -85,6 +86,8 @@ class Port:
             for only, function in self.edits[short]:
                 if only is None or i in only:
                     array = function(At(self, i), array)
+            if name in self.past:
+                array = np.concatenate([self.past[name], array[len(self.past[name]) :]])
             array = tap(name, array)
             if i not in self.seen and i:  # of layers behind us only what a later one may read
                 self.seen[i - 1] = {key: self.seen[i - 1][key] for key in KEPT if key in self.seen[i - 1]}

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from family import kinds, small
+from ports import captured
 
 from minigemma import Error, Trace, forward
 from minigemma.__main__ import main
@@ -220,14 +221,24 @@ PARTS += [("D2", "global", "logits"), ("B1", "global", "*.resid_post")]
 
 @pytest.mark.parametrize("id, kind, only", PARTS)
 def test_a_mistake_in_some_layers_only_is_named_with_those_layers(id, kind, only):
-    model, trace, words = model_of("E2B"), Trace(only), f"the {kind} layers"
-    port = Port(model.config, model.weights, TOKENS)
-    port.only = layer_groups(model.config)[words]
-    FAULTS[id].changes[0](port)
-    port.run(trace)
-    found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
+    model, words = model_of("E2B"), f"the {kind} layers"
+    theirs = captured(model, TOKENS, id, only, layer_groups(model.config)[words])
+    found = diagnose(theirs, Run(model, TOKENS, theirs))
     assert [fault.id for fault in found.faults] == [id]
     assert f"{FAULTS[id].title}, on {words} only" in found.sentence
+
+
+LATER = [("D2", "", "*.resid_post"), ("C1", "the global layers", None)]
+
+
+@pytest.mark.parametrize("id, words, only", LATER)
+def test_a_mistake_of_the_second_call_only_is_named_with_its_first_position(id, words, only):
+    model, start = model_of("E2B"), 12
+    theirs = captured(model, TOKENS, id, only, layer_groups(model.config).get(words), start)
+    found = diagnose(theirs, Run(model, TOKENS, theirs))
+    assert [fault.id for fault in found.faults] == [id]
+    where = f"on {words} only, from position {start} on" if words else f"from position {start} on"
+    assert f"{FAULTS[id].title}, {where}: explains" in found.sentence
 
 
 def test_a_harmless_mistake_is_called_harmless():
