@@ -261,7 +261,7 @@ def rounded_matrices(comparison, run):
     expected = run.replayed(dict(noisy)).found
     ratios = np.array([np.median(errors) / np.median(expected[n].errors) for n, errors in states.items()])
     spread = np.median([errors.max() / max(errors.min(), 1e-30) for errors in states.values()])  # over positions
-    return few_bits(size * ratios, "product") if ratios.max() < 2 * ratios.min() and spread < 4 else None
+    return few_bits({"the matrices": size * ratios}) if ratios.max() < 2 * ratios.min() and spread < 4 else None
 
 
 def diff_captures(theirs, ours, config, precision, last=None):

@@ -14,15 +14,16 @@ import numpy as np
 from ..config import GLOBAL, SLIDING
 from ..errors import Error
 from ..ops import linear
-from ..taps import axes_of, layer_of, names_of, part_of, time_axis
+from ..taps import Trace, axes_of, layer_of, names_of, part_of, time_axis
 from .foreign import keys_of, padding, part_that_has, read_trace
-from .replay import by_position, compare
+from .replay import by_position, compare, ending
 
 KINDS_OF_LAYERS = {
     "global": lambda layer: layer.kind == GLOBAL, "sliding": lambda layer: layer.kind == SLIDING,
     "KV-sharing": lambda layer: layer.shares_kv, "KV-writing": lambda layer: not layer.shares_kv,
 }  # fmt: skip
 LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+MATRICES = (*LINEAR, "attn.v_raw", "ple.proj")  # in layers; ple.gate is a product and GELU
 EXACT = 30  # times the error of ops without weights: then the rounding is in the weights, not in the numbers
 CLIPPED = 0.7  # a product without its clip bounds is more like the right one than this cosine
 WEIGHTLESS = (
@@ -148,10 +149,8 @@ def identify(rows, theirs, run):
     tower = getattr(run.config, broken[0].name.partition(".")[0], None) if broken else None  # vision or audio
     if getattr(tower, "use_clipped_linears", False) and np.median([row.own.cosine for row in broken]) > CLIPPED:
         return None  # bounds that are not used: a known mistake
-    if len(learned) >= 4 and ours:
-        errors, exact = (np.array([row.own.error for row in group]) for group in (learned, ours))
-        if np.median(errors) > EXACT * np.median(exact) and (found := few_bits(errors, "product")):
-            return found
+    if ours and (found := _other_matrices(judged, np.median([row.own.error for row in ours]), run)):
+        return found
     if len(learned) >= 4 and len(broken) > 0.7 * len(learned):
         sound = np.mean([row.verdict != "BROKEN" for row in ours]) if ours else 0
         if sound > 0.9:
@@ -162,18 +161,73 @@ def identify(rows, theirs, run):
     return None
 
 
-def few_bits(errors, what):
-    """The verdict if these relative errors are those of weights that were all rounded alike, else None.
+def _other_matrices(judged, exact, run):
+    """The verdict if all that is wrong in the layers is products, by matrices of low rank or of few bits; else None.
 
-    Rounding to 4 bits in groups of 32 makes an error of about 0.1; with each bit more it is half as large.
+    judged: tap -> its Row. exact: the error of ops without weights.
     """
-    middle = np.median(errors)
-    if not (0.003 < middle < 0.3 and middle / 3 < errors.min() and errors.max() < 3 * middle):
+    off = [row for name, row in judged.items() if part_of(name) in MATRICES and row.own.error > EXACT * exact]
+    others = {row.name for row in judged.values() if row.verdict == "BROKEN"} - {row.name for row in off}
+    scaled = [row for row in off if not row.own.cosine < 1 - row.own.error**2 / 20]  # or wrong at few positions
+    if len(off) < 3 or scaled or any(layer_of(name) is not None and part_of(name) != "ple.gate" for name in others):
         return None
+    ours, replay = Trace([row.name for row in off]), run.replay()
+    run.through(lambda name, array: replay(name, ours(name, array)))
+    found = [_rank(row.name, ours[row.name], run.theirs[row.name], 4 * max(exact, 1e-6)) for row in off]
+    ranks, shares = zip(*found, strict=True)
+    if not (share := np.median(shares)):  # of some: a prompt that repeats itself shows no low rank in its first layers
+        return None
+    if share <= 0.75:  # rounded weights need all directions
+        where = broken_ops([row.name for row in off], run.config)
+        return "other-weights", (
+            f"other weights in some matrices, and all other ops agree: {where}; they differ from ours by rank "
+            f"{max(ranks)}, like an adapter (LoRA) that one side merged, or merged with another scale (alpha / rank)"
+        )
+    errors = defaultdict(list)
+    for row in off:
+        errors[part_of(row.name)].append(row.own.error)
+    return few_bits({part: np.array(found) for part, found in errors.items()})
+
+
+def _rank(name, ours, theirs, rounding):
+    """The rank of what was added to a matrix, from the product's values on the same inputs -> rank, share.
+
+    share: of the directions that our product has, or of the rows or columns that are wrong, if they are fewer. A
+    constant row, a bias, has rank 0. rounding: of the product, relative; where it hides the rank, the share is 1.
+    """
+    ours = by_position(name, ending(name, ours, theirs.shape[time_axis(name)]))  # [T, n]
+    more = by_position(name, theirs) - ours  # [T, n]
+    rounding *= np.linalg.norm(ours) / np.linalg.norm(more)
+    wrong = np.abs(more) > 0.01 * np.abs(more).max()  # [T, n]
+    rank, whole = (_directions(x, rounding) for x in (more, ours))
+    return (rank, rank / min(whole, wrong.any(0).sum(), wrong.any(1).sum())) if rounding < 0.2 and whole else (0, 1)
+
+
+def _directions(x, rest):
+    """How many directions of x [T, n], its mean row aside, leave no more than this fraction of it."""
+    values = np.linalg.svd(x - x.mean(0), compute_uv=False)[::-1]  # the smallest first
+    return int((np.sqrt(np.cumsum(values**2)) > rest * np.linalg.norm(x)).sum())
+
+
+def few_bits(errors):
+    """The verdict if these relative errors are those of weights that were rounded, those of each part alike; else None.
+
+    Rounding to 4 bits in groups of 32 makes an error of about 0.1; with each bit more it is half as large. errors: the
+    name of a part -> its errors [n].
+    """
+    middles = {part: np.median(found) for part, found in errors.items()}
+    if not all(0.003 < m < 0.3 and m < 5 * errors[p].min() and errors[p].max() < 5 * m for p, m in middles.items()):
+        return None
+    groups = []  # lists of parts
+    for part in sorted(middles, key=middles.get):
+        if not groups or middles[part] > 2 * middles[groups[-1][-1]]:
+            groups.append([])
+        groups[-1].append(part)
+    bits = [round(4 + np.log2(0.1 / np.median([middles[part] for part in parts]))) for parts in groups]
+    said = " and ".join(f"of about {n} bits in {', '.join(parts)}" for n, parts in zip(bits, groups, strict=True))
     return "other-weights", (
-        f"this looks like the same weights, of about {round(4 + np.log2(0.1 / middle))} bits: each {what} is off by "
-        f"about {middle:.1g}; to find a mistake beside the rounding, compare with the rounded weights: give their "
-        "directory or GGUF file with --weights"
+        f"this looks like the same weights, {said}; to find a mistake beside the rounding, compare with the rounded "
+        "weights: give their directory or GGUF file with --weights"
     )
 
 
@@ -223,7 +277,7 @@ def unrelated(comparison, run):
     """
     judged = [row for row in comparison.rows if row.own is not None and row.name != "logits"]
     if judged and judged[0].name == "embed" and judged[0].verdict == "BROKEN":
-        return few_bits(judged[0].own.errors, "row of the token table")
+        return few_bits({"the token table": judged[0].own.errors})
     layers = [row for row in judged if layer_of(row.name) is not None]
     if len(layers) < 3 or judged[0].name == "embed":
         return None
