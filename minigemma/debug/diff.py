@@ -16,7 +16,7 @@ from ..packed import narrow, widen
 from ..taps import PRECISIONS, Trace, audio_names, axes_of, layer_of, names_of, part_of, tap_kind, tap_of, vision_names
 from .foreign import SCALES, part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
-from .replay import MASKED, Replay, by_position, compare, differences, hidden_keys, wrong_masks
+from .replay import MASKED, Replay, by_position, compare, differences, ending, hidden_keys, wrong_masks
 from .runs import looking_ahead
 from .samerun import LINEAR, few_bits, identify, notes_of, read_second, read_theirs, stated
 
@@ -429,12 +429,15 @@ def find_hint(bad, run):
 
     run.through(tap)
     ours, theirs = np.asarray(taken["ours"], np.float64), np.asarray(run.theirs[bad.name], np.float64)
-    if ours.shape != theirs.shape:  # the last positions only
+    ours = ending(bad.name, ours, len(by_position(bad.name, theirs)))
+    if ours.shape != theirs.shape:
         return None
-    unknown = np.False_  # values that say nothing: masked scores
+    unknown, hidden = np.False_, np.False_  # values that say nothing: masked scores; keys that a query may not see
+    if part_that_has(bad.name) == "text" and part_of(bad.name) in ("attn.scores", "attn.pattern"):
+        hidden = hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens), run.last)  # [T, S]
     if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():
         unknown = theirs <= MASKED  # [N, T, S]
-        if words := _mask(unknown, hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens), run.last)):
+        if words := _mask(*wrong_masks(unknown, hidden), len(run.tokens)):
             return words
     ours, theirs = np.where(unknown, 0, ours), np.where(unknown, 0, theirs)
     if not np.isfinite(theirs).all():
@@ -450,9 +453,12 @@ def find_hint(bad, run):
     def fits(candidate):
         return candidate.shape == theirs.shape and left(candidate) <= good
 
+    pattern = bad.name.endswith("pattern") and _pattern(ours, theirs, hidden, good, len(run.tokens))
+    attention = pattern or _blind(bad, theirs, good)
     return (
         _probabilities(bad, theirs)
         or resemblance(axes_of(bad.name), ours, theirs, _factors_of(bad.name, run), good, left)
+        or (attention and "; ".join(filter(None, (_positions(bad, run), attention))))
         or _elsewhere(bad.name, keep, fits)
         or _donor(bad.name, run, keep, fits)
         or scaled(ours, theirs, good, left)
@@ -460,14 +466,44 @@ def find_hint(bad, run):
     )
 
 
-def _mask(masked, hidden):
-    """What is wrong with scores captured after the mask: bool [N, T, S] and [T, S]."""
-    says = ("masks", "which sees it"), ("does not mask", "which does not see it")
-    for wrong, (does, though) in zip(wrong_masks(masked, hidden), says, strict=True):
+def _mask(missing, extra, count):
+    """What is wrong with a mask. missing: keys hidden though visible; extra: seen though hidden, both bool [N, T, S].
+
+    count: the number of tokens; the queries are the last of them.
+    """
+    for wrong, does, may in (missing, "masks", "may"), (extra, "does not mask", "may not"):
         if wrong.any():
             _, query, key = np.argwhere(wrong)[0]
-            return f"it {does} key {key} for query {query}, {though} ({wrong.sum()} such scores)"
+            query += count - wrong.shape[1]
+            return f"it {does} key {key} for query {query}, which {may} see it ({wrong.sum()} such pairs)"
     return None
+
+
+def _pattern(ours, theirs, hidden, good, count):
+    """What is wrong with a pattern, whatever its scores are, or None. hidden [T, S]: of text; count: as in `_mask`."""
+    sums = theirs.sum(-1)  # [N, T]
+    if np.abs(sums - 1).max() > 0.01:
+        return f"its rows sum to {sums.min():.2g} to {sums.max():.2g}, not to 1"
+    if not np.ndim(hidden):
+        return None
+    extra, least = hidden & (theirs > good), np.where(theirs > 0, theirs, 1).min(-1)  # [N, T, S], [N, T]
+    alike = (theirs.max(-1) < 1.01 * least) & (least < 1)  # [N, T]
+    all_or_none = (theirs > 0).all(-1) | ~(theirs * ~hidden).any(-1)  # [N, T]: of all keys, or of those it may not see
+    blind = np.flatnonzero((alike & all_or_none & extra.any(-1)).all(0)) + count - len(hidden)
+    if len(blind):
+        return f"these queries see no key, as all their weights are the same: {_places(blind)}"
+    return _mask(~hidden & (ours > good) & (theirs == 0), extra, count)
+
+
+def _blind(bad, theirs, good):
+    """Which queries see no key: what attention makes of them is the same row, as all their weights are the same."""
+    if bad.name.startswith("audio.") or part_of(bad.name) not in ("attn.z", "attn.o", "attn_out"):
+        return None
+    rows = by_position(bad.name, theirs)  # [T, n]
+    same = np.linalg.norm(np.diff(rows, axis=0), axis=-1) <= good * np.linalg.norm(rows[1:], axis=-1)  # [T - 1]
+    both = np.flatnonzero(np.append(same, False) | np.append(False, same)) + len(bad.own.errors) - len(rows)
+    blind = both[bad.own.errors[both] > bad.allowed]
+    return f"its rows are the same, as of queries that see no key: {_places(blind)}" if len(blind) > 2 else None
 
 
 def _probabilities(bad, theirs):
@@ -502,10 +538,14 @@ def known_factors(sizes):
 
 def _factors_of(name, run):
     """The factors that the array of a tap may be wrong by."""
-    known, i = known_factors(run.sizes(name)), layer_of(name)
-    if i is not None and hasattr(run.weights.layers[i], "layer_scalar"):
-        scalar = float(np.ravel(run.weights.layers[i].layer_scalar)[0])
-        known |= {"layer_scalar": scalar, "1/layer_scalar": 1 / scalar}
+    known, i, layers = known_factors(run.sizes(name)), layer_of(name), getattr(run.weights, "layers", [])
+    scalars = {j: np.ravel(w.layer_scalar)[0].item() for j, w in enumerate(layers) if hasattr(w, "layer_scalar")}
+    if part_of(name) == "resid_pre" and i:
+        i -= 1  # the layer before made it
+    if i in scalars:
+        known |= {"layer_scalar": scalars[i], "1/layer_scalar": 1 / scalars[i]}
+        near = [j for j in (i - 1, i + 1) if j in scalars]
+        known |= {f"the layer_scalar of layer {j}, not of layer {i}": scalars[j] / scalars[i] for j in near}
     return known
 
 
@@ -601,5 +641,11 @@ def _positions(bad, run):
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked
         right = "position 0 is right" if wrong[0] == 1 else f"positions 0 to {wrong[0] - 1} are right"
         return f"{right}, from {wrong[0]} on all are wrong{reason}"
-    shown = ", ".join(map(str, wrong[:6])) + (", ..." if len(wrong) > 6 else "")
-    return f"only positions {shown} are wrong, {len(wrong)} of {len(errors)}{asked}"
+    return f"only positions {_places(wrong)} are wrong, {len(wrong)} of {len(errors)}{asked}"
+
+
+def _places(numbers):
+    """Positions in words: all of them if they follow each other, else the first."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")

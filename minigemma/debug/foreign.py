@@ -27,7 +27,7 @@ from ..files import check_file, read_json
 from ..inputs import as_tokens, placeholders
 from ..ops import softcap
 from ..packed import widen
-from ..taps import AUDIO_TAPS, TAPS, VISION_TAPS, audio_names, layer_of, names_of, tap_kind, vision_names
+from ..taps import AUDIO_TAPS, TAPS, VISION_TAPS, audio_names, layer_of, names_of, part_of, tap_kind, vision_names
 
 ALL_TAPS = TAPS | VISION_TAPS | AUDIO_TAPS
 EARS = "audio_tower.layers.*"
@@ -236,6 +236,9 @@ class Reader:
         if not (trace.arrays or trace.rows):
             raise Error(f"{self.path}: {self.why_nothing(found)}")
         trace.arrays = {name: trace.arrays[name] for name in self.names if name in trace.arrays}
+        states = [array for name, array in trace.arrays.items() if part_of(name) in ("resid_pre", "resid_post")]
+        if len(states) > 2 and all(np.array_equal(states[0], state) for state in states[1:]):
+            raise Error(f"{self.path}: all layers hold one and the same array: the capture is wrong")
         counts = self.converted.items()
         trace.notes += [f"{count} {'array' if count == 1 else 'arrays'} had {what}" for what, count in counts]
         return trace
@@ -321,7 +324,7 @@ class Reader:
         chunk = whole if self.start is None else self.rows
         for rows in (whole,) if medium else dict.fromkeys((whole, chunk, 1)):
             others = {*shape} if "S" in axes_of_kind(item.tap) and not medium else ()
-            for keys in (whole, *sorted(n for n in others if n > whole or rows <= n < whole)):
+            for keys in (whole, *sorted(n for n in others if n != whole and n >= min(rows, 2))):
                 if fitting := layouts(shape, keys, rows):
                     return item._replace(rows=rows, keys=keys, layouts=fitting)
         if shape and shape[0] > 1 and layouts(shape[1:], whole, whole):

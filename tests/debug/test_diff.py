@@ -14,10 +14,10 @@ from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
 from minigemma.__main__ import main
 from minigemma.checkpoint import write_safetensors
 from minigemma.debug.catalogue import FAULTS, applicable
-from minigemma.debug.diagnosis import diagnose, diagnose_file
+from minigemma.debug.diagnosis import Candidate, Search, diagnose, diagnose_file
 from minigemma.debug.diff import compare_traces, diff_captures, diff_file
 from minigemma.debug.port import Port
-from minigemma.debug.replay import compare
+from minigemma.debug.replay import compare, ending
 from minigemma.debug.runs import Run
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
@@ -195,7 +195,7 @@ def test_a_broken_op_is_told_from_the_drift_behind_it():
     assert verdicts["logits"] == "DRIFT"
 
 
-SCALAR = float(np.ravel(model_of("E2B").weights.layers[2].layer_scalar)[0])
+SCALAR, NEXT = (np.ravel(model_of("E2B").weights.layers[i].layer_scalar)[0] for i in (2, 3))
 WITHOUT_MORE = [f for f in FAULTS.values() if f.changes and not f.rounds
                 and not set(f.needs) & {"soft", "cached", "unused"} and not f.id.startswith(("V", "S", "J1", "J2"))]
 ONE_PER_OP = {fault.first: fault for fault in reversed(WITHOUT_MORE)}
@@ -214,6 +214,8 @@ def test_the_first_broken_op_is_the_one_with_the_mistake(fault):
         ("embed", lambda x: x / 24**0.5, "1/sqrt(D)"),
         ("embed", lambda x: x * 4.90625 / 24**0.5, "4.90625 / sqrt(D), that is sqrt(D) rounded to bfloat16"),
         ("layers.2.resid_post", lambda x: x / SCALAR, "1/layer_scalar"),
+        ("layers.3.resid_pre", lambda x: x / SCALAR, "1/layer_scalar"),
+        ("layers.3.resid_pre", lambda x: x * NEXT / SCALAR, "the layer_scalar of layer 3, not of layer 2"),
         ("ple.token", lambda x: x * 6**0.5, "sqrt(P)"),
         ("layers.2.attn.scores", lambda x: x * 8**-0.5, "1/sqrt(head_dim)"),
         ("layers.2.mlp.down", lambda x: -x, "-1"),
@@ -237,6 +239,45 @@ def test_scores_that_were_captured_after_the_mask_are_judged_where_they_are_seen
     assert {row.verdict for row in compared(model, recorded(model, tap=tap)).rows} == {"OK"}
     scaled = recorded(model, tap=lambda n, x: tap(n, x / 8**0.5 if n == "layers.2.attn.scores" else x))
     assert "1/sqrt(head_dim)" in compared(model, scaled).hint
+
+
+def summing_to_1(x):
+    return x / x.sum(-1, keepdims=True)
+
+
+T = len(TOKENS)
+ROWS, BEHIND, BEFORE = np.arange(T)[:, None], np.eye(T, k=1), np.eye(T, k=-2)  # [T, 1], the next key, the last but one
+HINTS = {
+    "its rows sum to 0.5 to 0.94, not to 1": lambda x: x * (1 - 0.5 ** (1 + ROWS % 4)),
+    "it does not mask key 1 for query 0, which may not see it (88 such pairs)": lambda x: summing_to_1(x + BEHIND),
+    "it masks key 0 for query 2, which may see it (84 such pairs)": lambda x: summing_to_1(x * (1 - BEFORE)),
+    "see no key, as all their weights are the same: 18 to 20": lambda x: np.where(abs(ROWS - 19) < 2, 1 / T, x),
+}
+
+
+@pytest.mark.parametrize("layer", [2, 4])
+@pytest.mark.parametrize("hint", HINTS)
+def test_what_is_wrong_with_a_pattern_is_said(hint, layer):
+    model, name = model_of("E2B"), f"layers.{layer}.attn.pattern"
+    found = compared(model, recorded(model, tap=lambda n, x: HINTS[hint](x).astype(x.dtype) if n == name else x))
+    assert found.first_broken == name and found.hint.endswith(hint)
+
+
+@pytest.mark.parametrize("first", [0, 12])
+@pytest.mark.parametrize("tap", ["attn.pattern", "attn.z"])
+def test_queries_of_a_later_call_that_see_no_key_are_named(tap, first):
+    """Sliding layers read the last 5 keys of a call that begins at 12: its first 6 queries see none of them."""
+    model, trace = model_of("E2B"), Trace()
+    port = Port(model.config, model.weights, TOKENS, wrong=[12])
+    FAULTS["G4"].changes[0](port)
+    port.run(trace)
+    theirs = {name: ending(name, array, T - first) for name, array in trace.items()}
+    theirs = {name: array for name, array in theirs.items() if not (tap == "attn.z" and name.endswith("pattern"))}
+    run = Run(model, TOKENS, theirs, start=first)
+    found = compare_traces(theirs, run)
+    assert found.first_broken == f"layers.0.{tap}" and found.hint.endswith(": 12 to 17")
+    search = Search(run, found, None)
+    assert search.mends_all(search.trial(Candidate(FAULTS["G4"], FAULTS["G4"].changes[0])))
 
 
 def masking(value, wider=0):
@@ -305,7 +346,8 @@ def test_a_wrong_donor_is_named():
 def test_a_wrong_window_is_seen_at_the_first_position_beyond_it():
     model = model_of("E2B")
     found = compared(model, recorded_with(model, FAULTS["G2"]))
-    assert found.hint == "positions 0 to 4 are right, from 5 on all are wrong (the window is 5)"
+    start = "positions 0 to 4 are right, from 5 on all are wrong (the window is 5); "
+    assert found.hint.startswith(f"{start}it does not mask key 0 for query 5, which may not see it")
 
 
 @pytest.mark.parametrize("only", [None, ["embed", "layers.*.resid_post", "logits"]])

@@ -290,6 +290,14 @@ def test_stacked_hidden_states_and_attentions_are_taken_apart(batch, tmp_path):
     assert list(read_trace(write(tmp_path / "trace", short), config).unread) == ["hidden_states"]
 
 
+@pytest.mark.parametrize("form", ["hidden_states.{}", "model.layers.{}"])
+def test_one_array_in_place_of_every_hidden_state_is_refused(form, tmp_path):
+    config, trace = record("E2B")
+    arrays = {form.format(i): trace["layers.9.resid_post"] for i in range(10)}
+    with pytest.raises(Error, match="all layers hold one and the same array: the capture is wrong"):
+        read_trace(write(tmp_path / "trace", arrays), config)
+
+
 def test_of_a_row_before_and_after_its_scale_the_one_after_is_taken(tmp_path):
     config, trace = record("E2B")
     raw = trace["embed"] / np.float32(np.sqrt(config.hidden_size))
@@ -754,6 +762,15 @@ def test_a_later_chunk_is_read_with_its_start(start, own, tmp_path):
         expected = trace[name].take(range(start, len(TOKENS)), axes_of(name).index("T"))
         seen = array > (-1e9 if name.endswith("scores") else 0 if "S" in axes_of(name) else -np.inf)
         np.testing.assert_array_equal(array[seen], expected[seen], err_msg=name)  # what no query sees is gone
+
+
+def test_a_later_chunk_that_has_fewer_keys_than_queries_is_read(tmp_path):
+    config, trace = record("E2B")
+    pattern = trace["layers.0.attn.pattern"][:, 4:]  # [N, 10, 14]
+    arrays = {"layers.0.attn.pattern": pattern[..., -5:], "layers.0.attn.v": trace["layers.0.attn.v"][4:]}
+    found = read_trace(write(tmp_path / "trace", arrays), config, start=4)
+    assert not found.unread and found.arrays["layers.0.attn.pattern"].shape == pattern.shape
+    np.testing.assert_array_equal(found.arrays["layers.0.attn.pattern"][..., -5:], pattern[..., -5:])
 
 
 def test_a_later_chunk_without_its_start_is_refused_with_the_start_to_give(tmp_path):

@@ -82,7 +82,7 @@ def test_scores_masked_by_the_horizon_of_pictures_are_healthy_and_by_the_causal_
             assert found.first_broken is None
         else:
             assert found.first_broken == "layers.0.attn.scores"
-            assert found.hint.startswith("it masks key 4 for query 3, which sees it")
+            assert found.hint.startswith("it masks key 4 for query 3, which may see it")
 
 
 @pytest.mark.parametrize(("id", "only"), [("V9", "*resid_post"), ("V12", "*")])
