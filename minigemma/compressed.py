@@ -29,9 +29,9 @@ class Packed(NamedTuple):
 
     layout: Layout
     shape: tuple[int, ...]
-    numbers: Any  # checkpoint.Stored, [out, in x bits / 32] of int32
-    scale: Any  # checkpoint.Stored, [out, G]
-    zero: Any  # checkpoint.Stored, [out x bits / 32, G] of int32, packed along the rows; None without zero points
+    numbers: Any  # checkpoint.Stored, [out, in x bits / 32] of 32-bit whole numbers
+    groups: tuple  # of checkpoint.Stored, [out, G] each: the scales, and of MLX the biases
+    zero: Any = None  # checkpoint.Stored, [out x bits / 32, G] of int32, packed along the rows; None: no zero points
 
     @property
     def dtype(self):
@@ -40,32 +40,13 @@ class Packed(NamedTuple):
     def map(self):
         """The PackedMatrix: views of the file, except that zero points are unpacked."""
         numbers = self.numbers.map(INTEGERS).view(np.ndarray).view(np.uint8)  # [out, in x bits / 8]
-        parts = [numbers, self.scale.map().view(np.ndarray)]
+        parts = [numbers, *(place.map().view(np.ndarray) for place in self.groups)]
         if self.zero is not None:
             packed = np.ascontiguousarray(self.zero.map(INTEGERS).T)  # [G, out x bits / 32]
             one = np.zeros((len(packed), 1), np.float32)
             zero, _, _ = self.layout.unpack(packed.view(np.uint8), one)  # [G, out, and what fills the last int32]
             parts.append(zero.T[: self.shape[0]])
         return PackedMatrix(self.layout, parts, self.shape)
-
-
-class Affine(NamedTuple):
-    """The places of one matrix of MLX, as Packed."""
-
-    layout: Layout
-    shape: tuple[int, ...]
-    numbers: Any  # checkpoint.Stored, [out, in x bits / 32] of uint32
-    scale: Any  # checkpoint.Stored, [out, G]
-    bias: Any  # checkpoint.Stored, [out, G]
-
-    @property
-    def dtype(self):
-        return self.layout.name
-
-    def map(self):
-        """The PackedMatrix: views of the file."""
-        numbers = self.numbers.map(INTEGERS).view(np.ndarray).view(np.uint8)  # [out, in x bits / 8]
-        return PackedMatrix(self.layout, [numbers, *(one.map().view(np.ndarray) for one in self[3:])], self.shape)
 
 
 class Stacked(NamedTuple):
@@ -80,7 +61,7 @@ class Stacked(NamedTuple):
 
 
 def fold(found, quantization=None):
-    """Tensors by name -> the same with each packed matrix as one Packed or Affine, under the name of its weight.
+    """Tensors by name -> the same with each packed matrix as one Packed, under the name of its weight.
 
     quantization: of MLX's config.json: group_size, and under the names of modules theirs if it differs. Experts that
     are matrices of their own become one Stacked, under the names of the released files. Raises Error for a matrix of
@@ -102,7 +83,7 @@ def fold(found, quantization=None):
 
 
 def _affine(name, numbers, scale, bias, quantization):
-    """The Affine of one matrix, if its parts fit together."""
+    """The Packed of one matrix of MLX, if its parts fit together."""
     own = {bare_name(module): about for module, about in quantization.items() if isinstance(about, dict)}
     group = own.get(bare_name(name.removesuffix(".weight")), quantization).get("group_size")
     shapes = [place.shape if place and len(place.shape) == 2 else None for place in (numbers, scale, bias)]
@@ -112,7 +93,7 @@ def _affine(name, numbers, scale, bias, quantization):
     bits = 32 * shapes[0][1] / columns
     if bits not in AFFINE:
         raise Error(f"{numbers.path}: {name}: packed in {bits:g} bits; of MLX, minigemma reads 4 and 8")
-    return Affine(AFFINE[int(bits)], (shapes[0][0], columns), numbers, scale, bias)
+    return Packed(AFFINE[int(bits)], (shapes[0][0], columns), numbers, (scale, bias))
 
 
 def _stack_experts(found):
@@ -134,7 +115,7 @@ def _stack_experts(found):
 
 
 def _packed(name, numbers, scale, shape, zero):
-    """The Packed of one matrix, if its parts fit together."""
+    """The Packed of one matrix of compressed-tensors, if its parts fit together."""
 
     def refuse(why):
         raise Error(f"{numbers.path}: {name}: {why}")
@@ -151,7 +132,7 @@ def _packed(name, numbers, scale, shape, zero):
         refuse(f"{rows} x {columns} numbers do not fit {list(numbers.shape)} of int32 and {list(scale.shape)} scales")
     if zero is not None and (zero.shape, zero.dtype) != ((-(-rows * bits // 32), groups), "I32"):
         refuse(f"{list(zero.shape)} zero points do not fit its {list(scale.shape)} scales")
-    return Packed(LAYOUTS[bits], (rows, columns), numbers, scale, zero)
+    return Packed(LAYOUTS[bits], (rows, columns), numbers, (scale,), zero)
 
 
 def packs(tensor):

@@ -8,7 +8,7 @@ from fnmatch import translate
 from pathlib import Path
 
 from ..checkpoint import find_text_tensors, read_header, shards, write_safetensors
-from ..compressed import GROUP, LAYOUTS, Affine, Packed, pack, packs, rows_of
+from ..compressed import GROUP, LAYOUTS, Packed, pack, packs, rows_of
 from ..config import Config
 from ..errors import Error
 from ..files import make_directory, progress, read_json, replacing
@@ -32,7 +32,7 @@ def write(directory, out, bits=4, layers="*", keep=()):
     raw = read_json(directory / "config.json")
     config = Config.from_dict(raw, str(directory))
     held = find_text_tensors(directory)
-    if any(isinstance(stored, Packed | Affine) for stored in held.values()):
+    if any(isinstance(stored, Packed) for stored in held.values()):
         raise Error(f"{directory}: is quantised already; give the checkpoint of 16 bits")
     chosen = _chosen(config, layers, keep)
     rows, sources = [], []
