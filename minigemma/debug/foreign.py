@@ -25,7 +25,7 @@ from ..config import AudioTower, VisionTower
 from ..errors import Error
 from ..files import check_file, read_json
 from ..inputs import as_tokens, placeholders
-from ..ops import softcap
+from ..ops import softcap, softmax
 from ..packed import widen
 from ..taps import AUDIO_TAPS, TAPS, VISION_TAPS, audio_names, layer_of, names_of, part_of, tap_kind, vision_names
 
@@ -52,10 +52,15 @@ DERIVED = {
     ("embed_vision.embedding_pre_projection_norm", True, 0): "vision.{pooled}",
     ("embed_audio.embedding_pre_projection_norm", True, 0): "audio.{encoded}",
 }
+# What modules of vLLM are given in the place of what transformers' modules are given: told apart by its width.
+OTHERWISE = {
+    ("layers.*.mlp.act_fn", True, 0): ("layers.*.mlp.gate", "layers.*.mlp.up"),
+    ("layers.*", True, 1): ("layers.*.resid_pre",),
+}
 NO_TAP = (  # modules of which no tap holds a value
     "rotary_emb", "layers.*.self_attn.rotary_emb", "layers.*.self_attn.rope", "layers.*.router.proj",
     "layers.*.experts.act_fn", "layers.*.experts.switch_glu", "layers.*.moe", "layers.*.moe.experts",
-    "logits_processor", "vision_tower", "vision_tower.encoder",
+    "logits_processor", "self_decoder", "cross_decoder", "vision_tower", "vision_tower.encoder",
     "vision_tower.encoder.rotary_emb", f"{TOWER}.mlp.act_fn", "embed_vision.patch_dense",
     *(f"{TOWER}.self_attn.{letter}_proj.linear" for letter in "qkvo"),
     *(f"{TOWER}.mlp.{name}_proj.linear" for name in ("gate", "up", "down")),
@@ -265,7 +270,7 @@ class Reader:
                     item._replace(tap=_ours(tap.replace("{i}", number)), axes=axes, index=index)
                     for tap, axes, index in targets
                 ]
-        tap, indirect = _named(item.key, self.config)
+        tap, indirect = _named(item.key, item.shape, self.config)
         if isinstance(tap, tuple):
             return _joined_parts(item, tap, self.config)
         return [item._replace(tap=tap, indirect=indirect)]
@@ -423,8 +428,7 @@ def _listed(key, stored, config):
 
 def _joined_parts(item, taps, config):
     """An array that holds several taps, joined on its last axis -> an Item of each. Raises Refused for another size."""
-    sizes = _sizes(taps[0], config, 1, 1)
-    widths = [math.prod(sizes[letter] for letter in axes_of_kind(tap)) for tap in taps]
+    widths = _widths(taps, config)
     if item.stored.shape[-1:] != (sum(widths),):
         raise Refused(f"has the shape {list(item.stored.shape)}, and {', '.join(taps)} are {sum(widths)} wide together")
     ends = np.cumsum(widths).tolist()
@@ -432,9 +436,18 @@ def _joined_parts(item, taps, config):
     return [item._replace(tap=tap, indirect=True, index=(..., slice(end - n, end))) for tap, end, n in parts]
 
 
+def _widths(taps, config):
+    """How many numbers a position has in each of these taps of a layer. Raises Refused if there is no such layer."""
+    _check_layer(taps[0], config)
+    sizes = _sizes(taps[0], config, 1, 1)
+    return [math.prod(sizes[letter] for letter in axes_of_kind(tap)) for tap in taps]
+
+
 def _usable(item):
     """The item, if it holds numbers. Raises Refused."""
     dtype = item.stored.dtype
+    if item.indirect and dtype in INTEGERS and not item.tap.endswith("router.experts"):
+        raise NoTap("holds integers: positions or ids")
     if dtype not in FLOATS and not (item.tap.endswith("router.experts") and dtype in INTEGERS):
         raise Refused(f"is stored as {dtype}; minigemma reads {', '.join(FLOATS)}")
     if 0 in item.shape:
@@ -448,8 +461,11 @@ def _ours(name):
     return NUMBER.sub(lambda match: f"{match[1]}.{int(match[2])}", name) if known else None
 
 
-def _named(key, config):
-    """A key -> its tap, or several that are joined in it; and whether it is indirect. Raises Refused if it has none."""
+def _named(key, shape, config):
+    """A key -> its tap, or several that are joined in it; and whether it is indirect. Raises Refused if it has none.
+
+    shape: of the array.
+    """
     if tap := _ours(key):
         return tap, tap == "uncapped"
     key = BRACKETS.sub(r".\1", key)
@@ -467,6 +483,9 @@ def _named(key, config):
         raise Refused("is neither a tap's name nor a module path of transformers' Gemma 4")
     given = (side or "out").startswith("in")
     tap = MODULES[path].get((given, int(index or 0)))
+    other = tuple(tap.replace("*", layer[2]) for tap in OTHERWISE.get((path, given, int(index or 0)), ()))
+    if other and shape[-1:] == (sum(_widths(other, config)),):
+        return other, True
     if tap is None:
         raise NoTap(f"no tap holds what this module {'is given' if given else 'makes'}")
     if isinstance(tap, tuple):
@@ -477,6 +496,12 @@ def _named(key, config):
     return tap, given or tap == "uncapped"
 
 
+def _check_layer(tap, config):
+    """Raise Refused if the text model has no such layer."""
+    if (layer_of(tap) or 0) >= config.num_hidden_layers:
+        raise Refused(f"their model has more layers than the {config.num_hidden_layers} of this config")
+
+
 def _check_present(tap, config, names):
     """Raise Refused if this model has no such tap. names: all taps of the model."""
     layer, kind = layer_of(tap), tap_kind(tap)
@@ -484,8 +509,7 @@ def _check_present(tap, config, names):
         if tap not in names and tap.replace("patterns", "heads.0.pattern") not in names:
             raise Refused("this model has no such array of a picture or sound")
         return
-    if layer is not None and layer >= config.num_hidden_layers:
-        raise Refused(f"their model has more layers than the {config.num_hidden_layers} of this config")
+    _check_layer(tap, config)
     if {"layers.*.ple": "ple", "uncapped": "logits"}.get(kind, tap) in names:  # what each becomes
         return
     when = TAPS[kind].when if kind in TAPS else "ple"
@@ -824,6 +848,8 @@ def _convert(item, values, config, T, whole, before):
         array = array[tuple(slice(T) if letter in ("T", "M", "R", "R/2") else slice(None) for letter in ours)]
     if item.tap == "uncapped":
         return "logits", softcap(array, config.final_logit_softcapping)
+    if item.tap.endswith("router.probs") and not _ours(item.key) and (array < 0).any():
+        return item.tap, softmax(array)  # the router of vLLM, and of Flax, returns its scores
     if item.tap.endswith("router.experts"):
         if not np.isin(array, np.arange(config.num_experts)).all():
             raise Refused(f"holds numbers that are not those of its experts, 0 to {config.num_experts - 1}")

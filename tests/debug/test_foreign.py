@@ -678,15 +678,18 @@ def test_nnsights_brackets_are_read(form, tmp_path):
     assert_same(read_trace(write(tmp_path / "trace", arrays), config), trace, states)
 
 
-def test_vllms_fused_products_are_taken_apart(recorded, tmp_path):
+def test_vllms_fused_products_are_taken_apart_and_its_positions_are_no_tap(recorded, tmp_path):
     config, trace = recorded
-    arrays, taps = {}, []
+    arrays, taps = {}, [f"layers.{i}.resid_pre" for i in range(config.num_hidden_layers)]
     for i in range(config.num_hidden_layers):
         donor, qkv = config.layers[i].kv_from, ["attn.k_raw", "attn.v_raw"]  # a sharing layer holds what it never uses
         fused = {
             "self_attn.qkv_proj": [f"layers.{i}.attn.q_raw", *(f"layers.{donor}.{part}" for part in qkv)],
             "mlp.gate_up_proj": [f"layers.{i}.mlp.gate", f"layers.{i}.mlp.up"],
+            "mlp.act_fn.input.0": [f"layers.{i}.mlp.gate", f"layers.{i}.mlp.up"],
         }
+        arrays[f"model.layers.{i}.input.0"] = np.arange(len(TOKENS))
+        arrays[f"model.layers.{i}.input.1"] = trace[f"layers.{i}.resid_pre"]
         for module, names in fused.items():
             arrays[f"model.layers.{i}.{module}"] = np.concatenate([flattened(name, trace[name]) for name in names], -1)
             taps += names
@@ -695,6 +698,24 @@ def test_vllms_fused_products_are_taken_apart(recorded, tmp_path):
     assert not found.unread
     arrays = {"embed": trace["embed"], "layers.0.mlp.gate_up_proj": arrays["model.layers.0.mlp.gate_up_proj"][:, 1:]}
     assert "layers.0.mlp.gate, layers.0.mlp.up are" in read_trace(write(tmp_path / "trace", arrays), config).ignored[0]
+
+
+@pytest.mark.parametrize("name", ["model.layers.{}.router.output", "layer_{}/mlp/router_logits/__call__/0"])
+def test_the_scores_of_a_router_are_read_as_its_probabilities(name, tmp_path):
+    config, trace = record("26B-A4B")
+    probs = {n: array for n, array in trace.items() if n.endswith("router.probs")}
+    scores = {name.format(n.split(".")[1]): np.log(array) for n, array in probs.items()}  # up to a constant
+    found = read_trace(write(tmp_path / "trace", scores | {"embed": trace["embed"]}), config)
+    assert not found.unread
+    for n, array in probs.items():
+        np.testing.assert_allclose(found.arrays[n], array, rtol=1e-5)
+
+
+@pytest.mark.parametrize("module", ["self_attn.qkv_proj", "mlp.act_fn.input.0"])
+def test_a_fused_array_of_a_layer_that_there_is_not_is_refused(module, tmp_path):
+    config, trace = record("E2B")
+    path = write(tmp_path / "trace", {f"model.layers.99.{module}": trace["embed"], "embed": trace["embed"]})
+    assert "their model has more layers" in read_trace(path, config).ignored[0]
 
 
 def test_a_mapping_takes_parts_of_an_array(tmp_path):
