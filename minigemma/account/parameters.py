@@ -20,7 +20,7 @@ from ..gguf import is_gguf
 from ..mmproj import config_of
 from ..released import EFFECTIVE, RELEASED, released_name
 from ..tensors import AUDIO, TABLES, VISION, Tensor, bare_name, checkpoint_tensors
-from .towers import GROUPS, TOWERS, group_of, read_towers
+from .towers import GROUPS, TOWERS, group_of
 
 PARTS = (
     *TABLES, "PLE projections and gates", "attention", "MLP", "experts", "norms and scalars", "vision", "audio",
@@ -174,8 +174,9 @@ def count(what, unused=None):
         return Account("config", what, checkpoint_tensors(what, unused=bool(unused)))
     name, raw, directory = _find(what)
     where = str(directory or what)
-    config, towers = Config.from_dict(raw, where), read_towers(raw, where)
-    text = raw.get("text_config", raw)
+    config, text, towers = Config.from_dict(raw, where), raw.get("text_config", raw), None
+    if "text_config" in raw:
+        towers = {f"{part}_config": vars(tower) for part in NOT_TEXT_PARTS if (tower := getattr(config, part))}
     stored = None if directory is None else _stored(directory)
     if unused is None:
         # Google's spelling nests the text model and has global_head_dim, which transformers drops when it saves again

@@ -2,9 +2,6 @@
 
 import re
 
-from ..config import LAYERS
-from ..errors import Error
-
 # From the config.json files of the released models: only the fields that decide a tensor's shape. 12B ("unified") has
 # no towers: it projects patches of pixels and frames of sound directly.
 _VISION = {
@@ -47,30 +44,3 @@ GROUPS = {
 def group_of(name):
     """The key of GROUPS that a tensor of a tower belongs to."""
     return next(group for group, pattern in GROUPS.items() if re.search(pattern, name))
-
-
-def read_towers(raw, where):
-    """vision_config and audio_config of a config.json; None if it is text-only. Raises Error for bad fields."""
-    if "text_config" not in raw:
-        return None
-    towers = {}
-    for key in ("vision_config", "audio_config"):
-        tower = raw.get(key)
-        if tower is None:
-            continue
-        if not isinstance(tower, dict):
-            raise Error(f"{where}: {key} must be an object or null, not {tower!r}")
-        pattern = TOWERS["12B" if {"mm_embed_dim", "audio_embed_dim"} & set(tower) else "E2B"][key]
-        for name, example in pattern.items():
-            value = tower.get(name)
-            if not _alike(value, example) or (name == "num_hidden_layers" and value > LAYERS):
-                raise Error(f"{where}: {key}.{name} must be like {example!r}, not {value!r}")
-        towers[key] = tower
-    return towers
-
-
-def _alike(value, example):
-    """Whether a field has the form of its example: true or false, a size of 1 or more, or a list of as many sizes."""
-    if isinstance(example, list):
-        return isinstance(value, list) and len(value) == len(example) and all(map(_alike, value, example))
-    return type(value) is type(example) and (isinstance(value, bool) or 1 <= value <= 2**31)
