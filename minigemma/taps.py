@@ -201,42 +201,37 @@ PRECISIONS = ("float64", "float32", "float16", "bfloat16")  # number formats tha
 
 def names_of(config):
     """Every tap of a model's pass, in the order of execution."""
-    has = {"": True, "ple": bool(config.hidden_size_per_layer_input), "moe": config.enable_moe_block}
-    inside = [
-        kind.replace("*", str(layer.index))
-        for layer in config.layers
-        for kind, tap in TAPS.items()
-        if kind.startswith("layers.") and (has | {"writes": not layer.shares_kv})[tap.when]
-    ]
-    outside = [kind for kind, tap in TAPS.items() if not kind.startswith("layers.") and has[tap.when]]
-    before = [kind for kind in outside if kind not in AFTER]
-    return [*before, *inside, *AFTER]
+    has = {"": True, "writes": True, "ple": bool(config.hidden_size_per_layer_input), "moe": config.enable_moe_block}
+    names = _by_layer([kind for kind, tap in TAPS.items() if has[tap.when]], config.num_hidden_layers)
+    sharing = {layer.index for layer in config.layers if layer.shares_kv}
+    return [name for name in names if layer_of(name) not in sharing or TAPS[tap_kind(name)].when != "writes"]
 
 
 def vision_names(vision):
     """Every tap of a picture's pass, in the order of execution. vision: a Config's `vision`; None has no taps."""
-    kinds = list(VISION_TAPS) if vision else []
     if not hasattr(vision, "num_attention_heads"):  # 12B
-        return [kind for kind in kinds if ".*." not in kind and kind not in ("vision.pooled", "vision.standardized")]
-    first, last, inside = kinds.index("vision.layers.*.resid_pre"), kinds.index("vision.pooled"), []
-    heads = [f"attn.heads.{n}.{part}" for n in range(vision.num_attention_heads) for part in ("scores", "pattern")]
-    for kind in kinds[first:last]:
-        part = kind.removeprefix("vision.layers.*.")
-        if part != "attn.heads.*.pattern":
-            inside += heads if part == "attn.heads.*.scores" else [part]
-    layers = [f"vision.layers.{i}.{part}" for i in range(vision.num_hidden_layers) for part in inside]
-    return [*kinds[:first], *layers, *(kind for kind in kinds[last:] if vision.standardize or "standard" not in kind)]
+        without = ("vision.pooled", "vision.standardized")
+        return [kind for kind in VISION_TAPS if ".*." not in kind and kind not in without] if vision else []
+    kinds = [kind for kind in VISION_TAPS if vision.standardize or kind != "vision.standardized"]
+    first = kinds.index("vision.layers.*.attn.heads.*.scores")  # and the pattern: both once for each head
+    heads = range(vision.num_attention_heads)
+    each = [kind.replace("heads.*", f"heads.{n}") for n in heads for kind in kinds[first : first + 2]]
+    return _by_layer([*kinds[:first], *each, *kinds[first + 2 :]], vision.num_hidden_layers)
 
 
 def audio_names(audio):
     """Every tap of a sound's pass, in the order of execution. audio: a Config's `audio`; None has no taps."""
     if not hasattr(audio, "num_hidden_layers"):
         return ["audio.frames", "audio.soft_tokens"] if audio else []
-    kinds = list(AUDIO_TAPS)[1:]  # a tower cuts no frames itself
-    inside = [kind for kind in kinds if ".*." in kind]
-    layers = [kind.replace("*", str(i)) for i in range(audio.num_hidden_layers) for kind in inside]
+    return _by_layer([kind for kind in AUDIO_TAPS if kind != "audio.frames"], audio.num_hidden_layers)
+
+
+def _by_layer(kinds, layers):
+    """Kinds of taps in the order of execution -> names: those of a layer once for each of so many layers."""
+    inside = [kind for kind in kinds if "layers.*." in kind]
     first = kinds.index(inside[0])
-    return [*kinds[:first], *layers, *kinds[first + len(inside) :]]
+    names = [kind.replace("*", str(i)) for i in range(layers) for kind in inside]
+    return [*kinds[:first], *names, *kinds[first + len(inside) :]]
 
 
 @cache
