@@ -1,4 +1,7 @@
-"""Fixtures shared by the default suite."""
+"""Fixtures shared by the default suite, and the runs of the notebooks beside it."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import minigemma  # before NumPy, so that its BLAS gets one thread
 
@@ -33,3 +36,23 @@ def checkpoint(tmp_path):
 def tiny():
     """The trained weights of this repository, mapped as a user gets them."""
     return minigemma.load(minigemma.TINY)
+
+
+RUNS = pytest.StashKey()
+
+
+def pytest_collection_finish(session):
+    """Start the runs of the notebooks that tests ask for: they go on in two processes while other tests run here."""
+    paths = [item.callspec.params["path"] for item in session.items if "runs" in item.fixturenames]
+    if paths and not session.config.option.collectonly:
+        from notebook_runs import run_with_solutions
+
+        pool = ProcessPoolExecutor(2, get_context("spawn"))
+        session.stash[RUNS] = {path: pool.submit(run_with_solutions, path) for path in paths}
+        session.config.add_cleanup(lambda: pool.shutdown(cancel_futures=True))
+
+
+@pytest.fixture
+def runs(request):
+    """The future of each notebook's run, by its path."""
+    return request.session.stash[RUNS]

@@ -64,6 +64,7 @@ def run(notebook):
             client = NotebookClient(
                 notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}},
                 record_timing=False, coalesce_streams=True,
+                extra_arguments=["--Application.log_level=ERROR"],  # not that its channel is local TCP
             )  # fmt: skip
             client.execute()
         finally:

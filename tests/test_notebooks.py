@@ -4,12 +4,10 @@ import math
 import re
 import socket
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from notebook_runs import FOLDER, NOTEBOOKS, exercises, pictures, read, run_with_solutions, texts
+from notebook_runs import FOLDER, NOTEBOOKS, exercises, pictures, read, texts
 
 import minigemma
 from minigemma import Error
@@ -42,15 +40,6 @@ def alike(stored, fresh):
         if not math.isclose(a, b, rel_tol=0.02 * rounded, abs_tol=0.02 if rounded else float("%" in stored)):
             return False
     return True
-
-
-@pytest.fixture(scope="module")
-def runs(request):
-    """The runs of the notebooks that the chosen tests need, in processes of their own and two at a time."""
-    needed = [item.callspec.params["path"] for item in request.session.items if "runs" in item.fixturenames]
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        yield {path: pool.submit(run_with_solutions, path) for path in needed}
-        pool.shutdown(cancel_futures=True)
 
 
 def test_a_notebook_runs_top_to_bottom_shows_what_is_stored_and_its_solutions_are_right(path, runs):
