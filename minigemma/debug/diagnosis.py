@@ -24,7 +24,7 @@ from .diff import BLIND, MARGIN, ROUNDING, compare_traces, healthy, medium_of, r
 from .foreign import part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
 from .runs import PictureRun, Run, SoundRun
-from .samerun import broken_ops, layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
+from .samerun import layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
 FLIPPED = 0.2  # of an error may be left by a mistake that rounds: some numbers it rounds the other way
@@ -296,6 +296,7 @@ def _judged(comparison, run, precision, prefill=None):
     found, short = _in_prefix(run, comparison, prefill) or (_searched(Search(run, comparison, prefill)), run)
     if found.verdict == "unknown" and precision is None:
         _try_coarser(found, run, short)
+    found.notes += comparison.notes if found.verdict == "unknown" else []
     return found
 
 
@@ -388,9 +389,6 @@ def _unknown(search, singles):
     sentence = f"not in the catalogue: {comparison.sentence}"
     probe = _capture(comparison, search.run)
     found = Diagnosis("unknown", sentence, comparison.first_broken, [], near, probe, comparison)
-    whole = lengths_of(search.run.theirs, search.run) == {len(search.run.tokens)}
-    if whole and (ops := broken_ops(search.broken, search.run.config)):  # of a part, later ops are not judged alone
-        found.notes.append(f"the broken ops: {ops}")
     run, bos = search.run, search.run.config.source.get("bos_token_id")
     if type(run) is Run and run.start == 0 and bos not in (None, run.tokens[0]):
         found.notes.append("the ids do not begin with <bos>; of a later chunk of a prompt give --start and all ids")

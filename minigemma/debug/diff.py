@@ -16,9 +16,9 @@ from ..packed import narrow, widen
 from ..taps import PRECISIONS, Trace, audio_names, axes_of, layer_of, names_of, part_of, tap_kind, tap_of, vision_names
 from .foreign import SCALES, part_that_has, read_soft
 from .pictures import frames_of, given_pictures, given_sounds, miscounted, runs_of
-from .replay import MASKED, Replay, by_position, compare, differences, ending, hidden_keys, wrong_masks
+from .replay import MASKED, Replay, by_position, compare, differences, ending, hidden_keys, in_words, wrong_masks
 from .runs import looking_ahead
-from .samerun import LINEAR, few_bits, identify, notes_of, read_second, read_theirs, stated
+from .samerun import LINEAR, broken_ops, few_bits, identify, lengths_of, notes_of, read_second, read_theirs, stated
 
 # Relative size of the noise that imitates rounding: one unit in the last place, and more for 32 and 64 bits, where the
 # order of a sum of thousands of terms matters more than the rounding of each term.
@@ -237,6 +237,8 @@ def _compare(theirs, run, precision):
         found.identity = "overflow" if overflow and len(wrong) == 1 else None
         found.sentence = overflow or _broken(bad, rows, precision, replay.misshapen)
         found.hint = None if bad.verdict == "SHAPE" else find_hint(bad, run)
+        whole = lengths_of(theirs, run) == {len(run.tokens)}  # of a part, later ops are not judged alone
+        found.notes += filter(None, [whole and broken_ops(rows, run.config)])
     return found
 
 
@@ -339,7 +341,7 @@ def joined(found, path):
     return Comparison(
         [row for one in found for row in one.rows], found[-1].precision,
         "\n".join(f"the {medium_of(one.rows[0].name)}: {one.sentence}" for one in found),
-        broken.first_broken, broken.hint, broken.identity, [],
+        broken.first_broken, broken.hint, broken.identity, [note for one in found for note in one.notes],
         {name: size for one in found for name, size in one.allowed.items()},
         [name for one in found for name in one.unread],
     )  # fmt: skip
@@ -441,8 +443,7 @@ def find_hint(bad, run):
             return words
     ours, theirs = np.where(unknown, 0, ours), np.where(unknown, 0, theirs)
     if not np.isfinite(theirs).all():
-        count = (~np.isfinite(theirs)).sum()
-        return f"{count} of its {theirs.size} numbers are not finite: an overflow, or a division by 0"
+        return _not_finite(bad, theirs, run)
     if not theirs.any():
         return "it is all zeros: the op's result is not used, or its buffer is never written"
     good = min(max(bad.allowed, 1e-5), bad.own.error / 2)  # a hint that leaves the error as it is explains nothing
@@ -464,6 +465,18 @@ def find_hint(bad, run):
         or scaled(ours, theirs, good, left)
         or _positions(bad, run)
     )
+
+
+def _not_finite(bad, theirs, run):
+    """Which of their numbers are not finite, and how that can come about."""
+    rows, where = by_position(bad.name, theirs), in_words(np.flatnonzero(np.isinf(bad.own.errors)))  # [T, n]
+    wrong, order = ~np.isfinite(rows), list(run.shapes)  # [T, n]
+    before = [name for name in order[: order.index(bad.name)] if name in run.theirs]
+    unseen = order[order.index(before[-1]) + 1 if before else 0 : order.index(bad.name) + 1]  # may be broken
+    softmax = part_of(bad.name).startswith("attn") and "attn.pattern" in map(part_of, unseen)
+    if softmax and np.isnan(rows[wrong.any(-1)]).all():
+        return f"all of {where} is NaN: these queries see no key, or their scores overflow"
+    return f"{wrong.sum()} of its {rows.size} numbers, at {where}, are not finite: an overflow, or a division by 0"
 
 
 def _mask(missing, extra, count):
@@ -491,7 +504,7 @@ def _pattern(ours, theirs, hidden, good, count):
     all_or_none = (theirs > 0).all(-1) | ~(theirs * ~hidden).any(-1)  # [N, T]: of all keys, or of those it may not see
     blind = np.flatnonzero((alike & all_or_none & extra.any(-1)).all(0)) + count - len(hidden)
     if len(blind):
-        return f"these queries see no key, as all their weights are the same: {_places(blind)}"
+        return f"these queries see no key, as all their weights are the same: {in_words(blind)}"
     return _mask(~hidden & (ours > good) & (theirs == 0), extra, count)
 
 
@@ -503,7 +516,7 @@ def _blind(bad, theirs, good):
     same = np.linalg.norm(np.diff(rows, axis=0), axis=-1) <= good * np.linalg.norm(rows[1:], axis=-1)  # [T - 1]
     both = np.flatnonzero(np.append(same, False) | np.append(False, same)) + len(bad.own.errors) - len(rows)
     blind = both[bad.own.errors[both] > bad.allowed]
-    return f"its rows are the same, as of queries that see no key: {_places(blind)}" if len(blind) > 2 else None
+    return f"its rows are the same, as of queries that see no key: {in_words(blind)}" if len(blind) > 2 else None
 
 
 def _probabilities(bad, theirs):
@@ -641,11 +654,8 @@ def _positions(bad, run):
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked
         right = "position 0 is right" if wrong[0] == 1 else f"positions 0 to {wrong[0] - 1} are right"
         return f"{right}, from {wrong[0]} on all are wrong{reason}"
-    return f"only positions {_places(wrong)} are wrong, {len(wrong)} of {len(errors)}{asked}"
-
-
-def _places(numbers):
-    """Positions in words: all of them if they follow each other, else the first."""
-    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
+    end = wrong[0] + window - 1  # from here on a window holds only keys from the first wrong position on
+    if wrong[0] and len(wrong) == wrong[-1] - wrong[0] + 1 and end - 3 <= wrong[-1] < end:
+        asked = f"; from {end} on the window of {window} holds only keys from {wrong[0]} on, and all are right"
+    are = "are" if len(wrong) > 1 else "is"
+    return f"only {in_words(wrong)} {are} wrong, {len(wrong)} of {len(errors)}{asked}"

@@ -30,6 +30,14 @@ def by_position(name, array):
     return rows.reshape(len(rows), -1)
 
 
+def in_words(places):
+    """Positions in words, places [M] in order: "position 40", or "positions 3, 40 to 45, 50"; at most six parts."""
+    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
+    parts = [f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs]
+    more = ", ..." if len(parts) > 6 else ""
+    return f"position{'s' if len(places) > 1 else ''} {', '.join(parts[:6])}{more}"
+
+
 def compare(name, ours, theirs):
     """Two arrays of one tap and one shape -> Difference; infinite at positions where theirs is not finite."""
     a, b = by_position(name, ours), by_position(name, theirs)  # [T, n] each

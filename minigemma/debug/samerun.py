@@ -16,7 +16,7 @@ from ..errors import Error
 from ..ops import linear
 from ..taps import Trace, axes_of, layer_of, names_of, part_of, time_axis
 from .foreign import keys_of, padding, part_that_has, read_trace
-from .replay import by_position, compare, ending
+from .replay import by_position, compare, ending, in_words
 
 KINDS_OF_LAYERS = {
     "global": lambda layer: layer.kind == GLOBAL, "sliding": lambda layer: layer.kind == SLIDING,
@@ -94,21 +94,33 @@ def layer_groups(config):
     return {words: layers for words, layers in groups.items() if 0 < len(layers) < config.num_hidden_layers}
 
 
-def broken_ops(names, config):
-    """Which ops of the text are broken, and in which layers, in one line. names: the taps; "" if none is in a layer."""
+def broken_ops(rows, config):
+    """Which ops are broken, in which layers and at which positions, and what follows, in one line. rows: diff.Row."""
+    broken = [row for row in rows if row.verdict in ("BROKEN", "SHAPE") and part_that_has(row.name) == "text"]
+    if not broken:
+        return ""
     layers = defaultdict(set)
-    for name in names:
-        if layer_of(name) is not None and part_that_has(name) == "text":
-            layers[part_of(name)].add(layer_of(name))
+    for row in broken:
+        layers[part_of(row.name)].add(layer_of(row.name))
     where = defaultdict(list)  # layers -> the parts that are broken in them
     for part, numbers in layers.items():
         where[frozenset(numbers)].append(part)
     groups = {numbers: f", {words}" for words, numbers in layer_groups(config).items()}
     groups[frozenset(range(config.num_hidden_layers))] = ", all layers"
-    return "; ".join(
-        f"{', '.join(parts)} in layers {', '.join(map(str, sorted(numbers)))}{groups.get(numbers, '')}"
-        for numbers, parts in where.items()
-    )
+
+    def place(numbers):
+        if None in numbers:
+            return ""
+        return f" in layer{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}{groups.get(numbers, '')}"
+
+    ops = "; ".join(f"{', '.join(parts)}{place(numbers)}" for numbers, parts in where.items())
+    first, line = broken[0], f"the broken ops: {ops}"
+    if first.own and not (wrong := ~(first.own.errors <= first.allowed)).all():
+        line += f"; {first.name} is wrong at {in_words(np.flatnonzero(wrong))}"
+    behind = [row.verdict for row in rows[rows.index(first) + 1 :] if row.verdict != "MISSING"]
+    verbs = {"POISONED": "are poisoned", "DRIFT": "drift"}
+    follows = [f"{behind.count(name)} {verb}" for name, verb in verbs.items() if name in behind]
+    return f"{line}; of the {len(behind)} taps behind it {' and '.join(follows)}" if follows else line
 
 
 def one_id_less(run):

@@ -14,10 +14,11 @@ from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
 from minigemma.__main__ import main
 from minigemma.checkpoint import write_safetensors
 from minigemma.debug.catalogue import FAULTS, applicable
+from minigemma.debug.catalogue.rope import placed
 from minigemma.debug.diagnosis import Candidate, Search, diagnose, diagnose_file
 from minigemma.debug.diff import compare_traces, diff_captures, diff_file
 from minigemma.debug.port import Port
-from minigemma.debug.replay import compare, ending
+from minigemma.debug.replay import compare, ending, in_words
 from minigemma.debug.runs import Run
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
@@ -251,7 +252,7 @@ HINTS = {
     "its rows sum to 0.5 to 0.94, not to 1": lambda x: x * (1 - 0.5 ** (1 + ROWS % 4)),
     "it does not mask key 1 for query 0, which may not see it (88 such pairs)": lambda x: summing_to_1(x + BEHIND),
     "it masks key 0 for query 2, which may see it (84 such pairs)": lambda x: summing_to_1(x * (1 - BEFORE)),
-    "see no key, as all their weights are the same: 18 to 20": lambda x: np.where(abs(ROWS - 19) < 2, 1 / T, x),
+    "their weights are the same: positions 18 to 20": lambda x: np.where(abs(ROWS - 19) < 2, 1 / T, x),
 }
 
 
@@ -275,7 +276,7 @@ def test_queries_of_a_later_call_that_see_no_key_are_named(tap, first):
     theirs = {name: array for name, array in theirs.items() if not (tap == "attn.z" and name.endswith("pattern"))}
     run = Run(model, TOKENS, theirs, start=first)
     found = compare_traces(theirs, run)
-    assert found.first_broken == f"layers.0.{tap}" and found.hint.endswith(": 12 to 17")
+    assert found.first_broken == f"layers.0.{tap}" and found.hint.endswith(": positions 12 to 17")
     search = Search(run, found, None)
     assert search.mends_all(search.trial(Candidate(FAULTS["G4"], FAULTS["G4"].changes[0])))
 
@@ -348,6 +349,36 @@ def test_a_wrong_window_is_seen_at_the_first_position_beyond_it():
     found = compared(model, recorded_with(model, FAULTS["G2"]))
     start = "positions 0 to 4 are right, from 5 on all are wrong (the window is 5); "
     assert found.hint.startswith(f"{start}it does not mask key 0 for query 5, which may not see it")
+
+
+def test_of_rows_that_are_nan_the_positions_are_named_and_what_follows_is_poisoned():
+    """A second chunk that reads too few keys: the first queries of it see none."""
+    model, empty = model_of("E2B"), np.where(np.arange(23) // 3 == 4, np.nan, 1).astype(np.float32)  # [T]
+    theirs = recorded(model, tap=Edit({"layers.1.attn.pattern": lambda x: x * empty[:, None]}))
+    del theirs["layers.1.attn.pattern"]
+    found = compared(model, theirs)
+    assert found.hint == "all of positions 12 to 14 is NaN: these queries see no key, or their scores overflow"
+    assert "the broken ops: attn.z in layer 1; layers.1.attn.z is wrong at positions 12 to 14" in found.notes[0]
+    assert found.notes[0].endswith("of the 216 taps behind it 216 are poisoned")
+
+
+def test_a_mistake_between_keys_before_and_after_a_position_ends_where_the_window_ends():
+    """Positions jump by 3 at position 12: from 16 on, the window of 5 holds only keys behind the jump."""
+    model = model_of("E2B")
+    port = Port(model.config, model.weights, TOKENS)
+    placed(lambda at: at.positions + 3 * (at.positions >= 12))(port)
+    trace = Trace(["layers.0.attn.z"])
+    port.run(trace)
+    hint = compared(model, dict(trace)).hint
+    assert hint.startswith("only positions 12 to 15 are wrong, 4 of 23; from 16 on the window of 5 holds only keys")
+
+
+@pytest.mark.parametrize(
+    "places, words",
+    [([4], "position 4"), ([3, 4, 5, 9], "positions 3 to 5, 9"), (range(0, 20, 2), "positions 0, 2, 4, 6, 8, 10, ...")],
+)
+def test_positions_in_words_name_runs_of_them(places, words):
+    assert in_words(np.array(places)) == words
 
 
 @pytest.mark.parametrize("only", [None, ["embed", "layers.*.resid_post", "logits"]])

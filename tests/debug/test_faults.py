@@ -266,7 +266,7 @@ def test_of_an_unknown_mistake_the_broken_ops_and_their_layers_are_said_in_one_l
     forward(TOKENS, model.weights, model.config, tap=lambda n, x: trace(n, x[::-1] ** 2 if n in flipped else x))
     found = diagnose(dict(trace), Run(model, TOKENS, dict(trace)))
     numbers = ", ".join(map(str, sorted(layers)))
-    assert f"the broken ops: attn.pattern in layers {numbers}, the {kind} layers" in found.notes
+    assert f"the broken ops: attn.pattern in layers {numbers}, the {kind} layers" in found.notes[0]
 
 
 @pytest.mark.parametrize("kept", ["all", "last logits", "last of all"])
