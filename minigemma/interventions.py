@@ -85,7 +85,7 @@ class Effect:
         ]
         if len(self.loss_before):
             before, after = self.loss_before.mean(), self.loss_after.mean()
-            lines.append(f"loss, nats a token        {before:.4f} -> {after:.4f} ({after - before:+.4f})")
+            lines.append(f"loss, nats per token      {before:.4f} -> {after:.4f} ({after - before:+.4f})")
         for label, top in (("before", self.top_before), ("after", self.top_after)):
             shown = " ".join(repr(tokenizer.token(id)) for id in top[position])
             lines.append(f"top tokens {label:<6}         {shown}")

@@ -40,7 +40,7 @@ def choices(config):
 def costs(model, docs, bits=4, names=None):
     """The rounding of each of `choices` -> [dict]; names: only these.
 
-    numbers: how many weights are rounded. loss: the change of the loss in nats a token. kl: the divergence of the
+    numbers: how many weights are rounded. loss: the change of the loss in nats per token. kl: the divergence of the
     rounded model's next-token probabilities from the model's own. Both are (mean, standard error over texts).
     """
     tried = {name: chosen for name, chosen in choices(model.config).items() if names is None or name in names}
@@ -78,5 +78,5 @@ def costs_text(rows):
         return f"{mean:{sign}.5f}" + ("" if error is None else f" ± {error:.5f}")
 
     lines = [(row["rounded"], row["numbers"], stated(*row["loss"], "+"), stated(*row["kl"])) for row in rows]
-    heads = [f"rounded to {rows[0]['bits']} bits", "numbers", "loss, nats a token", "KL, nats a token"]
+    heads = [f"rounded to {rows[0]['bits']} bits", "numbers", "loss, nats per token", "KL, nats per token"]
     return table(heads, lines)

@@ -699,7 +699,7 @@ def wavelengths(heads, window):
         look = {"color": colour, "markersize": 4}
         axes.plot(places[~still], turns[label], marker, label=f"{label}: {(~still).sum()} turn", **look)
         if still.any():
-            look |= {"fillstyle": "none", "label": f"{label}: {still.sum()} stand still"}
+            look |= {"fillstyle": "none", "label": f"{label}: {still.sum()} never turn"}
             axes.plot(places[still], [top] * still.sum(), marker, **look)
     axes.axhline(window, color="#000000", linestyle=":", label=f"sliding window, {window:,} tokens")
     axes.set_yscale("log")
