@@ -107,6 +107,11 @@ def pictures(cell):
     return found
 
 
+def _is_progress(output):
+    """Whether this output is a percentage that a slow machine shows."""
+    return output.get("name") == "stderr" and bool(re.fullmatch(r"(.*: (\d+ %|done in \d+ s)\s*)+", output["text"]))
+
+
 def store(path):
     """Run a notebook and write it with its outputs, beside the old one and renamed."""
     notebook = read(path)
@@ -119,6 +124,8 @@ def store(path):
     notebook.metadata = METADATA  # the kernel adds its own version
     for cell in notebook.cells:
         cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
     nbformat.validate(notebook)
     with replacing(path) as temporary:
         nbformat.write(notebook, temporary)
