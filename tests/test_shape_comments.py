@@ -231,16 +231,15 @@ def test_a_shape_comment_is_what_the_arrays_of_every_run_are(seen, place):
     assert not wrong(COMMENTS[place], seen[place]), LINES[place[0]][place[1] - 1].strip()
 
 
-@pytest.mark.parametrize("place", COMMENTS, ids=lambda place: f"{Path(place[0]).name}:{place[1]}")
-def test_a_wrong_shape_comment_is_found(seen, place):
+def test_a_wrong_shape_comment_is_found(seen):
     """Each dimension in turn becomes another, each is left out, and one is added."""
-    shapes, each = COMMENTS[place]
-    for i, dims in enumerate(shapes):
-        false = [[*dims, "1"]]
-        for j, dim in enumerate(dims):
-            false += [dims[:j] + dims[j + 1 :], [*dims[:j], "D" if "V" in dim else "V", *dims[j + 1 :]]]
-        for other in false:
-            assert wrong(([*shapes[:i], other, *shapes[i + 1 :]], each), seen[place]), other
+    for place, (shapes, each) in COMMENTS.items():
+        for i, dims in enumerate(shapes):
+            false = [[*dims, "1"]]
+            for j, dim in enumerate(dims):
+                false += [dims[:j] + dims[j + 1 :], [*dims[:j], "D" if "V" in dim else "V", *dims[j + 1 :]]]
+            for other in false:
+                assert wrong(([*shapes[:i], other, *shapes[i + 1 :]], each), seen[place]), (place, other)
 
 
 def test_a_comment_on_a_line_that_never_ran_is_found():

@@ -146,6 +146,7 @@ def slip_of_the_pen(name, rng):
 
 
 @pytest.mark.parametrize("layers", [None, "*", "[2-4]"])
+@pytest.mark.parametrize("member", ["E2B", "26B-A4B"])  # with PLE, with experts
 def test_of_a_misspelt_tap_the_right_name_is_suggested(member, layers):
     """In 95 % of cases: of a slip in a layer's number nobody can say which layer was meant."""
     rng, (config, _) = random.Random(0), small(member)
@@ -178,9 +179,10 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("tap", MAKERS)
-@pytest.mark.parametrize("logits", ["all", "last", None])
+ASKED = [("Trace", wrong, logits) for wrong in WRONG for logits in ("all", "last", None)]
+
+
+@pytest.mark.parametrize(("tap", "wrong", "logits"), [*ASKED, *((tap, "misspelt", None) for tap in MAKERS)])
 def test_a_pattern_that_fits_no_tap_of_the_model_is_refused_by_every_tap_before_any_work(tap, wrong, logits):
     pattern, member, words = WRONG[wrong]
     config, weights = small(member)

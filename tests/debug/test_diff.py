@@ -3,11 +3,10 @@
 import json
 import tracemalloc
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import small
+from family import model_of
 from safetensors.numpy import save_file
 
 from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
@@ -26,11 +25,6 @@ from minigemma.taps import axes_of, layer_of, names_of, tap_kind
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D6": "31B"}  # A4: where no PLE has a norm before the layers; D6: two global kv heads
-
-
-def model_of(member, **options):
-    config, weights = small(member, **options)
-    return SimpleNamespace(config=config, weights=weights)
 
 
 def recorded(model, only=None, tokens=TOKENS, tap=None):
@@ -218,7 +212,7 @@ def test_the_first_broken_op_is_the_one_with_the_mistake(fault):
         ("layers.3.resid_pre", lambda x: x / SCALAR, "1/layer_scalar"),
         ("layers.3.resid_pre", lambda x: x * NEXT / SCALAR, "the layer_scalar of layer 3, not of layer 2"),
         ("ple.token", lambda x: x * 6**0.5, "sqrt(P)"),
-        ("layers.2.attn.scores", lambda x: x * 8**-0.5, "1/sqrt(head_dim)"),
+        ("layers.1.attn.scores", lambda x: x * 8**-0.5, "1/sqrt(head_dim)"),
         ("layers.2.mlp.down", lambda x: -x, "-1"),
         ("ple", lambda x: np.roll(x, 1, axis=1), "layers are shifted by 1"),
         ("layers.1.attn.in", lambda x: np.roll(x, 1, axis=0), "tokens are shifted by 1"),
@@ -238,7 +232,7 @@ def test_what_the_wrong_array_looks_like_is_said(name, change, hint):
 def test_scores_that_were_captured_after_the_mask_are_judged_where_they_are_seen():
     model, tap = model_of("E2B"), masking(-np.inf)
     assert {row.verdict for row in compared(model, recorded(model, tap=tap)).rows} == {"OK"}
-    scaled = recorded(model, tap=lambda n, x: tap(n, x / 8**0.5 if n == "layers.2.attn.scores" else x))
+    scaled = recorded(model, tap=lambda n, x: tap(n, x / 8**0.5 if n == "layers.1.attn.scores" else x))
     assert "1/sqrt(head_dim)" in compared(model, scaled).hint
 
 
@@ -340,8 +334,8 @@ def test_an_op_that_was_left_out_equals_its_input():
 def test_a_wrong_donor_is_named():
     model = model_of("E2B")
     found = compared(model, recorded_with(model, FAULTS["F5"]))
-    assert found.first_broken == "layers.5.attn.scores"
-    assert found.hint == "it reads the K of layer 0, not of layer 3"
+    assert found.first_broken == "layers.3.attn.scores"
+    assert found.hint == "it reads the K of layer 0, not of layer 1"
 
 
 def test_a_wrong_window_is_seen_at_the_first_position_beyond_it():

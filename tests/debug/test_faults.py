@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import kinds, small
+from family import kinds, model_of, small
 from ports import captured
 
 from minigemma import Error, Trace, forward
@@ -26,13 +26,6 @@ from minigemma.taps import AUDIO_TAPS, TAPS, VISION_TAPS, tap_kind, time_axis
 from minigemma.tensors import unused_tensors
 
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
-
-
-def model_of(member, **options):
-    if member == "E2B":  # six layers in place of ten, of the same kinds: a search tries each mistake in each of them
-        options = {"layer_types": kinds(2, 2), "num_kv_shared_layers": 3} | options
-    config, weights = small(member, **options)
-    return SimpleNamespace(config=config, weights=weights)
 
 
 def port_with(model, *ids, **options):
