@@ -19,7 +19,7 @@ TERMS = {  # the notebook that explains a term -> the terms
     "02": "root mean square, frequency, engine, port",
     "03": "grouped queries, mask, attention sink",
     "04": "donor, prefill, stem, activations",
-    "05": "mixture of experts, expert, router, softcap",
+    "05": "mixture of experts, expert, router, softcap, branches",
     "06": "logit lens, sampling, temperature, top-k, top-p",
 }
 
