@@ -47,6 +47,18 @@ def test_gelu_of_huge_values_is_the_value_or_nothing():
         assert_array_equal(ops.gelu(np.array([-3e38, 3e38], np.float32)), np.array([-0.0, 3e38], np.float32))
 
 
+@pytest.mark.parametrize("rows", [3, 5000])  # one thread, and several
+def test_scores_and_their_softmax_go_into_the_memory_they_are_given(rows):
+    rng = np.random.default_rng(0)
+    q, k = (rng.normal(size=(n, 1, 8)).astype(np.float32) for n in (rows, 100))  # [T, N, H], [S, K, H]
+    memory = np.empty((1, rows, 100), np.float32)  # [N, T, S]
+    ops.attention_scores(q, k, out=memory)
+    assert_array_equal(memory, ops.attention_scores(q, k))
+    pattern = ops.softmax(memory)
+    ops.softmax(memory, out=memory)
+    assert_array_equal(memory, pattern)
+
+
 def test_softmax_gives_masked_keys_nothing_and_survives_large_scores():
     with np.errstate(all="raise", under="ignore"):
         weights = ops.softmax(np.array([[1e38, 1e38, -np.inf, -1e38]], np.float32))
