@@ -2,6 +2,8 @@
 
 from ..files import table
 
+MEDIA = {"pictures": "a picture at the budget of", "sounds": "a sound of so many seconds"}  # of what a row is
+
 
 def params_text(account):
     """By part, by layer, the candidates for "effective", and a checkpoint's differences where there is a file."""
@@ -94,20 +96,14 @@ def memory_text(account):
     sizes = dict(account["activations"])
     heads = [f"activations, chunk of {sizes.pop('chunk')}", "MB in float32"]
     paragraphs.append(table(heads, [(name, _mb(size)) for name, size in sizes.items()]))
-    if account["pictures"]:
-        heads = ["a picture at the budget of", "soft tokens, MB", "encoder, MB", "KV cache, MB", "pictures that fit"]
-        rows = [
-            (budget, *(size if name == "pictures" else _mb(size) for name, size in sizes.items()))
-            for budget, sizes in account["pictures"].items()
-        ]
-        paragraphs.append(table(heads, rows))
-    if account["sounds"]:
-        heads = ["a sound of so many seconds", "soft tokens, MB", "encoder, MB", "KV cache, MB", "sounds that fit"]
-        rows = [
-            (seconds, *(size if name == "sounds" else _mb(size) for name, size in sizes.items()))
-            for seconds, sizes in account["sounds"].items()
-        ]
-        paragraphs.append(table(heads, rows))
+    for kind, each in MEDIA.items():
+        if account[kind]:
+            heads = [each, "soft tokens, MB", "encoder, MB", "KV cache, MB", f"{kind} that fit"]
+            rows = [
+                (key, *(size if name == kind else _mb(size) for name, size in sizes.items()))
+                for key, sizes in account[kind].items()
+            ]
+            paragraphs.append(table(heads, rows))
     if account["published"]:
         rows = []
         for row in account["published"]:
@@ -136,19 +132,20 @@ def compute_text(account):
     if account["pictures"]:
         rows = []
         for budget, picture in account["pictures"].items():
-            parts, encode, read = (picture["encode"], sum(picture["encode"].values()), sum(picture["read"].values()))
-            share = _percent(parts.get("attention over patches", 0) / encode)
-            rows.append((budget, f"{encode / 1e9:,.3f}", share, f"{read / 1e9:,.3f}"))
-        heads = ["a picture at the budget of", "encode", "of it attention over patches", "read"]
+            share = picture["encode"].get("attention over patches", 0) / sum(picture["encode"].values())
+            encode, read = _billions(picture)
+            rows.append((budget, encode, _percent(share), read))
+        heads = [MEDIA["pictures"], "encode", "of it attention over patches", "read"]
         paragraphs.append(f"Billions of multiply-adds, if the picture fills the budget:\n{table(heads, rows)}")
     if account["sounds"]:
-        rows = [
-            (seconds, *(f"{sum(sound[part].values()) / 1e9:,.3f}" for part in ("encode", "read")))
-            for seconds, sound in account["sounds"].items()
-        ]
-        heads = ["a sound of so many seconds", "encode", "read"]
+        rows = [(seconds, *_billions(sound)) for seconds, sound in account["sounds"].items()]
+        heads = [MEDIA["sounds"], "encode", "read"]
         paragraphs.append(f"Billions of multiply-adds:\n{table(heads, rows)}")
     return "\n\n".join(paragraphs)
+
+
+def _billions(medium):
+    return [f"{sum(medium[part].values()) / 1e9:,.3f}" for part in ("encode", "read")]
 
 
 def _percent(share):
