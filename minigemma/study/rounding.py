@@ -6,7 +6,7 @@ import numpy as np
 
 from ..compressed import GROUP, packs, rounded
 from ..files import progress, table
-from ..interventions import token_losses
+from ..interventions import log_softmax, token_losses
 from ..model import forward
 from ..tensors import text_tensors
 from .measures import over_texts
@@ -47,14 +47,14 @@ def costs(model, docs, bits=4, names=None):
     with progress("rounding", (1 + len(tried)) * len(docs)) as advance:
         plain = []
         for doc in docs:
-            plain.append(log_probs(model(doc.ids)[0]))  # [T, V]
+            plain.append(log_softmax(model(doc.ids)[0]))  # [T, V]
             advance(1)
         rows = []
         for name, chosen in tried.items():
             weights, count = round_weights(model.weights, model.config, bits, chosen)
             losses, divergences, texts = [], [], []
             for i, (doc, own) in enumerate(zip(docs, plain, strict=True)):
-                theirs = log_probs(forward(doc.ids, weights, model.config)[0])  # [T, V]
+                theirs = log_softmax(forward(doc.ids, weights, model.config)[0])  # [T, V]
                 losses.append(token_losses(theirs, doc.ids) - token_losses(own, doc.ids))
                 divergences.append((np.exp(own) * (own - theirs)).sum(-1)[:-1])
                 texts += [i] * (len(doc.ids) - 1)
@@ -63,12 +63,6 @@ def costs(model, docs, bits=4, names=None):
             row["loss"] = over_texts(np.concatenate(losses), np.array(texts))
             rows.append(row | {"kl": over_texts(np.concatenate(divergences), np.array(texts))})
     return rows
-
-
-def log_probs(logits):
-    """Logits [T, V] -> natural logarithms of the probabilities, in float64."""
-    shifted = logits - logits.max(-1, keepdims=True).astype(np.float64)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def costs_text(rows):

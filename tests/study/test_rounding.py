@@ -9,7 +9,8 @@ import pytest
 import minigemma
 from minigemma.__main__ import main
 from minigemma.compressed import packs
-from minigemma.study.rounding import choices, costs, log_probs, round_weights
+from minigemma.interventions import log_softmax
+from minigemma.study.rounding import choices, costs, round_weights
 from minigemma.study.texts import documents, read_texts
 from minigemma.tensors import text_tensors
 from minigemma.tools import quantize
@@ -54,7 +55,7 @@ def test_fewer_bits_cost_more_and_nothing_rounded_costs_nothing(model, docs):
         # steps 16 times as wide, and the divergence grows with the square
         assert four[name]["kl"][0] > 10 * eight[name]["kl"][0] > 0
     assert four["everything"]["kl"][0] > four["layer 9"]["kl"][0]
-    own = log_probs(model(docs[0].ids)[0])
+    own = log_softmax(model(docs[0].ids)[0])
     np.testing.assert_allclose(np.exp(own).sum(-1), 1, rtol=1e-12)
 
 
