@@ -144,3 +144,10 @@ def random_sound(samples, seed=0):
 def picture_prompt(count):
     """Ids of a prompt with one picture of so many soft tokens, and text behind it."""
     return np.array([2, 9, IDS["boi_token_id"], *[IDS["image_token_id"]] * count, IDS["eoi_token_id"], 11, 12, 13])
+
+
+def weight_sums(*models):
+    """One number for each array of these weights, in the order of the attributes' names."""
+    owners = [owner for weights in models for owner in (weights, *weights.layers)]
+    values = [value for owner in owners for name, value in sorted(vars(owner).items()) if name != "layers"]
+    return np.array([getattr(value, "weight", value).sum() for value in values])

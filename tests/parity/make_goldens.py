@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from family import fields
+from family import fields, weight_sums
 
 from minigemma import Config, Trace, random_weights
 
@@ -57,22 +57,17 @@ def golden(name):
     return arrays | {name: taps[name] for name in taps if any(fnmatchcase(name, pattern) for pattern in kept)}
 
 
-def weight_sums(weights):
-    """One number a tensor, in the order of the attributes' names."""
-    owners = [weights, *weights.layers]
-    return np.array([value.sum() for w in owners for name, value in sorted(vars(w).items()) if name != "layers"])
-
-
-def main():
-    DIRECTORY.mkdir(exist_ok=True)
+def write_goldens(directory, configs, golden, **metadata):
+    """Write the arrays of golden(name) for each name; configs: name -> its config.json, which is stored with them."""
+    directory.mkdir(exist_ok=True)
     made_with = {"transformers": transformers.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    made_with |= {"python": platform.python_version()}
-    for name, raw in GOLDENS.items():
-        trace, path = Trace(), DIRECTORY / f"{name}.safetensors"
-        trace.arrays = golden(name)
-        trace.save(path, config=raw, seed=SEED, made_with=made_with)
+    metadata["made_with"] = made_with | {"python": platform.python_version()}
+    for name, raw in configs.items():
+        trace, path = Trace(), directory / f"{name}.safetensors"
+        trace.arrays = {tap: np.ascontiguousarray(array) for tap, array in golden(name).items()}
+        trace.save(path, config=raw, **metadata)
         print(f"{path.stat().st_size:7,} bytes  {path.name}")
 
 
 if __name__ == "__main__":
-    main()
+    write_goldens(DIRECTORY, GOLDENS, golden, seed=SEED)

@@ -6,16 +6,14 @@ The default test suite compares minigemma with these files and so needs no PyTor
 the seed makes them again, and a sum over each tensor tells whether they are the same.
 """
 
-import platform
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
-from family import VISION, picture_prompt, random_picture, random_vision, seeing
+from family import VISION, picture_prompt, random_picture, random_vision, seeing, weight_sums
 
-from minigemma import Config, Trace, random_weights
+from minigemma import Config, random_weights
 
+from .make_goldens import write_goldens
 from .pictures import Sight, logits_behind, logits_of_12b
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "goldens" / "pictures"
@@ -36,23 +34,5 @@ def golden(member):
     return arrays | {"weight_sums": weight_sums(random_vision(config, SEED, np.float64), weights)}
 
 
-def weight_sums(*models):
-    """One number an array, in the order of the attributes' names."""
-    owners = [owner for weights in models for owner in (weights, *weights.layers)]
-    values = [value for owner in owners for name, value in sorted(vars(owner).items()) if name != "layers"]
-    return np.array([getattr(value, "weight", value).sum() for value in values])
-
-
-def main():
-    DIRECTORY.mkdir(exist_ok=True)
-    made_with = {"transformers": transformers.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    made_with |= {"python": platform.python_version()}
-    for member in VISION:
-        trace, path = Trace(), DIRECTORY / f"{member}.safetensors"
-        trace.arrays = {name: np.ascontiguousarray(array) for name, array in golden(member).items()}
-        trace.save(path, config=seeing(member), seed=SEED, grid=GRID, made_with=made_with)
-        print(f"{path.stat().st_size:7,} bytes  {path.name}")
-
-
 if __name__ == "__main__":
-    main()
+    write_goldens(DIRECTORY, {member: seeing(member) for member in VISION}, golden, seed=SEED, grid=GRID)

@@ -6,17 +6,13 @@ The default test suite compares minigemma with these files and so needs no PyTor
 the seed makes them again, and a sum over the weights tells whether they are the same.
 """
 
-import platform
 from pathlib import Path
 
 import numpy as np
-import torch
-import transformers
 from family import HEARING, hearing, random_sound
 from transformers import Gemma4AudioFeatureExtractor
 
-from minigemma import Trace
-
+from .make_goldens import write_goldens
 from .sounds import Hearing, audio_state
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "goldens" / "sounds"
@@ -36,16 +32,5 @@ def golden(member):
     return arrays | {"weight_sum": np.array(sum(float(tensor.sum()) for tensor in weights.values()))}
 
 
-def main():
-    DIRECTORY.mkdir(exist_ok=True)
-    made_with = {"transformers": transformers.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    made_with |= {"python": platform.python_version()}
-    for member in HEARING:
-        trace, path = Trace(), DIRECTORY / f"{member}.safetensors"
-        trace.arrays = {name: np.ascontiguousarray(array) for name, array in golden(member).items()}
-        trace.save(path, config=hearing(member), seed=SEED, samples=SAMPLES, made_with=made_with)
-        print(f"{path.stat().st_size:7,} bytes  {path.name}")
-
-
 if __name__ == "__main__":
-    main()
+    write_goldens(DIRECTORY, {member: hearing(member) for member in HEARING}, golden, seed=SEED, samples=SAMPLES)
