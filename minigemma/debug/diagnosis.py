@@ -6,6 +6,7 @@ sum over taps of log10(error / allowed error): large and small errors both count
 tap that it makes worse.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -73,6 +74,10 @@ class Diagnosis:
             "precision": self.comparison and self.comparison.precision,
             "hint": self.comparison and self.comparison.hint, "notes": self.notes, "unread": self.unread,
         }  # fmt: skip
+
+
+class _Reached(Exception):
+    """A pass has come to the tap at which it should end."""
 
 
 class Candidate(NamedTuple):
@@ -180,15 +185,31 @@ class Search:
         able = [t for t in trials if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
         yield from map(self.trial, self.partial(able))
         if part_that_has(self.comparison.first_broken) == "text" and 1 < self.start < len(self.run.tokens) - 1:
-            late = [(t.candidates[0]._replace(start=self.start),) for t in able]
+            late = [(t.candidates[0]._replace(start=self.start),) for t in able] + self.fitted()
             able = self.trials("mistakes that begin later", late)
             yield from sorted(able, key=Trial.rank)
             yield from map(self.trial, self.partial(able))
 
-    def errors(self, candidates):
+    def fitted(self):
+        """Mistakes that begin later and have a number: [(candidate,)] of each with the best, if it mends the first tap.
+
+        Only where layer 0 shows them, so that a trial costs one layer.
+        """
+        found, first = [], self.comparison.first_broken
+        for fault in FAULTS.values() if self.suspect in (0, 1) else ():
+            if "late" in fault.needs:
+                numbers = [change.function.keywords["by"] for change in fault.changes]
+                pairs = zip(fault.changes, numbers, strict=True)
+                forms = [Candidate(fault, change, f"by {number}", start=self.start) for change, number in pairs]
+                errors = [(self.errors([form], first) or {}).get(first, np.inf) for form in forms]
+                found += [(forms[np.argmin(errors)],)] if min(errors) <= self.allows(first) else []
+        return found
+
+    def errors(self, candidates, until=None):
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ.
 
         Of one that begins later, the pass is right before: earlier positions reach later ones through K and V alone.
+        until: the tap behind which the pass ends.
         """
         start = candidates[0].start
         run, port = self.run, self.run.port(self.suspect, self.wrong)
@@ -199,8 +220,15 @@ class Search:
                 port.only = candidate.layers
                 candidate.change(port)
             replay = run.replay(port.config, {} if cached else self.known)
-            with np.errstate(all="ignore"):
-                port.run(replay, self.prefill if cached else None)
+
+            def tap(name, array):
+                array = replay(name, array)
+                if name == until:
+                    raise _Reached
+                return array
+
+            with np.errstate(all="ignore"), suppress(_Reached):
+                port.run(tap, self.prefill if cached else None)
         except (ValueError, LookupError, AttributeError, TypeError):
             if len(candidates) == 1:
                 self.skipped.append(candidates[0].fault.id)

@@ -104,7 +104,8 @@ class Run:
         several = soft and len(np.unique(np.diff(np.sort(self.soft_tokens[0])))) > 1
         sounds = bool((self.tokens == self.config.audio_token_id).any())
         facts = {"cached": prefill is not None, "soft": soft, "unused": bool(self.unused)}
-        return facts | {"pictures": several, "sounds": sounds}
+        packed = bool((self.tokens[2:] == self.config.source.get("bos_token_id")).any())
+        return facts | {"pictures": several, "sounds": sounds, "packed": packed}
 
     def varied(self, name, array, rng):
         """The array as a healthy engine may have it before it rounds."""

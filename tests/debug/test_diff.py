@@ -17,11 +17,11 @@ from minigemma.debug.catalogue.rope import placed
 from minigemma.debug.diagnosis import Candidate, Search, diagnose, diagnose_file
 from minigemma.debug.diff import compare_traces, diff_captures, diff_file
 from minigemma.debug.port import Port
-from minigemma.debug.replay import compare, ending, in_words
+from minigemma.debug.replay import compare, in_words
 from minigemma.debug.runs import Run
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
-from minigemma.taps import axes_of, layer_of, names_of, tap_kind
+from minigemma.taps import axes_of, layer_of, names_of, part_of, tap_kind, time_axis
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D6": "31B"}  # A4: where no PLE has a norm before the layers; D6: two global kv heads
@@ -262,17 +262,21 @@ def test_what_is_wrong_with_a_pattern_is_said(hint, layer):
 @pytest.mark.parametrize("tap", ["attn.pattern", "attn.z"])
 def test_queries_of_a_later_call_that_see_no_key_are_named(tap, first):
     """Sliding layers read the last 5 keys of a call that begins at 12: its first 6 queries see none of them."""
-    model, trace = model_of("E2B"), Trace()
-    port = Port(model.config, model.weights, TOKENS, wrong=[12])
+    model, theirs = model_of("E2B"), {}
+    right, port, wrong = recorded(model), Port(model.config, model.weights, TOKENS), Trace()
+    port.past = {name: array[:12] for name, array in right.items() if part_of(name) in ("attn.rot_k", "attn.v")}
     FAULTS["G4"].changes[0](port)
-    port.run(trace)
-    theirs = {name: ending(name, array, T - first) for name, array in trace.items()}
-    theirs = {name: array for name, array in theirs.items() if not (tap == "attn.z" and name.endswith("pattern"))}
+    port.run(wrong)
+    for name, array in right.items():
+        rows = array.take(range(first, 12), time_axis(name)), wrong[name].take(range(12, T), time_axis(name))
+        theirs[name] = np.concatenate(rows, time_axis(name))
+    unseen = ("scores", "pattern") if tap == "attn.z" else "scores"
+    theirs = {name: array for name, array in theirs.items() if not name.endswith(unseen)}
     run = Run(model, TOKENS, theirs, start=first)
     found = compare_traces(theirs, run)
     assert found.first_broken == f"layers.0.{tap}" and found.hint.endswith(": positions 12 to 17")
     search = Search(run, found, None)
-    assert search.mends_all(search.trial(Candidate(FAULTS["G4"], FAULTS["G4"].changes[0])))
+    assert search.mends_all(search.trial(Candidate(FAULTS["G4"], FAULTS["G4"].changes[0], start=12)))
 
 
 def masking(value, wider=0):

@@ -5,6 +5,7 @@ That it names mistakes made by other code than ours is tested in parity/test_dia
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -234,6 +235,40 @@ def test_a_mistake_of_the_second_call_only_is_named_with_its_first_position(id, 
     assert [fault.id for fault in found.faults] == [id]
     where = f"on {words} only, from position {start} on" if words else f"from position {start} on"
     assert f"{FAULTS[id].title}, {where}: explains" in found.sentence
+
+
+@pytest.mark.parametrize("by", [5, -3])
+@pytest.mark.parametrize("only", [None, "*.resid_post"])
+def test_how_far_positions_jump_is_found(by, only, monkeypatch):
+    change = next(change for change in FAULTS["E11"].changes if change.function.keywords["by"] == by)
+    monkeypatch.setitem(FAULTS, "jump", replace(FAULTS["E11"], changes=change))
+    model = model_of("E2B")
+    theirs = captured(model, TOKENS, "jump", only, start=12)
+    monkeypatch.delitem(FAULTS, "jump")
+    run = Run(model, TOKENS, theirs)
+    search = Search(run, compare_traces(theirs, run), None)
+    (jump,) = search.fitted()
+    assert jump[0].where == f"by {by}" and search.mends_all(search.trial(*jump))
+
+
+def test_a_mistake_without_a_number_is_fitted_by_none():
+    model = model_of("E2B")
+    theirs = captured(model, TOKENS, "D2", start=12)
+    run = Run(model, TOKENS, theirs)
+    assert Search(run, compare_traces(theirs, run), None).fitted() == []
+
+
+@pytest.mark.parametrize("id", ["E10", "L10"])
+@pytest.mark.parametrize("only", [None, "logits"])
+def test_two_prompts_in_one_row_are_named_where_there_is_a_second_bos(id, only):
+    model, tokens = model_of("E2B", bos_token_id=2), np.concatenate([TOKENS[:12], TOKENS[:11]])
+    theirs = captured(model, tokens, id, only)
+    for ids, known in (tokens, True), (np.where(np.arange(23) == 12, 7, tokens), False):
+        run = Run(model, ids, theirs)
+        search = Search(run, compare_traces(theirs, run), None)
+        tried = [candidate for candidate in search.candidates() if candidate.fault.id == id]
+        assert len(tried) == known
+        assert all(search.mends_all(search.trial(candidate)) for candidate in tried)
 
 
 def test_a_harmless_mistake_is_called_harmless():

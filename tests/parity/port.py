@@ -29,8 +29,8 @@ from . import reference
 class Fault:
     """One mistake. `install(model, context)` puts it into a built Gemma4ForCausalLM; see Context.
 
-    member: of the family in miniature, one on which it shows. how: the run in which it shows, "whole", "cached" or
-    "soft". first: the tap, of those that both record, at which it shows first in the order of execution.
+    member: of the family in miniature, one on which it shows. how: the run in which it shows, "whole", "cached", "soft"
+    or "packed". first: the tap, of those that both record, at which it shows first in the order of execution.
     """
 
     id: str
@@ -68,6 +68,7 @@ class Context:
         self.patches.enter_context(mock.patch.object(modeling_gemma4, name, partial(wrapper, plain)))
 
 
+SECOND = 11  # where the second prompt of a packed row begins
 FAULTS = {}
 VARIANTS = []  # Faults of FAULTS, by id, as another engineer makes them: in another place, or with other taps
 
@@ -769,6 +770,26 @@ def _(model, context):
     on_rope(context, lambda plain, x, cos, sin: plain(x, cos, -sin if x is context.query else sin))
 
 
+def at_positions(model, place):
+    """RoPE gets place(positions) in place of each call's positions [1, T]."""
+    wrap(model.model.rotary_emb, "forward", lambda plain, x, positions, *args: plain(x, place(positions), *args))
+
+
+def started_again(positions):
+    """Positions that start again at the second prompt of a packed row."""
+    return torch.where(positions >= SECOND, positions - SECOND, positions)
+
+
+@fault("E10", "E2B", "layers.*.attn.rot_q", "positions start again at the second <bos>, without a mask", how="packed")
+def _(model, context):
+    at_positions(model, started_again)
+
+
+@fault("E11", "E2B", "layers.*.attn.rot_q", "a cache counts five positions too many", how="cached")
+def _(model, context):
+    at_positions(model, lambda positions: positions + 5 * (context.start > 0))
+
+
 # F. Sharing of K and V
 
 
@@ -1114,6 +1135,12 @@ def _(model, context):
             matrix.weight.mul_(2)
 
 
+@fault("L10", "E2B", "layers.*.attn.rot_q", "two prompts in one row, which transformers masks apart", how="packed")
+def _(model, context):
+    positions = started_again(torch.arange(len(context.tokens)))[None]
+    wrap(model, "forward", lambda plain, **inputs: plain(**inputs, position_ids=positions))
+
+
 @fault("M1", "E2B", "layers.*.mlp.gate", "gate_proj and up_proj swapped in the MLP")
 def _(model, context):
     for layer in model.model.layers:
@@ -1212,6 +1239,11 @@ def eager_only(model):
         raise ValueError("this mistake is made in eager attention")
 
 
+def packed(tokens):
+    """The ids of two prompts in one row: a second <bos>, which is id 2, at SECOND."""
+    return np.where(np.arange(len(tokens)) == SECOND, 2, tokens)
+
+
 def record_port(
     raw,
     config,
@@ -1227,16 +1259,17 @@ def record_port(
 ):
     """Every tap of the port with these mistakes (ids of FAULTS, or Faults) -> name: array.
 
-    how: "whole" or "soft", one call; "cached", a call of `prefill` tokens (half of them), then one of each token, its
-    taps put together along T, without those that have an axis S. precision: what the whole model runs in, with dtype
-    float32; a tap is then a float32 array of the values. attention "sdpa" shows no scores and no pattern.
+    how: "whole", "soft" or "packed" (a second <bos> at SECOND), one call; "cached", a call of `prefill` tokens (half of
+    them), then one of each token, its taps put together along T, without those that have an axis S. precision: what the
+    whole model runs in, with dtype float32; a tap is then a float32 array of the values. attention "sdpa" shows no
+    scores and no pattern.
     """
     model = reference.build(raw, config, weights, dtype)
     model.config._attn_implementation = attention
     if precision != "float32":
         cast(model, {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision])
     with ExitStack() as patches, torch.no_grad(), reference.precision(dtype):
-        context = Context(patches, config, np.asarray(tokens), soft_tokens)
+        context = Context(patches, config, packed(tokens) if how == "packed" else np.asarray(tokens), soft_tokens)
         if how == "cached":
             context.cache = DynamicCache(config=model.config)
         for chosen in faults:

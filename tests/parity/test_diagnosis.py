@@ -41,11 +41,13 @@ def captured(theirs, only):
 def recorded(*faults, precision="float32"):
     """A faulty port's trace on its member of the family -> (model, tokens, soft tokens, trace)."""
     member, how = faults[0].member, faults[0].how
-    raw, rng = fields(member), np.random.default_rng(11)
+    raw, rng = fields(member) | {"bos_token_id": 2}, np.random.default_rng(11)
     config = Config.from_dict(raw)
     weights, tokens, soft = random_weights(config, 5), prompt(raw["vocab_size"], 11), None
     if how == "soft":
         soft = np.array([4, 5, 6, 15]), rng.standard_normal((4, raw["hidden_size"])).astype(np.float32)
+    if how == "packed":
+        tokens = port.packed(tokens)
     options = {"how": how, "soft_tokens": soft, "prefill": PREFILL, "precision": precision}
     theirs = port.record_port(raw, config, weights, tokens, faults, **options)
     return SimpleNamespace(config=config, weights=weights), tokens, soft, theirs

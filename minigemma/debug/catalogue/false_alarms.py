@@ -1,7 +1,18 @@
 """L: what looks like a mistake and is none."""
 
-from .changes import scaled, together
+import numpy as np
+
+from .attention import visible_keys
+from .changes import edited, masked_softmax, scaled, together
 from .entry import Fault
+from .rope import placed, since_bos
+
+
+def apart(at, x):
+    """The pattern [N, T, S] of prompts in one row that do not see each other."""
+    begins = (at.positions - since_bos(at))[-x.shape[1] :]  # [T], the first position of each token's prompt
+    return masked_softmax(at, visible_keys(at, x) & (np.arange(x.shape[-1]) >= begins[:, None]))
+
 
 ENTRIES = (
     Fault("L1", "an -it model scores a perplexity of 10,000 on raw text", probe="ids",
@@ -26,4 +37,9 @@ ENTRIES = (
           changes=together(
               scaled("attn.q_raw", lambda at: 2), scaled("attn.o", lambda at: 2),
               scaled("attn.k_raw", lambda at: 1 if at.layer.k_eq_v else 2))),
+    Fault("L10", "positions start again at the second <bos>: two prompts in one row",
+          first="layers.*.attn.rot_q", probe="far", symptom="everything from the second <bos> on is another",
+          remedy="compare each prompt alone", seen="transformers#46634",
+          benign="the prompts are masked apart, so each has the numbers that it has alone", needs=("packed",),
+          changes=together(placed(since_bos), edited("attn.pattern", apart))),
 )  # fmt: skip

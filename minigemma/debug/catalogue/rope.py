@@ -1,5 +1,7 @@
 """E: RoPE."""
 
+from functools import partial
+
 import numpy as np
 
 from ...config import GLOBAL, SLIDING
@@ -32,6 +34,17 @@ def rotated(turn, taps=("attn.rot_q", "attn.rot_k")):
 def placed(place, taps=("attn.rot_q", "attn.rot_k")):
     """A change: RoPE turns q and k, or one of them, as if they stood at other positions: place(at) [T]."""
     return rotated(lambda at, x: rope(x, *rotation(place(at), at.layer.inv_freq, x.dtype)), taps)
+
+
+def since_bos(at):
+    """Positions that start again at each <bos>: [T]."""
+    bos = at.ids == at.config.source.get("bos_token_id")  # [T]
+    return at.positions - np.maximum.accumulate(np.where(bos, at.positions, 0))
+
+
+def jumped(port, by):
+    """q and k are turned as if they stood `by` positions further."""
+    placed(lambda at: at.positions + by)(port)
 
 
 def neighbouring_halves(at, x):
@@ -85,4 +98,13 @@ ENTRIES = (
           symptom="scores depend on the sum of two positions, not on their difference",
           remedy="use the same sign of sin for q and k", seen="a near relative of E8",
           changes=placed(lambda at: -at.positions, ["attn.rot_q"])),
+    Fault("E10", "positions start again at the second <bos>, but its tokens see those before it",
+          first="layers.*.attn.rot_q", probe="far", symptom="the second prompt answers the first",
+          remedy="two prompts in one row: mask them apart, or run each alone", seen="transformers#46634",
+          needs=("packed",), changes=placed(since_bos)),
+    Fault("E11", "positions jump", first="layers.*.attn.rot_q", probe="cached",
+          symptom="the prompt is right, later tokens are further from it than they should be",
+          remedy="the position of a token is the number of tokens before it: padding, and drafts that were refused, "
+          "do not count", seen="maclocal-api#92; mlxcel#211", needs=("late",),
+          changes=tuple(partial(jumped, by=by) for by in (*range(1, 65), *range(-8, 0)))),
 )  # fmt: skip

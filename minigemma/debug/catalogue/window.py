@@ -28,12 +28,6 @@ def mask_of_the_next_position(at, x):
     return masked_softmax(at, visible(after, S, at.layer.window, at.positions[-1] + 1, np.maximum(after, last)))
 
 
-def late_keys_only(at, x, fewer=0):
-    """As last_keys_only, for the queries from the first wrong position on: those of a later call."""
-    late = at.positions[-x.shape[1] :] >= min(at.port.wrong, default=0)  # [T]
-    return np.where(late[:, None], last_keys_only(at, x, fewer), x)
-
-
 ENTRIES = (
     Fault("G1", "no window", first="layers.*.attn.pattern", probe="window",
           symptom="prompts shorter than the window are right",
@@ -60,6 +54,6 @@ ENTRIES = (
           remedy="a call of n tokens needs the n + sliding_window - 1 last keys",
           seen="mlxcel#405, #678, #885",
           changes=(
-              edited("attn.pattern", late_keys_only),
-              edited("attn.pattern", lambda at, x: late_keys_only(at, x, 1)))),
+              edited("attn.pattern", last_keys_only),
+              edited("attn.pattern", lambda at, x: last_keys_only(at, x, 1)))),
 )  # fmt: skip
