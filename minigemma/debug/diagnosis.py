@@ -31,6 +31,7 @@ from .turn_mistakes import mistakes_in
 FLIPPED = 0.2  # of an error may be left by a mistake that rounds: some numbers it rounds the other way
 NAMED = 0.8  # the fraction of the excess that a named fault must explain
 PREFIX, BEYOND = 128, 64  # of a long trace at least so many positions are searched, and so many behind the first wrong
+SHORTER = 0.75  # of a trace: a longer prefix saves less than the check on the whole costs
 SHAPE_EXCESS = 6  # the excess of a wrong shape, and the largest of one tap, in decades
 
 
@@ -137,6 +138,10 @@ class Search:
         run.through(kept)
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
         self.past = {n: array for n, array in arrays.items() if part_of(n) in ("attn.rot_k", "attn.v")}  # right K and V
+        self.early = None  # a Search of the first positions, where they are right, as nothing is wrong until much later
+        if self.start >= 2 * PREFIX and in_one_call(run) and not shapes:
+            calls = prefill and min(prefill, PREFIX)
+            self.early = Search(run.prefix(PREFIX), replace(comparison, rows=[]), calls)
 
     def allows(self, name):
         """The largest error of one op that rounding explains."""
@@ -205,6 +210,13 @@ class Search:
                 found += [(forms[np.argmin(errors)],)] if min(errors) <= self.allows(first) else []
         return found
 
+    def contradicted(self, candidates):
+        """Whether these mistakes would already show at the first positions. A mistake that only rounds may not."""
+        if self.early is None or any(one.start or one.fault.rounds or one.fault.flips for one in candidates):
+            return False
+        errors = self.early.errors(candidates) or {}
+        return any(not error <= self.allows(name) for name, error in errors.items())
+
     def errors(self, candidates, until=None):
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ.
 
@@ -243,7 +255,7 @@ class Search:
 
         A tap whose shape stays wrong counts neither for nor against a candidate; it only breaks a tie.
         """
-        errors = self.errors(candidates)
+        errors = None if self.contradicted(candidates) else self.errors(candidates)
         if errors is None:
             return Trial(candidates, -1.0, np.inf, {})
         errors = self.own_error | errors
@@ -328,6 +340,11 @@ def _judged(comparison, run, precision, prefill=None):
     return found
 
 
+def in_one_call(run):
+    """Whether a trace has all positions of a text at each tap: then its first positions are a trace too."""
+    return type(run) is Run and run.soft_tokens is None and lengths_of(run.theirs, run) == {len(run.tokens)}
+
+
 def _in_prefix(run, comparison, prefill):
     """The Diagnosis from a prefix of a long trace, and the prefix's Run; None if it does not show all that is wrong.
 
@@ -336,8 +353,8 @@ def _in_prefix(run, comparison, prefill):
     wrong = [np.flatnonzero(row.own.errors > row.allowed) for row in comparison.rows if row.verdict == "BROKEN"]
     first = min((int(places[0]) for places in wrong if len(places)), default=0)
     length = max(PREFIX, first + BEYOND, prefill or 0)
-    whole = type(run) is Run and run.soft_tokens is None and lengths_of(run.theirs, run) == {len(run.tokens)}
-    if not whole or 2 * length > len(run.tokens) or any(row.verdict == "SHAPE" for row in comparison.rows):
+    shapes = any(row.verdict == "SHAPE" for row in comparison.rows)
+    if length > SHORTER * len(run.tokens) or shapes or not in_one_call(run):
         return None
     short = run.prefix(length)
     shorter = compare_traces(short.theirs, short, comparison.precision)

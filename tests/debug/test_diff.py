@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from family import model_of
+from ports import captured
 from safetensors.numpy import save_file
 
 from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
@@ -740,6 +741,24 @@ def test_a_long_trace_is_searched_in_a_prefix_unless_more_is_wrong_behind_it(lat
     assert found.faults[0].id == "D1" and found.comparison.rows[-3].shape[0] == 60
     assert ("the first 24 positions, which show the fault" in "".join(found.notes)) != later
     assert later == ("not in the catalogue" in found.sentence or len(found.faults) > 1)
+
+
+def test_a_mistake_that_would_show_long_before_the_fault_is_tried_on_the_first_positions_only(monkeypatch):
+    monkeypatch.setattr("minigemma.debug.diagnosis.PREFIX", 8)
+    model, tokens, tried, whole = model_of("E2B"), np.random.default_rng(0).integers(3, 120, 60), [], Port.run
+    theirs = captured(model, tokens, "D2", "*.resid_post", start=40)
+    run = Run(model, tokens, theirs)
+    search = Search(run, compare_traces(theirs, run), None)
+
+    def counted(port, *rest):
+        tried.append((*port.mistakes, len(port.tokens)))
+        return whole(port, *rest)
+
+    monkeypatch.setattr(Port, "run", counted)
+    search.trials("known mistakes", [(one,) for one in search.candidates()])
+    assert ("D2", 8) in tried and ("D2", 60) not in tried
+    assert ("B2", 60) in tried  # of the second call
+    assert len({one for one in tried if 60 in one}) < len({one for one in tried if 8 in one}) / 3
 
 
 def test_hidden_states_of_a_later_chunk_with_its_own_ids_are_answered_with_what_to_give():
