@@ -47,15 +47,13 @@ def same_for_all_sizes(compute, pool_of):
         np.testing.assert_array_equal(result, results[0])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 9, 150])
 @pytest.mark.parametrize("shape", [(4099, 1536), (1029, 12288), (700, 640)])
-@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64"])
-def test_the_number_of_threads_changes_no_bit_of_a_product(kind, shape, rows, pool_of):
+def test_the_number_of_threads_changes_no_bit_of_a_product(shape, pool_of):
     rng = np.random.default_rng(5)
-    x, w = rng.standard_normal((rows, shape[1]), np.float32), rng.standard_normal(shape, np.float32)
-    forms = {"bfloat16": lambda: HalfMatrix(narrow(w)), "float16": lambda: HalfMatrix(w.astype(np.float16))}
-    matrix = forms[kind]() if kind in forms else w.astype(kind)
-    same_for_all_sizes(lambda: product(x, matrix), pool_of)
+    x, w = rng.standard_normal((150, shape[1]), np.float32), rng.standard_normal(shape, np.float32)
+    for matrix in (HalfMatrix(narrow(w)), HalfMatrix(w.astype(np.float16)), w, w.astype(np.float64)):
+        for rows in (1, 2, 3, 9, 150):
+            same_for_all_sizes(lambda x=x[:rows], matrix=matrix: product(x, matrix), pool_of)
 
 
 @pytest.mark.parametrize("shapes", [((1, 1000, 64), (1, 64, 700)), ((4, 3, 256), (4, 256, 5000))])
@@ -249,9 +247,9 @@ before = threads.BLAS.threads() if threads.BLAS.threads else None
 x, w = np.ones((300, 2000), np.float32), np.ones((4000, 2000), np.float32)
 linear(x, w)
 interrupted = 0
-for turn in range(30):
+for turn in range(12):
     try:
-        threading.Timer(0.02 + 0.001 * turn, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(0.01 + 0.002 * turn, os.kill, (os.getpid(), signal.SIGINT)).start()
         while True:
             linear(x, w)
     except KeyboardInterrupt:
@@ -260,8 +258,8 @@ assert (linear(x, w) == 2000).all()
 assert before == (threads.BLAS.threads() if threads.BLAS.threads else None)
 print(interrupted)
 """
-    assert python(code) == "30"
-    assert python("import numpy\n" + code) == "30"
+    assert python(code) == "12"
+    assert python("import numpy\n" + code) == "12"
 
 
 def test_the_interpreter_ends_with_a_right_last_product_and_waits_for_no_thread():
