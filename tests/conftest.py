@@ -1,14 +1,18 @@
 """Fixtures shared by the default suite, and the runs of the notebooks beside it."""
 
+import io
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import minigemma  # before NumPy, so that its BLAS gets one thread
 
 # isort: split
 import numpy as np
 import pytest
-from family import MEMBERS, small
+from family import MEMBERS, small, write_whole
+
+from minigemma.__main__ import main
 
 
 @pytest.fixture(params=list(MEMBERS))
@@ -36,6 +40,24 @@ def checkpoint(tmp_path):
 def tiny():
     """The trained weights of this repository, mapped as a user gets them."""
     return minigemma.load(minigemma.TINY)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A checkpoint that sees and hears."""
+    return write_whole(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command in this process, as processes.command does in one of its own -> its status, stdout and stderr."""
+
+    def command(*words, input=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(input))
+        status = main([str(word) for word in words])
+        return SimpleNamespace(returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
+
+    return command
 
 
 RUNS = pytest.StashKey()

@@ -1,12 +1,14 @@
 """The Gemma 4 family in miniature: every released member's features at sizes where a test takes milliseconds."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 
 import minigemma
 from minigemma import Config, random_weights
-from minigemma.checkpoint import assemble_tower, read_header, write_safetensors
+from minigemma.checkpoint import _value_of, assemble_tower, read_header, write_safetensors
 from minigemma.config import GLOBAL, SLIDING
 from minigemma.tensors import audio_tensors, vision_tensors
 
@@ -96,22 +98,50 @@ def hearing(member, audio=None, **changes):
     return seeing(member, **changes) | {"audio_config": audio} | SOUND_IDS
 
 
+def tower_table(config, part):
+    """The tensors of a config's "vision" or "audio"."""
+    tensors = {"vision": vision_tensors, "audio": audio_tensors}[part]
+    return tensors(vars(getattr(config, part)), config.hidden_size)
+
+
 def random_vision(config, seed=3, dtype=np.float32):
     """Random weights for a config's vision."""
-    return random_tower(vision_tensors(vars(config.vision), config.hidden_size), seed, dtype)
+    return random_tower(tower_table(config, "vision"), seed, dtype)
 
 
 def random_audio(config, seed=4, dtype=np.float32):
     """Random weights for a config's audio."""
-    return random_tower(audio_tensors(vars(config.audio), config.hidden_size), seed, dtype)
+    return random_tower(tower_table(config, "audio"), seed, dtype)
 
 
-def write_tiny_text(path):
-    """Write the tensors of the tiny text model to a file of their own, to stand beside other towers."""
+def tower_arrays(config, part, weights):
+    """The arrays of a tower under the names of a checkpoint."""
+    return {tensor.name: np.asarray(_value_of(tensor, weights)) for tensor in tower_table(config, part)}
+
+
+def write_tower(path, config, part, weights, prefix="model.", leave_out=()):
+    """A file with the tensors of one tower, but for those whose names end in `leave_out`."""
+    kept = {name: array for name, array in tower_arrays(config, part, weights).items() if not name.endswith(leave_out)}
+    write_safetensors(path, "F32", [(prefix + name, array.shape) for name, array in kept.items()], kept.values())
+
+
+def write_whole(folder, member="E2B"):
+    """A checkpoint that sees and hears: the tiny text model, and random towers, the audio of `member`; three shards."""
+    for name in ("tokenizer.json", "generation_config.json"):
+        shutil.copy(minigemma.TINY / name, folder)
+    raw = json.loads((minigemma.TINY / "config.json").read_text())
+    raw |= {"vision_config": VISION["E2B"], "audio_config": HEARING[member]}
+    (folder / "config.json").write_text(json.dumps(raw))
+    config = Config.from_dict(raw)
+    write_tower(folder / "vision.safetensors", config, "vision", random_vision(config))
+    write_tower(folder / "audio.safetensors", config, "audio", random_audio(config))
     header = read_header(minigemma.TINY / "model.safetensors")
     text = {name: stored for name, stored in header.items() if name.startswith("model.language_model.")}
     table = [(name, stored.shape) for name, stored in text.items()]
-    write_safetensors(path, "BF16", table, (stored.map() for stored in text.values()))
+    write_safetensors(folder / "text.safetensors", "BF16", table, (stored.map() for stored in text.values()))
+    shards = {name: path.name for path in folder.glob("*.safetensors") for name in read_header(path)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    return folder
 
 
 def random_tower(table, seed, dtype):

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from family import HEARING, hearing, random_audio, random_sound, random_vision, seeing, small
+from family import HEARING, hearing, random_audio, random_sound, random_vision, seeing, small, write_tower
 
 from minigemma import Config, Edit, Error, Finite, Trace, embed_sound, encode_audio, forward, log_mel, random_weights
-from minigemma.checkpoint import read_audio, write_safetensors
+from minigemma.checkpoint import read_audio
 from minigemma.config import AudioTower
 from minigemma.taps import AUDIO_TAPS, audio_names, tap_kind
-from minigemma.tensors import BOUNDS, audio_tensors
 
 
 def hear(config, weights, samples=3000, seed=0, **options):
@@ -148,29 +147,14 @@ def test_the_soft_tokens_are_the_embedding_of_their_positions(tower):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_the_hearing_of_a_checkpoint_is_read_whole(tmp_path, member, prefix, dtype):
     config = Config.from_dict(hearing(member))
-    write_audio(tmp_path, config, random_audio(config), prefix)
+    write_tower(tmp_path / "model.safetensors", config, "audio", random_audio(config), prefix)
     again = random_audio(config, dtype="float64" if dtype == "float64" else "float32")
     assert np.array_equal(hear(config, read_audio(tmp_path, config, dtype)), hear(config, again))
 
 
-def write_audio(directory, config, weights, prefix="model.", leave_out=()):
-    """A model.safetensors with the tensors of a sound alone."""
-    table = [t for t in audio_tensors(vars(config.audio), config.hidden_size) if not t.name.endswith(leave_out)]
-    names = [(prefix + tensor.name, tensor.shape) for tensor in table]
-    write_safetensors(directory / "model.safetensors", "F32", names, [stored(tensor, weights) for tensor in table])
-
-
-def stored(tensor, weights):
-    value = weights if tensor.layer is None else weights.layers[tensor.layer]
-    for attribute in tensor.attribute.split("."):
-        value = getattr(value, attribute)
-    last = tensor.name.rpartition(".")[2]
-    return value.bounds[BOUNDS.index(last)] if last in BOUNDS else getattr(value, "weight", value)
-
-
 def test_a_missing_clip_bound_of_a_sound_is_refused_by_name(tmp_path, tower):
     bound = "layers.1.lconv1d.linear_end.output_max"
-    write_audio(tmp_path, *tower, leave_out=(bound,))
+    write_tower(tmp_path / "model.safetensors", tower[0], "audio", tower[1], leave_out=(bound,))
     with pytest.raises(Error, match=f"1 missing .*{bound}"):
         read_audio(tmp_path, tower[0])
 

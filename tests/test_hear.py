@@ -1,24 +1,18 @@
 """Sounds and videos from Python and from the command line, on the tiny weights with small random towers beside them."""
 
-import io
 import json
-import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import HEARING, VISION, random_audio, random_picture, random_sound, random_vision, write_tiny_text
+from family import random_picture, random_sound, write_whole
 from PIL import Image
 from processes import one_line
-from test_audio import write_audio
 from test_sounds import wav
-from test_vision import write_vision
 
 import minigemma
-from minigemma import Config, Error, load
-from minigemma.__main__ import main
+from minigemma import Error, load
 from minigemma.audio import embed_sound, encode_audio, log_mel
-from minigemma.checkpoint import Stored, read_header
+from minigemma.checkpoint import Stored
 from minigemma.inputs import read_frames
 from minigemma.media import place_files
 from minigemma.sampling import read_prompt
@@ -27,31 +21,6 @@ DEAF = minigemma.TINY.with_name("tiny-no-ple")  # a text model
 BOI, EOI, IMAGE, BOA, EOA, AUDIO = 2553, 2554, 2555, 2556, 2557, 2558  # of the tiny vocabulary
 SOUND = random_sound(6000)
 COUNT = 10  # its soft tokens
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A checkpoint that sees and hears: three shards, the tiny weights and random towers."""
-    return made(tmp_path_factory.mktemp("whole"), "E2B")
-
-
-def made(folder, member):
-    for name in ("tokenizer.json", "generation_config.json"):
-        shutil.copy(minigemma.TINY / name, folder)
-    raw = json.loads((minigemma.TINY / "config.json").read_text())
-    raw |= {"vision_config": VISION["E2B"], "audio_config": HEARING[member]}
-    (folder / "config.json").write_text(json.dumps(raw))
-    config = Config.from_dict(raw)
-    write_vision(folder, config, random_vision(config))
-    (folder / "model.safetensors").rename(folder / "vision.safetensors")
-    write_audio(folder, config, random_audio(config))
-    (folder / "model.safetensors").rename(folder / "audio.safetensors")
-    write_tiny_text(folder / "text.safetensors")
-    parts = ("text", "vision", "audio")
-    shards = {name: file for file in parts for name in read_header(folder / f"{file}.safetensors")}
-    index = {"weight_map": {name: f"{file}.safetensors" for name, file in shards.items()}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +39,6 @@ def video(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process -> its status, stdout and stderr."""
-
-    def command(*words, stdin=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        status = main([str(word) for word in words])
-        return SimpleNamespace(returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
-
-    return command
-
-
 def words(model, text):
     return model.tokenizer.encode(text, bos=False)
 
@@ -92,7 +49,7 @@ def test_hear_gives_the_soft_tokens_of_a_file_or_of_an_array(whole, sound, tmp_p
     assert soft.shape == (COUNT, model.config.hidden_size)
     assert np.array_equal(soft, model.hear(SOUND)) and np.array_equal(soft, model.hear((SOUND, 16000)))
     assert np.array_equal(soft, encode_audio(log_mel(SOUND), model.audio, model.config))
-    twelve = load(made(tmp_path, "12B"))
+    twelve = load(write_whole(tmp_path, "12B"))
     assert np.array_equal(twelve.hear(sound), embed_sound(SOUND, twelve.audio, twelve.config))
     assert len(twelve.hear(SOUND[:1])) == 1
 
@@ -148,10 +105,10 @@ def test_a_model_without_an_audio_tower_says_which_ones_hear(sound, run):
 
 
 def test_a_chat_takes_sounds_and_videos_by_the_line(whole, sound, video, run):
-    stdin = f"/audio {sound}\n/video '{video}'\nHi\n"
-    result = run("chat", "-n", "1", "--weights", whole, stdin=stdin)
+    lines = f"/audio {sound}\n/video '{video}'\nHi\n"
+    result = run("chat", "-n", "1", "--weights", whole, input=lines)
     assert f"word.wav: {COUNT} soft tokens" in result.stderr and "walk.gif: 315 soft tokens" in result.stderr
-    one_line(run("chat", "--weights", whole, stdin="/audio no.wav\n"), "no.wav: no such file")
+    one_line(run("chat", "--weights", whole, input="/audio no.wav\n"), "no.wav: no such file")
 
 
 def test_trace_records_the_sound_and_the_text_around_it(whole, sound, tmp_path, run):

@@ -6,15 +6,14 @@ import os
 import gguf_files
 import numpy as np
 import pytest
-from family import HEARING, VISION, random_audio, random_picture, random_sound, random_vision
+from family import HEARING, VISION, random_audio, random_picture, random_sound, random_vision, tower_arrays, tower_table
 from test_sounds import wav
 
 import minigemma
-from minigemma import Config, Error, checkpoint
+from minigemma import Config, Error
 from minigemma.__main__ import main
 from minigemma.checkpoint import read_audio, read_vision
 from minigemma.packed import narrow, widen
-from minigemma.tensors import audio_tensors, vision_tensors
 
 PICTURE, SOUND = random_picture(60, 80), random_sound(6000)
 
@@ -31,8 +30,7 @@ def config_with(vision=None, audio=None):
 
 
 def tables(config):
-    parts = (("vision", vision_tensors), ("audio", audio_tensors))
-    return {part: table(vars(getattr(config, part)), config.hidden_size) for part, table in parts if vars(config)[part]}
+    return {part: tower_table(config, part) for part in ("vision", "audio") if vars(config)[part]}
 
 
 def write(folder, text, config, change=None, **arrays):
@@ -51,10 +49,8 @@ def both(folder, text, vision=None, audio=None):
     """A model with random towers in bfloat16 -> its directory of safetensors, and the same as GGUF files beside it."""
     config, arrays = config_with(vision, audio), {}
     towers = {part: {"vision": random_vision, "audio": random_audio}[part](config) for part in tables(config)}
-    for part, table in tables(config).items():
-        for tensor in table:
-            value = np.asarray(checkpoint._value_of(tensor, towers[part]), np.float32)
-            arrays[tensor.name] = widen(narrow(value))
+    for part, tower in towers.items():
+        arrays |= {name: widen(narrow(array)) for name, array in tower_arrays(config, part, tower).items()}
     minigemma.save(folder / "whole", minigemma.load(dtype="float32").weights, config, **towers)
     return folder / "whole", write(folder, text, config, **arrays)
 

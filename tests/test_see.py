@@ -1,23 +1,19 @@
 """Pictures from Python and from the command line, on the tiny weights with a small random tower beside them."""
 
-import io
 import json
 import shutil
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import VISION, random_picture, random_vision, write_tiny_text
+from family import random_picture
 from PIL import Image
 from processes import command, one_line
-from test_vision import write_vision
 
 import minigemma
-from minigemma import Config, Error, load, media
-from minigemma.__main__ import main
-from minigemma.checkpoint import Stored, read_header
+from minigemma import Error, load, media
+from minigemma.checkpoint import Stored
 from minigemma.media import place_files
 from minigemma.sampling import read_prompt
 from minigemma.vision import encode_image
@@ -25,24 +21,6 @@ from minigemma.vision import encode_image
 ROOT = Path(__file__).parents[1]
 BLIND = minigemma.TINY.with_name("tiny-no-ple")  # a text model
 BOI, IMAGE, EOI = 2553, 2555, 2554  # of the tiny vocabulary
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A checkpoint that sees: two shards, the tiny weights and a random tower."""
-    folder = tmp_path_factory.mktemp("whole")
-    for name in ("tokenizer.json", "generation_config.json"):
-        shutil.copy(minigemma.TINY / name, folder)
-    raw = json.loads((minigemma.TINY / "config.json").read_text()) | {"vision_config": VISION["E2B"]}
-    (folder / "config.json").write_text(json.dumps(raw))
-    config = Config.from_dict(raw)
-    write_vision(folder, config, random_vision(config))
-    (folder / "model.safetensors").rename(folder / "vision.safetensors")
-    write_tiny_text(folder / "text.safetensors")
-    shards = {name: file for file in ("text", "vision") for name in read_header(folder / f"{file}.safetensors")}
-    index = {"weight_map": {name: f"{file}.safetensors" for name, file in shards.items()}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +62,7 @@ def test_whoever_sends_text_touches_no_tensor_of_the_tower(whole, picture, monke
     assert set(mapped) == {"text.safetensors"}
     assert np.array_equal(logits, load()([2, 5, 6])[0])
     model.see(picture)
-    assert set(mapped) > {"vision.safetensors"}
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process -> its status, stdout and stderr."""
-
-    def command(*words, stdin=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        status = main([str(word) for word in words])
-        return SimpleNamespace(returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
-
-    return command
+    assert "vision.safetensors" in mapped and "audio.safetensors" not in mapped
 
 
 def parts(text, *pictures):
@@ -224,16 +190,16 @@ def test_generate_answers_a_turn_with_a_picture_as_chat_does_in_python(whole, pi
     expected = greedy(model, messages).text + "\n"
     command = ["--system", "Be brief.", "--image", picture, *options]
     assert run("generate", "What is it?", *command).stdout == expected
-    assert run("chat", *command, stdin="What is it?\n").stdout == expected
-    assert run("chat", *command[:2], *options, stdin=f"/image {picture}\n\nWhat is it?\n").stdout == expected
+    assert run("chat", *command, input="What is it?\n").stdout == expected
+    assert run("chat", *command[:2], *options, input=f"/image {picture}\n\nWhat is it?\n").stdout == expected
 
 
 def test_image_in_a_chat_says_how_many_soft_tokens_and_what_is_wrong(whole, picture, run):
-    result = run("chat", "-n", "1", "--weights", whole, stdin=f"/image '{picture}'\nHi\n")
+    result = run("chat", "-n", "1", "--weights", whole, input=f"/image '{picture}'\nHi\n")
     assert "photo.png: 266 soft tokens" in result.stderr
     for line, problem in (("/image no.png", "no.png: no such file"), ("/image", "/image FILE")):
-        one_line(run("chat", "--weights", whole, stdin=f"{line}\n"), problem)
-    one_line(run("chat", "--weights", BLIND, stdin=f"/image {picture}\n"), "no vision_config")
+        one_line(run("chat", "--weights", whole, input=f"{line}\n"), problem)
+    one_line(run("chat", "--weights", BLIND, input=f"/image {picture}\n"), "no vision_config")
 
 
 def test_trace_records_the_picture_and_the_text_behind_it(whole, picture, tmp_path, run):

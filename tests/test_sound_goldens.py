@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family import HEARING, random_audio, random_sound
-from test_audio import stored
+from family import HEARING, random_audio, random_sound, tower_arrays
 from test_goldens import TOLERANCE, distance
 
 from minigemma import Config, Trace, embed_sound, encode_audio, log_mel
-from minigemma.tensors import audio_tensors
 
 GOLDENS = sorted((Path(__file__).parent / "goldens" / "sounds").glob("*.safetensors"))
 
@@ -29,8 +27,7 @@ def test_there_is_a_golden_of_every_kind_of_hearing():
 def test_the_seed_still_makes_the_weights_of_the_sounds_goldens(golden):
     config = Config.from_dict(golden.metadata["config"])
     weights = random_audio(config, golden.metadata["seed"], np.float64)
-    table = audio_tensors(vars(config.audio), config.hidden_size)
-    total = sum(float(np.sum(stored(tensor, weights))) for tensor in table)
+    total = sum(float(np.sum(array)) for array in tower_arrays(config, "audio", weights).values())
     changed = "random weights changed: run tests/parity/make_sound_goldens.py again"
     np.testing.assert_allclose(total, golden["weight_sum"], rtol=0, atol=1e-9, err_msg=changed)
 

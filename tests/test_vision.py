@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from family import VISION, hearing, random_audio, random_picture, random_vision, seeing, small
+from family import VISION, hearing, random_audio, random_picture, random_vision, seeing, small, write_tower
 
 from minigemma import Config, Edit, Error, Finite, Trace, forward, load, random_weights, taps
-from minigemma.checkpoint import read_vision, save, write_safetensors
+from minigemma.checkpoint import read_vision, save
 from minigemma.config import VisionEmbedder
 from minigemma.taps import VISION_TAPS, fits, tap_kind, vision_names
-from minigemma.tensors import BOUNDS, vision_tensors
 from minigemma.vision import embed_image, encode_image
 
 
@@ -164,7 +163,7 @@ def test_patches_are_whole_values_of_the_picture_from_minus_one_to_one():
 def test_the_vision_of_a_checkpoint_is_read_whole(tmp_path, member, prefix, dtype):
     config = Config.from_dict(seeing(member))
     weights = random_vision(config)
-    write_vision(tmp_path, config, weights, prefix)
+    write_tower(tmp_path / "model.safetensors", config, "vision", weights, prefix)
     again = read_vision(tmp_path, config, dtype)
     assert np.array_equal(see(config, again), see(config, random_vision(config, dtype=again_dtype(dtype))))
 
@@ -173,25 +172,10 @@ def again_dtype(dtype):
     return "float64" if dtype == "float64" else "float32"
 
 
-def write_vision(directory, config, weights, prefix="model.", leave_out=()):
-    """A model.safetensors with the tensors of a picture alone."""
-    table = [t for t in vision_tensors(vars(config.vision), config.hidden_size) if not t.name.endswith(leave_out)]
-    names = [(prefix + tensor.name, tensor.shape) for tensor in table]
-    write_safetensors(directory / "model.safetensors", "F32", names, [stored(tensor, weights) for tensor in table])
-
-
-def stored(tensor, weights):
-    value = getattr(weights if tensor.layer is None else weights.layers[tensor.layer], tensor.attribute)
-    last = tensor.name.rpartition(".")[2]
-    if last in BOUNDS:
-        return value.bounds[BOUNDS.index(last)]
-    return value.weight if tensor.name.endswith(".linear.weight") else value
-
-
 def test_a_missing_clip_bound_is_refused_by_name(tmp_path):
     config = Config.from_dict(seeing("E2B"))
     bound = "encoder.layers.1.mlp.up_proj.output_max"
-    write_vision(tmp_path, config, random_vision(config), leave_out=(bound,))
+    write_tower(tmp_path / "model.safetensors", config, "vision", random_vision(config), leave_out=(bound,))
     with pytest.raises(Error, match=f"1 missing .*{bound}"):
         read_vision(tmp_path, config)
 
@@ -201,7 +185,7 @@ def test_a_missing_clip_bound_is_refused_by_name(tmp_path):
 )
 def test_a_tower_under_names_that_nobody_knows_is_one_line(tmp_path, prefix, problem):
     config = Config.from_dict(seeing("E2B"))
-    write_vision(tmp_path, config, random_vision(config), prefix)
+    write_tower(tmp_path / "model.safetensors", config, "vision", random_vision(config), prefix)
     with pytest.raises(Error, match=problem) as caught:
         read_vision(tmp_path, config)
     assert "\n" not in str(caught.value)

@@ -13,12 +13,10 @@ import pytest
 from family import IDS, VISION, random_picture, random_vision, seeing
 from PIL import Image
 from safetensors.numpy import save_file
-from test_vision import write_vision
 
 import minigemma
 from minigemma import Config, Error, Trace, forward, load, random_weights
 from minigemma.__main__ import main
-from minigemma.checkpoint import read_header
 from minigemma.debug.catalogue import FAULTS, applicable
 from minigemma.debug.diagnosis import diagnose, diagnose_file
 from minigemma.debug.diff import compare_traces, diff_file
@@ -172,16 +170,8 @@ def test_pixels_of_another_bicubic_filter_are_harmless(folder, kept):
 @pytest.fixture
 def folder(tmp_path):
     """A checkpoint that sees, without a tokenizer, and a picture beside it."""
-    model = model_of("31B")
-    raw = seeing("31B", max_position_embeddings=512)
-    minigemma.save(tmp_path, model.weights, model.config, "float32")
-    (tmp_path / "model.safetensors").rename(tmp_path / "text.safetensors")
-    write_vision(tmp_path, model.config, model.vision)
-    (tmp_path / "model.safetensors").rename(tmp_path / "vision.safetensors")
-    shards = {name: file for file in ("text", "vision") for name in read_header(tmp_path / f"{file}.safetensors")}
-    index = {"weight_map": {name: f"{file}.safetensors" for name, file in shards.items()}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (tmp_path / "config.json").write_text(json.dumps(raw))
+    config = Config.from_dict(seeing("31B", max_position_embeddings=512))
+    minigemma.save(tmp_path, random_weights(config, 1), config, "float32", random_vision(config))
     Image.fromarray(random_picture(30, 40)).save(tmp_path / "photo.png")
     return tmp_path
 

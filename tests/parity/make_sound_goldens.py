@@ -9,11 +9,11 @@ the seed makes them again, and a sum over the weights tells whether they are the
 from pathlib import Path
 
 import numpy as np
-from family import HEARING, hearing, random_sound
+from family import HEARING, hearing, random_sound, tower_arrays
 from transformers import Gemma4AudioFeatureExtractor
 
 from .make_goldens import write_goldens
-from .sounds import Hearing, audio_state
+from .sounds import Hearing
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "goldens" / "sounds"
 SEED, SAMPLES = 23, 8000
@@ -28,8 +28,8 @@ def golden(member):
         sound = found["input_features"][0][found["input_features_mask"][0]]
     case = Hearing(hearing(member), sound, SEED)
     arrays = {name: array for name, array in case.reference(np.float64).items() if name.endswith(KEPT)}
-    weights = audio_state(case.config, case.weights(np.float64))
-    return arrays | {"weight_sum": np.array(sum(float(tensor.sum()) for tensor in weights.values()))}
+    weights = tower_arrays(case.config, "audio", case.weights(np.float64))
+    return arrays | {"weight_sum": np.array(sum(float(array.sum()) for array in weights.values()))}
 
 
 if __name__ == "__main__":

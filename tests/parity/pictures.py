@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from family import IDS, random_picture, random_vision, seeing
+from family import IDS, random_picture, random_vision, seeing, tower_arrays
 from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
@@ -24,7 +24,6 @@ from transformers.models.gemma4_unified import modeling_gemma4_unified
 
 from minigemma import Config, Trace
 from minigemma.config import VisionEmbedder
-from minigemma.tensors import BOUNDS, vision_tensors
 from minigemma.vision import embed_image, encode_image
 
 from . import reference
@@ -78,8 +77,8 @@ class Sight:
         weights = self.weights(dtype)
         with precision(dtype), torch.no_grad():
             if isinstance(self.config.vision, VisionEmbedder):
-                return _record_embedder(self, state_dict(self.config, weights))
-            return _record_tower(self, state_dict(self.config, weights))
+                return _record_embedder(self, tower_state(self.config, "vision", weights))
+            return _record_tower(self, tower_state(self.config, "vision", weights))
 
     def patches(self, size, padding=0):
         """The picture as transformers' processor cuts it, [1, T + padding, X], and the positions of the patches."""
@@ -91,31 +90,24 @@ class Sight:
         return torch.from_numpy(patches).to(torch.get_default_dtype())[None], torch.from_numpy(grid)[None]
 
 
-def state_dict(config, weights):
-    """Our weights of a picture under the names of a checkpoint."""
-    state = {}
-    for tensor in vision_tensors(vars(config.vision), config.hidden_size):
-        owner = weights if tensor.layer is None else weights.layers[tensor.layer]
-        value, bound = getattr(owner, tensor.attribute), tensor.name.rpartition(".")[2]
-        if bound in BOUNDS:
-            value = np.array(value.bounds[BOUNDS.index(bound)])
-        elif tensor.name.endswith(".linear.weight"):
-            value = value.weight
-        state[tensor.name] = torch.from_numpy(np.asarray(value)).to(torch.get_default_dtype())
-    return state
+def tower_state(config, part, weights):
+    """Our weights of "vision" or "audio" under the names of a checkpoint."""
+    arrays = tower_arrays(config, part, weights)
+    return {name: torch.from_numpy(array).to(torch.get_default_dtype()) for name, array in arrays.items()}
 
 
-def _part(state, prefix):
+def part_of(state, prefix):
+    """The tensors under a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _record_tower(case, state):
     vision = eager(Gemma4VisionConfig.from_dict(case.raw["vision_config"]))
     tower = modeling_gemma4.Gemma4VisionModel(vision).eval()
-    tower.load_state_dict(_part(state, "vision_tower."))
+    tower.load_state_dict(part_of(state, "vision_tower."))
     text = Gemma4TextConfig.from_dict(case.raw["text_config"])
     embedder = modeling_gemma4.Gemma4MultimodalEmbedder(vision, text).eval()
-    embedder.load_state_dict(_part(state, "embed_vision."))
+    embedder.load_state_dict(part_of(state, "embed_vision."))
     if case.install:
         case.install(tower, embedder)
     k = vision.pooling_kernel_size
@@ -195,7 +187,7 @@ def _record_embedder(case, state):
     vision.output_proj_dims = vision.mm_embed_dim
     text = Gemma4UnifiedTextConfig.from_dict(case.raw["text_config"])
     embedder = modeling_gemma4_unified.Gemma4UnifiedVisionEmbedder(vision, text).eval()
-    names = _part(state, "vision_embedder.")
+    names = part_of(state, "vision_embedder.")
     names["multimodal_embedder.embedding_projection.weight"] = state["embed_vision.embedding_projection.weight"]
     embedder.load_state_dict(names)
     if case.install:
@@ -247,7 +239,7 @@ def dump_with_picture(sight, weights, ids, path):
         if embedder:
             vision.output_proj_dims = vision.mm_embed_dim
         model = whole_model(raw, weights, vision)
-        state = state_dict(sight.config, sight.weights(np.float32))
+        state = tower_state(sight.config, "vision", sight.weights(np.float32))
         if embedder:
             name = "embedding_projection.weight"
             state = {f"embed_vision.{key.rpartition('vision_embedder.')[2]}": value for key, value in state.items()}

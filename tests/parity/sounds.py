@@ -25,11 +25,11 @@ from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import
 from minigemma import Config, Trace, random_weights
 from minigemma.audio import embed_sound, encode_audio, log_mel
 from minigemma.config import AudioEmbedder
-from minigemma.tensors import BOUNDS, audio_tensors
 from minigemma.vision import embed_image, encode_image
 
 from . import pictures, reference
 from .dump_transformers import dump
+from .pictures import part_of, tower_state
 from .reference import eager, precision
 
 
@@ -75,40 +75,21 @@ class Hearing:
         return trace
 
     def _reference(self, dtype):
-        state = audio_state(self.config, self.weights(dtype))
         with precision(dtype), torch.no_grad():
             record = _record_embedder if isinstance(self.config.audio, AudioEmbedder) else _record_tower
-            return record(self, {name: tensor.to(torch.get_default_dtype()) for name, tensor in state.items()})
-
-
-def audio_state(config, weights):
-    """Our weights of a sound under the names of a checkpoint."""
-    state = {}
-    for tensor in audio_tensors(vars(config.audio), config.hidden_size):
-        value = weights if tensor.layer is None else weights.layers[tensor.layer]
-        for attribute in tensor.attribute.split("."):
-            value = getattr(value, attribute)
-        last = tensor.name.rpartition(".")[2]
-        if last in BOUNDS:
-            value = np.array(value.bounds[BOUNDS.index(last)])
-        state[tensor.name] = torch.from_numpy(np.asarray(getattr(value, "weight", value)))
-    return state
-
-
-def _part(state, prefix):
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            return record(self, tower_state(self.config, "audio", self.weights(dtype)))
 
 
 def _embedder(module, audio, text, state):
     embedder = module(audio, text).eval()
-    embedder.load_state_dict(_part(state, "embed_audio."))
+    embedder.load_state_dict(part_of(state, "embed_audio."))
     return embedder
 
 
 def _record_tower(case, state):
     audio = eager(Gemma4AudioConfig.from_dict(case.raw["audio_config"]))
     tower = modeling_gemma4.Gemma4AudioModel(audio).eval()
-    tower.load_state_dict(_part(state, "audio_tower."))
+    tower.load_state_dict(part_of(state, "audio_tower."))
     case.install(tower)
     text = Gemma4TextConfig.from_dict(case.raw["text_config"])
     embedder = _embedder(modeling_gemma4.Gemma4MultimodalEmbedder, audio, text, state)
@@ -292,7 +273,7 @@ class Mixed:
             return model, given
 
     def fill(self, model, unified):
-        state = pictures.state_dict(self.config, self.vision) | audio_state(self.config, self.audio)
+        state = tower_state(self.config, "vision", self.vision) | tower_state(self.config, "audio", self.audio)
         if unified:  # the names of a file -> those of the module
             for name in [name for name in state if "vision" in name]:
                 last = name.partition(".")[2]
