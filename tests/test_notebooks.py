@@ -75,6 +75,14 @@ def test_a_notebook_is_stored_as_one_run_from_top_to_bottom_left_it(path):
     assert any(pictures(cell) for cell in cells)
 
 
+def test_a_stored_figure_has_a_text_that_begins_with_a_sentence(path):
+    for cell in code_cells(read(path)):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                sentence, *_ = output.metadata["image/png"]["alt"].split("; ")
+                assert re.match(r"['\w]", sentence) and len(sentence.split()) >= 4, sentence
+
+
 def test_a_notebook_says_at_its_start_what_one_will_know_and_how_long_it_takes(path):
     start = read(path).cells[0].source
     assert re.match(rf"# {path.name[:2]}\. ", start)

@@ -64,12 +64,14 @@ def titled(figure, sentence):
 
 
 def words(figure):
-    """The figure for those who cannot see it: its sentence, the labels of its axes, and what the legends name."""
-    found = [figure.get_suptitle()]
+    """The figure for those who cannot see it: its sentence, the labels of its axes, the legends, and texts in it."""
+    found, legends = [figure.get_suptitle()], [*figure.legends]
     for axes in figure.axes:
         found += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
-        found += axes.get_legend_handles_labels()[1]
-    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in found if text))
+        found += [text.get_text() for text in axes.texts]
+        legends += [axes.get_legend()] if axes.get_legend() else []
+    found += [text.get_text() for legend in legends for text in legend.get_texts()]
+    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in found if len(text) > 1))
 
 
 @plt.rc_context({"svg.hashsalt": "minigemma"})
