@@ -190,10 +190,20 @@ class Search:
         able = [t for t in trials if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
         yield from map(self.trial, self.partial(able))
         if part_that_has(self.comparison.first_broken) == "text" and 1 < self.start < len(self.run.tokens) - 1:
-            late = [(t.candidates[0]._replace(start=self.start),) for t in able] + self.fitted()
-            able = self.trials("mistakes that begin later", late)
+            late = self.mending([t.candidates[0]._replace(start=self.start) for t in able])
+            able = self.trials("mistakes that begin later", [(one,) for one in late] + self.fitted())
             yield from sorted(able, key=Trial.rank)
             yield from map(self.trial, self.partial(able))
+
+    def mending(self, candidates):
+        """Those that mend the first broken tap, where the pass can end, or that may leave a part of its error."""
+        found, first = [], self.comparison.first_broken
+        with progress(f"trying mistakes that begin at {self.start}", len(candidates)) as advance:
+            for one in candidates:
+                error = (self.errors([one], first) or {}).get(first, np.inf)
+                found += [one] if error <= self.allows(first) or one.fault.rounds or one.fault.flips else []
+                advance(1)
+        return found
 
     def fitted(self):
         """Mistakes that begin later and have a number: [(candidate,)] of each with the best, if it mends the first tap.
