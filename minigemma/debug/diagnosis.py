@@ -255,7 +255,9 @@ class Search:
             if len(candidates) == 1:
                 self.skipped.append(candidates[0].fault.id)
             return None  # two changes that exclude each other, such as two windows, or one that this trace cannot show
-        errors = {name: float(d.errors[start:].max(initial=0)) for name, d in replay.found.items()}
+        flips = all(candidate.fault.flips for candidate in candidates)
+        found = {name: difference.errors[start:] for name, difference in replay.found.items()}
+        errors = {name: typical(rows) if flips else float(rows.max(initial=0)) for name, rows in found.items()}
         for name in errors.keys() & self.known.keys() if start else ():
             errors[name] = max(errors[name], float(self.known[name][1].errors[:start].max(initial=0)))
         return errors | dict.fromkeys(replay.misshapen, np.inf)
@@ -309,6 +311,11 @@ class Search:
     def findings(self, trials):
         """The Findings of those among these trials of one mistake that explain more than a tenth."""
         return [self.finding(t.candidates[0], t.explained, t.errors) for t in trials if t.explained > 0.1]
+
+
+def typical(errors):
+    """The root of the mean square. A number that is rounded the other way makes a large error at one position alone."""
+    return float(np.vecdot(errors, errors) / max(len(errors), 1)) ** 0.5
 
 
 def diagnose(theirs, run, precision=None, prefill=None):

@@ -14,7 +14,7 @@ import numpy as np
 from ..config import GLOBAL, SLIDING
 from ..errors import Error
 from ..ops import linear
-from ..taps import Trace, axes_of, layer_of, names_of, part_of, time_axis
+from ..taps import Trace, axes_of, layer_of, names_of, part_of, tap_kind, time_axis
 from .foreign import keys_of, padding, part_that_has, read_trace
 from .replay import by_position, compare, ending, in_words
 
@@ -190,12 +190,14 @@ def _other_matrices(judged, exact, run):
     if not (share := np.median(shares)):  # of some: a prompt that repeats itself shows no low rank in its first layers
         return None
     if share <= 0.75:  # rounded weights need all directions
-        where = broken_ops([row.name for row in off], run.config)
         return "other-weights", (
-            f"other weights in some matrices, and all other ops agree: {where}; they differ from ours by rank "
-            f"{max(ranks)}, like an adapter (LoRA) that one side merged, or merged with another scale (alpha / rank)"
+            f"some of their matrices differ from ours by rank {max(ranks)}, and other ops agree, as with an adapter "
+            "(LoRA) that one side merged, or merged with another scale (alpha / rank); "
+            f"{broken_ops(list(judged.values()), run.config)}"
         )
-    errors = defaultdict(list)
+    errors, gate = defaultdict(list), next((row.name for row in off if tap_kind(row.name) == "layers.*.mlp.gate"), None)
+    if gate and _of_other_inputs(gate, ours[gate], run):  # llama.cpp rounds what it multiplies, to 8 bits
+        return None
     for row in off:
         errors[part_of(row.name)].append(row.own.error)
     return few_bits({part: np.array(found) for part, found in errors.items()})
@@ -213,6 +215,14 @@ def _rank(name, ours, theirs, rounding):
     wrong = np.abs(more) > 0.01 * np.abs(more).max()  # [T, n]
     rank, whole = (_directions(x, rounding) for x in (more, ours))
     return (rank, rank / min(whole, wrong.any(0).sum(), wrong.any(1).sum())) if rounding < 0.2 and whole else (0, 1)
+
+
+def _of_other_inputs(gate, ours, run):
+    """Whether their product is one of the same gate_proj [F, D] with other inputs; told where F is larger than D."""
+    matrix = np.asarray(run.weights.layers[layer_of(gate)].gate_proj, np.float64)  # [F, D]
+    more = (run.theirs[gate] - ending(gate, ours, len(run.theirs[gate]))).T  # [F, T]
+    left = more - matrix @ np.linalg.lstsq(matrix, more)[0]  # [F, T]
+    return len(matrix) > matrix.shape[1] and np.linalg.norm(left) < 0.1 * np.linalg.norm(more)
 
 
 def _directions(x, rest):
