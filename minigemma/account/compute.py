@@ -150,8 +150,8 @@ def compute_account(account, context):
         "ple": {
             "parameters stored": {"ple": stored, "of": account.text},
             "bytes stored, bfloat16": {"ple": 2 * stored, "of": 2 * account.text},
-            "bytes read a token, bfloat16": {"ple": 2 * (row + matrices), "of": 2 * account.active},
-            "multiply-adds a token, decode": {"ple": decode.get(ple, 0), "of": sum(decode.values())},
+            "bytes read per token, bfloat16": {"ple": 2 * (row + matrices), "of": 2 * account.active},
+            "multiply-adds per token, decode": {"ple": decode.get(ple, 0), "of": sum(decode.values())},
         },
         "pictures": picture_accounts(config),
         "sounds": sound_accounts(config),

@@ -63,7 +63,7 @@ def _effective(accounts):
 
 def overview_text(overview):
     """The released models side by side."""
-    heads = ["model", "kind", "stored", "resident", "read a token", "computed a token", "computed/stored"]
+    heads = ["model", "kind", "stored", "resident", "read per token", "computed per token", "computed/stored"]
     lines = []
     for name, row in overview["models"].items():
         sizes = (row["stored"], row["resident"], row["read"], row["computed"])
@@ -121,7 +121,7 @@ def compute_text(account):
     rows = [(part, decode[part] / 1e6, with_it[part] / tokens / 1e6, without[part] / tokens / 1e6) for part in decode]
     rows.append(("all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
     rows = [(name, *(f"{value:,.3f}" for value in values)) for name, *values in rows]
-    heads = ["millions of multiply-adds a token", "decode", "prefill", "prefill without shortcut"]
+    heads = ["millions of multiply-adds per token", "decode", "prefill", "prefill without shortcut"]
     shares = [(name, row["ple"], row["of"], _percent(row["ple"] / row["of"])) for name, row in account["ple"].items()]
     paragraphs = [
         f"{account['name']}: one token after {tokens - 1:,}, and a prompt of {tokens:,}",

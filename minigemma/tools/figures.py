@@ -71,7 +71,7 @@ def words(figure):
         found += [text.get_text() for text in axes.texts]
         legends += [axes.get_legend()] if axes.get_legend() else []
     found += [text.get_text() for legend in legends for text in legend.get_texts()]
-    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in found if len(text) > 1))
+    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in found if re.search("[A-Za-z]{2}", text)))
 
 
 @plt.rc_context({"svg.hashsalt": "minigemma"})

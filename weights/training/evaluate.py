@@ -275,13 +275,13 @@ def main():
         print(f"training tokens: {sum(map(len, train)):,}; held-out tokens: {sum(map(len, heldout)):,}")
         baseline, scale = four_gram_loss(train, validation, heldout)
         ours = model_loss(model, heldout)
-        print(f"4-gram, discounts x {scale:.1f}: {baseline:.4f} nats a token")
-        print(f"model: {ours:.4f} nats a token, {baseline - ours:.4f} below")
+        print(f"4-gram, discounts x {scale:.1f}: {baseline:.4f} nats per token")
+        print(f"model: {ours:.4f} nats per token, {baseline - ours:.4f} below")
         if model.config.hidden_size_per_layer_input:
             print(f"the same with nothing added by PLE: {model_loss(without_ple(args.weights), heldout):.4f}")
     if args.only == "model":
         heldout = encode(tokenizer, documents("heldout", args.heldout))
-        print(f"model: {model_loss(model, heldout):.4f} nats a token")
+        print(f"model: {model_loss(model, heldout):.4f} nats per token")
     if args.only in (None, "recall"):
         questions = recall_questions(tokenizer, args.heldout)
         print("| questions | number | right | a rival at random | the commonest value |\n" + "| --- " * 5 + "|")

@@ -276,7 +276,7 @@ def hidden(model, ids):
 
 
 def loss_of(model, ids, loss_weights, short=True):
-    """ids, loss_weights [B, T] -> mean cross-entropy in nats a token, weighted and plain. short: bfloat16 products."""
+    """ids, loss_weights [B, T] -> cross-entropy in nats per token, weighted and plain. short: bfloat16 products."""
     with torch.autocast("cpu", torch.bfloat16, enabled=short):
         states = hidden(model, ids)[:, :-1].flatten(0, 1)
         logits = states @ model.model.embed_tokens.weight.T

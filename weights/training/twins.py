@@ -3,7 +3,7 @@
     python weights/training/twins.py --no-ple --out weights/tiny-no-ple --work work/no-ple
     python weights/training/twins.py --no-ple --intermediate-size 278 --out weights/tiny-wide --work work/wide
 
-With an MLP width of 278 a model without PLE computes as many parameters a token as `tiny/`, or a few more: PLE's
+With an MLP width of 278 a model without PLE computes as many parameters per token as `tiny/`, or a few more: PLE's
 projection, gates and norms are 124,192, and one unit of width in ten layers, five of them double, is 5,760.
 """
 
