@@ -202,7 +202,7 @@ def test_the_end_of_the_checkpoints_template_decides_about_the_cue(tmp_path, mem
 
 def test_a_template_that_is_missing_is_none_and_one_that_is_not_text_is_an_error(tmp_path):
     assert read_template(tmp_path) is None
-    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfeA")
     with pytest.raises(Error, match=r"chat_template\.jinja"):
         read_template(tmp_path)
 
