@@ -14,7 +14,7 @@ import numpy as np
 from .audio import embed_sound, encode_audio, log_mel
 from .config import AudioEmbedder, VisionEmbedder
 from .errors import Error
-from .inputs import check_hearing, check_sight, fit_image, no_tap, read_frames, read_image
+from .inputs import check_hearing, check_sight, fit_image, no_tap, placeholders, read_frames, read_image
 from .sounds import read_sound
 from .tokenizer import AUDIO, END_OF_AUDIO, END_OF_IMAGE, IMAGE, START_OF_AUDIO, START_OF_IMAGE, VIDEO, Mark
 from .vision import embed_image, encode_image
@@ -155,8 +155,7 @@ def make_prompt(pieces, ids, config):
     """Pieces of `lay_out` and their ids -> Prompt. Raises Error where a placeholder stands for nothing."""
     runs, keys = [], list(ids)
     softs = [piece for piece in pieces if isinstance(piece, Soft)]
-    placeholders = config.image_token_id, config.audio_token_id, config.video_token_id
-    where = [i for i, id in enumerate(ids) if id in placeholders]
+    where = [i for i, id in enumerate(ids) if id in placeholders(config)]
     if len(where) != sum(soft.times for soft in softs):
         raise Error(
             'a placeholder stands for nothing; give each file, as in {"type": "image", "image": "photo.jpg"}, also for '

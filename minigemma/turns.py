@@ -37,14 +37,13 @@ from .files import check_file, read_text
 from .media import KINDS, Media, lay_out, make_prompt
 from .messages import SCHEMA_SHAPE, TOOL_SHAPE, Message, check, check_json, checked_messages
 from .tokenizer import (
-    AUDIO, BOS, CALL, CHANNEL, END_OF_CALL, END_OF_CHANNEL, END_OF_REPLY, END_OF_TOOL, END_OF_TURN, EOS, IMAGE, MARKS,
-    QUOTE, REPLY, THINK, TOOL, TURN, VIDEO, Mark,
+    BOS, CALL, CHANNEL, END_OF_CALL, END_OF_CHANNEL, END_OF_REPLY, END_OF_TOOL, END_OF_TURN, EOS, MARKS, QUOTE, REPLY,
+    THINK, TOOL, TURN, Mark,
 )  # fmt: skip
 
 
 ENDS = {END_OF_TURN, REPLY, EOS}  # what ends an answer: its turn, a call that waits for the reply, the text
 
-MEDIA = {"image": IMAGE, "audio": AUDIO, "video": VIDEO}
 NAME = "thought"  # of the only channel
 SCHEMA_WORDS = {"description", "type", "properties", "required", "nullable"}
 LARGEST_TEMPLATE = 2**20  # bytes of a chat_template.jinja; Google's has 18,000
@@ -135,7 +134,7 @@ def _text(message, release, space=""):
 
 def _place(kind, source):
     """The placeholder of a medium: a Media where its source is known."""
-    return MEDIA[kind] if source is None or kind not in KINDS else Media(kind, source)
+    return KINDS[kind].mark if source is None else Media(kind, source)
 
 
 def to_ids(pieces, tokenizer, special=False):

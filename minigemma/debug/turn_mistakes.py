@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from .. import turns
 from ..errors import Error
+from ..media import KINDS
+from ..tokenizer import IMAGE, VIDEO
 from .catalogue import FAULTS
 
 FOREIGN_TURNS = re.compile(r"<start_of_turn>|<\|im_start\|>|<\|turn>")
@@ -19,7 +21,8 @@ CUT_CALL = re.compile(r"(call|response):[\w.-]+\{")
 OPENED = ["\n", turns.CHANNEL, f"{turns.NAME}\n"]
 REPEATS = 4  # the same call so many times in a row
 # The tokens of a turn. A user who typed the name of another one gave it as text.
-ALLOWED = {"user": {*turns.MEDIA.values()}, "system": {turns.THINK, turns.TOOL, turns.END_OF_TOOL, turns.QUOTE}}
+MEDIA = {kind.mark for kind in KINDS.values()}
+ALLOWED = {"user": MEDIA, "system": {turns.THINK, turns.TOOL, turns.END_OF_TOOL, turns.QUOTE}}
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,7 @@ class _Search:
 
     def media(self, body):
         for before, piece in zip([None, *body], body, strict=False):
-            if piece.mark in (turns.IMAGE, turns.VIDEO) and not (before and before.mark):
+            if piece.mark in (IMAGE, VIDEO) and not (before and before.mark):
                 if before and before.text.endswith("\n\n"):
                     self.find("T25", piece.position, f"empty lines around {piece.mark}", release=True)
                 else:
