@@ -205,26 +205,19 @@ def generate(model, prompt, max_new_tokens=100, budget=None, **options):
     return tokenizer_of(model).stream(id for id, _ in drawn)
 
 
-def prompt_ids(model, prompt, special=False):
-    """A prompt's ids, <bos> in front. With `special`, names such as "<|turn>" in the text become these tokens.
+def read_prompt(model, prompt, budget=None, special=False, tap=no_tap):
+    """A prompt, text or parts as a message has them -> its ids, and its soft tokens for `forward`, or None.
 
-    Raises Error if the model has no tokenizer, or if the prompt is empty.
+    <bos> stands in front, and nothing else is added: `Conversation` writes turns. special: names such as "<|turn>" in
+    the text become these tokens. The tap sees the passes of pictures. Raises Error for what cannot be used, and if the
+    model has no tokenizer.
     """
     tokenizer = tokenizer_of(model)
     if not prompt:
         raise Error("the prompt is empty; give at least one character")
-    return tokenizer.encode(prompt, special=special)
-
-
-def read_prompt(model, prompt, budget=None, special=False, tap=no_tap):
-    """A prompt, text or parts as a message has them -> its ids, and its soft tokens for `forward`, or None.
-
-    <bos> stands in front, and nothing else is added: `Conversation` writes turns. special: as for prompt_ids. The tap
-    sees the passes of pictures. Raises Error for what cannot be used.
-    """
     if isinstance(prompt, str):
-        return prompt_ids(model, prompt, special), None
-    pieces, tokenizer = raw_pieces(prompt), tokenizer_of(model)
+        return tokenizer.encode(prompt, special=special), None
+    pieces = raw_pieces(prompt)
     typed = special and "".join(pieces).startswith(BOS)
     pieces = pieces if typed or tokenizer.bos is None else [BOS, *pieces]
     read = to_prompt(pieces, tokenizer, model.config, budget, special)

@@ -71,8 +71,8 @@ def weights_in_memory(account):
     return result
 
 
-def activations(config, new, past=0, itemsize=4):
-    """Bytes of the largest arrays during a prompt's last chunk -> by name of the tap.
+def activations(config, new, past=0):
+    """Bytes of the largest arrays, in float32, during a prompt's last chunk -> by name of the tap.
 
     The chunk has `new` tokens after `past` cached ones, and gives logits for its last position; the KV-sharing layers
     run for that position only. "peak" estimates the memory at the step that needs most. That is either softmax (three
@@ -91,8 +91,8 @@ def activations(config, new, past=0, itemsize=4):
     if P:
         sizes["ple"] = new * L * P
     sizes["logits"] = config.vocab_size
-    sizes = {name: size * itemsize for name, size in sizes.items()}
-    softmax = itemsize * max(3 * size + before for size, before in zip(scores, [0, *scores], strict=False))
+    sizes = {name: 4 * size for name, size in sizes.items()}
+    softmax = 4 * max(3 * size + before for size, before in zip(scores, [0, *scores], strict=False))
     hungriest = max(softmax + 3 * sizes["mlp.act"], 2 * sizes["attn.scores"] + 5 * sizes["mlp.act"])
     small = 6 * sizes["resid_pre"] + 3 * sizes["attn.rot_q"] + 3 * sizes.get("ple", 0)
     return sizes | {"peak": small + hungriest}

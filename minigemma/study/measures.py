@@ -202,9 +202,9 @@ def principal(x):
     return sizes, (x.T @ axes / np.sqrt(sizes) if wide else axes)
 
 
-def without_leading(states, count=LEADING):
-    """Centred states [n, D] without their first `count` principal components."""
-    axes = principal(states.astype(np.float64))[1][:, :count]  # [D, count]
+def without_leading(states):
+    """Centred states [n, D] without their first LEADING principal components."""
+    axes = principal(states.astype(np.float64))[1][:, :LEADING]  # [D, LEADING]
     return (states - states @ axes @ axes.T).astype(np.float32)
 
 

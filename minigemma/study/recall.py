@@ -24,11 +24,11 @@ class Question:
     other: int
 
 
-def questions(model, things=THINGS, places=PLACES):
+def questions(model):
     """Two questions about each of eight pairs of facts, with a story between facts and question -> [Question]."""
     between = STORY * -(-3 * model.config.sliding_window // 2 // len(model.tokenizer.encode(STORY)))
     found = []
-    for a, b, x, y in zip(things, things[1:] + things[:1], places, places[1:] + places[:1], strict=True):
+    for a, b, x, y in zip(THINGS, THINGS[1:] + THINGS[:1], PLACES, PLACES[1:] + PLACES[:1], strict=True):
         facts = f"Anna put the {a} in the {x}. Lily hid the {b} in the {y}. "
         one, two = (model.tokenizer.encode(f" {place}", bos=False)[0] for place in (x, y))
         for thing, right, other in ((a, one, two), (b, two, one)):
