@@ -12,37 +12,30 @@ from minigemma import Trace
 from minigemma.__main__ import main
 
 
-def test_generate_prints_a_story_and_the_same_one_for_the_same_seed():
+def test_generate_prints_a_story_and_the_same_one_for_the_same_seed(run):
     first = command("generate", "Once upon a time", "-n", 40, "--seed", 3)
-    again = command("generate", "Once upon a time", "-n", 40, "--seed", 3)
+    again = run("generate", "Once upon a time", "-n", 40, "--seed", 3)
     assert first.returncode == 0
     assert len(first.stdout.split()) > 15
     assert first.stdout == again.stdout
     assert first.stderr == ""
 
 
-def test_stats_go_to_stderr():
-    result = command("generate", "Once upon a time", "-n", 5, "--temperature", 0, "--stats")
+def test_stats_go_to_stderr(run):
+    result = run("generate", "Once upon a time", "-n", 5, "--temperature", 0, "--stats")
     for word in ("prompt", "prefill", "decode", "tokens/s", "peak memory"):
         assert word in result.stderr
         assert word not in result.stdout
 
 
-def test_chat_answers_each_line_and_ends_with_the_input():
-    story = "Tom has a red kite. He put the kite in the barn. Where is the kite?"
-    result = command("chat", "-n", 30, "--temperature", 0, input=f"{story}\nWho has a kite?\n")
-    assert result.returncode == 0
-    answers = result.stdout.strip().splitlines()
-    assert len(answers) == 2
-    assert all(answer.endswith(".") for answer in answers)
-
-
-def test_chat_with_a_cache_says_what_a_chat_without_one_would(tiny):
+def test_chat_answers_each_line_as_it_would_without_a_cache_and_ends_with_the_input(tiny):
     """The second answer, from the cached conversation, equals the one from the whole conversation's ids."""
     questions = ["Tom has a red kite. He put the kite in the barn. Where is the kite?", "Who has a kite?"]
     result = command("chat", "-n", 30, "--temperature", 0, input="\n".join(questions))
+    assert result.returncode == 0
     messages = []
     for question, answer in zip(questions, result.stdout.strip().splitlines(), strict=True):
+        assert answer.endswith(".")
         messages.append({"role": "user", "content": question})
         ids = tiny.chat_ids(messages)
         whole = [id for id, _ in minigemma.generate_ids(tiny, ids, 30, temperature=0.0)]
@@ -50,13 +43,12 @@ def test_chat_with_a_cache_says_what_a_chat_without_one_would(tiny):
         messages.append({"role": "model", "content": answer})
 
 
-def test_trace_writes_every_tap_or_those_asked_for(tmp_path):
-    result = command("trace", "Once upon", "--out", tmp_path / "all.safetensors")
-    assert result.returncode == 0
+def test_trace_writes_every_tap_or_those_asked_for(tmp_path, run):
+    assert run("trace", "Once upon", "--out", tmp_path / "all.safetensors").returncode == 0
     trace = Trace.load(tmp_path / "all.safetensors")
     assert "layers.9.resid_post" in trace
     assert trace.metadata["tokens"][0] == 2
-    command("trace", "Once upon", "--out", tmp_path / "some.safetensors", "--only", "layers.3.*")
+    run("trace", "Once upon", "--out", tmp_path / "some.safetensors", "--only", "layers.3.*")
     assert all(name.startswith("layers.3.") for name in Trace.load(tmp_path / "some.safetensors"))
 
 
@@ -78,16 +70,13 @@ def test_trace_writes_every_tap_or_those_asked_for(tmp_path):
         (["trace", "x", "--out", "."], "cannot write"),
     ],
 )
-def test_a_mistake_ends_in_one_line_and_status_2(arguments, words, checkpoint, tmp_path, monkeypatch, capfd):
+def test_a_mistake_ends_in_one_line_and_status_2(arguments, words, checkpoint, tmp_path, monkeypatch, run):
     checkpoint.rename(tmp_path / "random")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_bytes((tmp_path / "random" / "config.json").read_bytes())
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"not a checkpoint")
     monkeypatch.chdir(tmp_path)
-    assert main([str(argument) for argument in arguments]) == 2
-    out, err = capfd.readouterr()
-    (line,) = err.splitlines()
-    assert (out, line.startswith("minigemma: "), words in line) == ("", True, True), err
+    one_line(run(*arguments), words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "random"]
 
 

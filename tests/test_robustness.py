@@ -200,15 +200,14 @@ def talking(tmp_path):
     return directory
 
 
-def test_paths_may_have_spaces_and_any_letters(talking):
+def test_paths_may_have_spaces_and_any_letters(talking, run):
     out = talking / "Spur 🙂.safetensors"
     result = command("trace", "Tom", "--weights", talking, "--out", out)
     assert (result.returncode, result.stderr) == (0, "")
     assert str(out) in result.stdout
-    expected = command("generate", STORY, "-n", 10, "--seed", 1)
-    assert command("generate", STORY, "-n", 10, "--seed", 1, "--weights", talking).stdout == expected.stdout
-    missing = command("generate", STORY, "--weights", talking / "nowhere")
-    assert f"{talking / 'nowhere'}: no such directory" in missing.stderr
+    expected = run("generate", STORY, "-n", 10, "--seed", 1)
+    assert run("generate", STORY, "-n", 10, "--seed", 1, "--weights", talking).stdout == expected.stdout
+    one_line(run("generate", STORY, "--weights", talking / "nowhere"), f"{talking / 'nowhere'}: no such directory")
 
 
 @needs.LINKS
@@ -235,20 +234,18 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_refused_at_once(talking, name)
 
 @needs.LINKS
 @needs.PIPES
-def test_output_goes_through_a_link_and_never_takes_the_place_of_a_pipe_or_a_device(tmp_path, capfd):
+def test_output_goes_through_a_link_and_never_takes_the_place_of_a_pipe_or_a_device(tmp_path, run):
     os.mkfifo(tmp_path / "pipe")
-    assert main(["trace", "Tom", "--out", str(tmp_path / "pipe")]) == 2
-    assert "not a regular file" in capfd.readouterr().err
+    one_line(run("trace", "Tom", "--out", tmp_path / "pipe"), "not a regular file")
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
     (tmp_path / "link").symlink_to(tmp_path / "kept")
-    assert main(["trace", "Tom", "--out", str(tmp_path / "link")]) == 0
+    assert run("trace", "Tom", "--out", tmp_path / "link").returncode == 0
     assert (tmp_path / "link").is_symlink() and minigemma.Trace.load(tmp_path / "kept")
 
 
 @pytest.mark.parametrize("arguments", [["verify", "--weights", ""], ["params", ""]])
-def test_an_empty_name_of_weights_is_refused_and_means_no_default(arguments, capfd):
-    assert main(arguments) == 2
-    assert "is empty" in capfd.readouterr().err
+def test_an_empty_name_of_weights_is_refused_and_means_no_default(arguments, run):
+    one_line(run(*arguments), "is empty")
 
 
 def test_without_a_generation_config_the_config_says_where_to_stop(talking):
@@ -259,9 +256,9 @@ def test_without_a_generation_config_the_config_says_where_to_stop(talking):
     assert minigemma.load(talking).generation_config == {"eos_token_id": [1, 106]}
 
 
-def test_a_chat_ends_each_answer_at_the_end_of_its_turn_whatever_the_files_say(talking):
+def test_a_chat_ends_each_answer_at_the_end_of_its_turn_whatever_the_files_say(talking, run):
     (talking / "generation_config.json").write_text("{}", encoding="utf-8")
-    said = command("chat", "-n", 40, "--temperature", 0, "--weights", talking, input="Where is the kite?\n")
+    said = run("chat", "-n", 40, "--temperature", 0, "--weights", talking, input="Where is the kite?\n")
     assert len(said.stdout.splitlines()) == 1
     assert "user" not in said.stdout
 
@@ -306,7 +303,7 @@ WATCHED = """
 import os, sys
 import numpy, safetensors.numpy, tokenizers, huggingface_hub
 from minigemma.__main__ import main
-place = sys.argv.pop(1)
+place, *commands = sys.argv[1:]
 def watch(event, arguments):
     if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "pickle.")):
         os.write(2, f"{event} {arguments}".encode())
@@ -316,42 +313,34 @@ def watch(event, arguments):
             os.write(2, f"wrote {arguments[0]}".encode())
             os._exit(71)
 sys.addaudithook(watch)
-sys.exit(main(sys.argv[1:]))
+print([main(command.split("|")) for command in commands])
 """
 
 
-@pytest.mark.parametrize(
-    ("status", "arguments"),
-    [
-        (0, ["generate", STORY, "-n", "3", "--stats"]),
-        (0, ["chat", "-n", "3"]),
-        (0, ["trace", STORY, "--out", "{}/t"]),
-        (0, ["params", "E2B"]),
-        (2, ["generate", STORY, "--weights", "google/gemma-4-E2B-it"]),
-    ],
-)
-def test_no_command_opens_a_connection_starts_a_process_or_writes_elsewhere(status, arguments, tmp_path):
-    place = str(tmp_path) if arguments[0] == "trace" else ""
-    words = [word.format(tmp_path) for word in arguments]
+def test_no_command_opens_a_connection_starts_a_process_or_writes_elsewhere(tmp_path):
+    commands = [f"generate|{STORY}|-n|3|--stats", "chat|-n|3", f"trace|{STORY}|--out|{tmp_path}/t", "params|E2B"]
+    commands += [f"generate|{STORY}|--weights|google/gemma-4-E2B-it"]
     offline = {"HF_HUB_CACHE": str(tmp_path), "HF_HOME": str(tmp_path)}
-    result = python("-c", WATCHED, place, *words, input="Hello\n", env=offline)
-    assert result.returncode == status, result.stderr
+    result = python("-c", WATCHED, tmp_path, *commands, input="Hello\n", env=offline)
+    assert result.returncode == 0 and result.stdout.endswith("\n[0, 0, 0, 0, 2]\n"), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
 
-def test_a_directory_that_nobody_may_write_to_is_enough(talking):
+def test_a_directory_that_nobody_may_write_to_is_enough(talking, run):
     for path in [*talking.iterdir(), talking]:
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
     before = {path.name: path.stat().st_mtime_ns for path in talking.iterdir()}
-    assert command("generate", STORY, "-n", 3, "--weights", talking).returncode == 0
+    assert run("generate", STORY, "-n", 3, "--weights", talking).returncode == 0
     assert {path.name: path.stat().st_mtime_ns for path in talking.iterdir()} == before
     talking.chmod(0o755)
 
 
-def test_two_processes_on_one_checkpoint_say_what_one_says(talking):
-    words = [sys.executable, "-m", "minigemma", "generate", STORY, "-n", "40", "--seed", "1", "--weights", str(talking)]
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(2)]
+def test_two_processes_on_one_checkpoint_say_what_one_says(talking, run):
+    words = ["generate", STORY, "-n", "40", "--seed", "1", "--weights", str(talking)]
+    process = [sys.executable, "-m", "minigemma", *words]
+    both = [subprocess.Popen(process, stdout=subprocess.PIPE, encoding="utf-8", cwd=ROOT) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]
-    assert said[0] == said[1] == subprocess.run(words, capture_output=True, check=True, cwd=ROOT).stdout
+    assert said[0] == said[1] == run(*words).stdout
 
 
 # --- messages and files ----------------------------------------------------------------------------------------------

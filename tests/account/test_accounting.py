@@ -24,6 +24,7 @@ from family import (
     seeing,
     small,
 )
+from processes import one_line
 from test_audio import hear
 from test_vision import see
 
@@ -243,13 +244,10 @@ def write(directory, table, dtype="BF16"):
         ({"text_config": 5}, "text_config"),
     ],
 )
-def test_a_config_that_cannot_be_counted_is_refused_in_one_line(change, words, tmp_path, capsys):
+def test_a_config_that_cannot_be_counted_is_refused_in_one_line(change, words, tmp_path, run):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(google("E2B") | change))
-    assert main(["params", str(path)]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
+    one_line(run("params", path), words)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():

@@ -599,6 +599,6 @@ def test_texts_without_labels_and_models_without_a_tokenizer(tmp_path, checkpoin
         retention.measure([checkpoint], read_texts(path), minigemma.load, **sizes)
 
 
-def test_a_size_too_small_to_measure_is_refused():
+def test_a_size_too_small_to_measure_is_refused(run):
     for flag in ("--count", "--positions", "--swaps"):
-        one_line(command("retention", flag, -1), flag)
+        one_line(run("retention", flag, -1), flag)

@@ -93,5 +93,5 @@ def test_a_measuring_process_that_fails_is_told_in_one_line(tmp_path):
         bench.in_fresh_process(tmp_path / "nowhere", "bfloat16", [1], 1)
 
 
-def test_repeats_below_one_are_refused():
-    one_line(command("bench", "--repeats", 0), "repeats")
+def test_repeats_below_one_are_refused(run):
+    one_line(run("bench", "--repeats", 0), "repeats")

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from processes import command, one_line
+from processes import one_line
 from students.wrong_passes import RIGHT, WRONG, judged
 
 from minigemma.tools.grade import grade_file, template
@@ -101,26 +101,26 @@ def test_what_a_function_does_instead_is_said_and_the_others_are_still_graded(tm
         assert words in grades[name].sentence
 
 
-def test_a_file_that_cannot_be_imported_is_refused_in_one_line(tmp_path):
+def test_a_file_that_cannot_be_imported_is_refused_in_one_line(tmp_path, run):
     path = tmp_path / "mygemma.py"
     path.write_text("def rope(x:\n", encoding="utf-8")
-    one_line(command("grade", path), "mygemma.py", "SyntaxError", "line 1")
-    one_line(command("grade"), "--template")
+    one_line(run("grade", path), "mygemma.py", "SyntaxError", "line 1")
+    one_line(run("grade"), "--template")
     path.write_text(template(3), encoding="utf-16")
-    one_line(command("grade", path), "UTF-16", "save it as UTF-8")
+    one_line(run("grade", path), "UTF-16", "save it as UTF-8")
 
 
-def test_the_template_is_written_into_a_new_file_only(tmp_path):
+def test_the_template_is_written_into_a_new_file_only(tmp_path, run):
     path = tmp_path / "mygemma.py"
-    assert command("grade", path, "--template", "--level", "2").stdout == f"wrote {path}\n"
+    assert run("grade", path, "--template", "--level", "2").stdout == f"wrote {path}\n"
     assert path.read_text(encoding="utf-8") == template(2) + "\n"
-    one_line(command("grade", path, "--template"), "exists already")
+    one_line(run("grade", path, "--template"), "exists already")
     assert path.read_text(encoding="utf-8") == template(2) + "\n"
 
 
-def test_json_holds_every_function(tmp_path):
+def test_json_holds_every_function(tmp_path, run):
     path = tmp_path / "mygemma.py"
     path.write_text("def rope(*given): return 0\n", encoding="utf-8")
-    result = command("grade", path, "--json")
+    result = run("grade", path, "--json")
     assert result.returncode == 1
     assert [grade["name"] for grade in json.loads(result.stdout)] == list(NAMES)

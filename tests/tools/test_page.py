@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import one_line
 
 from minigemma import Edit, Trace
 from minigemma.__main__ import main
@@ -93,7 +94,7 @@ def test_long_arrays_are_sampled_so_that_a_page_stays_small(tiny, monkeypatch):
     assert all(few["every"] >= many["every"] for few, many in zip(facts["taps"], whole["taps"], strict=True))
 
 
-def test_a_text_that_no_page_can_show_is_one_line(tmp_path, checkpoint, capsys):
+def test_a_text_that_no_page_can_show_is_one_line(tmp_path, checkpoint, run):
     out = str(tmp_path / "page.html")
     for arguments, said in (
         (["", "-o", out], "the text is empty"),
@@ -101,9 +102,7 @@ def test_a_text_that_no_page_can_show_is_one_line(tmp_path, checkpoint, capsys):
         (["Anna", "-o", str(tmp_path / "none" / "page.html")], "cannot write there"),
         (["Anna", "-o", out, "--weights", str(checkpoint)], "has no tokenizer.json"),
     ):
-        assert main(["page", *arguments]) == 2
-        error = capsys.readouterr().err
-        assert said in error and error.count("\n") == 1
+        one_line(run("page", *arguments), said)
     assert not list(tmp_path.glob("*.html"))
 
 
