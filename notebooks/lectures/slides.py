@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import sys
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 import nbformat
@@ -42,7 +42,7 @@ STYLE = """
 body { margin: 0; font: 20px/1.4 sans-serif; color: #111; background: #fff }
 section { padding: 3vh 5vw; break-after: page }
 h1, h2 { font-size: 1.5em; line-height: 1.2; margin: 0 0 .5em; color: #14306B }
-pre { font-size: .62em; line-height: 1.35; margin: .6em 0; white-space: pre-wrap }
+pre { line-height: 1.35; margin: .6em 0; white-space: pre-wrap }
 table { border-collapse: collapse; font-size: .85em }
 td, th { padding: .15em .8em; border-bottom: 1px solid #ddd; text-align: left }
 img { display: block; max-width: 100%; max-height: 66vh; margin: auto }
@@ -154,8 +154,16 @@ def page(notebook):
         sections.append(f'<section><div>{"".join(parts)}</div><aside aria-label="notes">{notes}</aside></section>')
         clock += slide["minutes"]
     body = "\n".join(sections).replace(f'href="../{PAGE}', f'target="page" href="{PAGE}')
+    body = re.sub("<pre>(.*?)</pre>", _as_large_as_fits, body, flags=re.DOTALL)
     head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>slides</title><style>{STYLE}</style>'
     return f"{head}</head>\n<body>\n<main>{body}</main>\n{BUTTONS}\n<script>{SCRIPT}</script></body></html>\n"
+
+
+def _as_large_as_fits(code):
+    """A block of code or output as large as its lines and a title fit on a slide; the longest lines are broken."""
+    lines = re.sub("<[^>]*>", "", code[1]).strip("\n").split("\n")
+    size = max(0.62, min(0.9, 56 / max(len(unescape(line)) for line in lines), 13 / len(lines)))
+    return f'<pre style="font-size: {size:.2f}em">{code[1]}</pre>'
 
 
 def run(path):
@@ -171,6 +179,9 @@ def run(path):
         program.preprocess(notebook, {"metadata": {"path": str(FOLDER)}})
     except CellExecutionError as error:
         raise Error(f"{path.name}: a cell fails with {error.ename}: {error.evalue}") from error
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # a slow machine's progress lines are not for the audience
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
