@@ -5,9 +5,10 @@ import numpy as np
 from minigemma import count
 from minigemma.account import compute
 
-from . import Values
+from . import Calls, Values
 
 E2B = count("E2B")
+SMALL = [E2B, count("E4B")]
 
 
 def fitting_definition():
@@ -25,10 +26,25 @@ def most_pages(page=4096):
     return int(((starts + row - 1) // page - starts // page + 1).max())
 
 
+def layer_parameters(layer, D, N, P):
+    account = next(account for account in SMALL if any(layer is one for one in account.config.layers))
+    return account.layers[layer.index]["total"]
+
+
+def some_layers():
+    """The first sliding, global and sharing layer of two models, with the sizes of the model."""
+    for account in SMALL:
+        config = account.config
+        sizes = config.hidden_size, config.num_attention_heads, config.hidden_size_per_layer_input
+        for i in (0, next(n.index for n in config.layers if not n.window), config.first_kv_shared_layer):
+            yield f"{account.name}, layer {i}", (config.layers[i], *sizes)
+
+
 TARGETS = {
     "08.1": lambda model: Values(E2B.layers[0]["parts"]["attention"]),
     "08.2": lambda model: Values(E2B.parts["PLE table"]),
     "08.3": lambda model: Values(compute.overview()["models"]["E2B"]["computed"]),
     "08.4": lambda model: Values(fitting_definition()),
     "08.5": lambda model: Values(most_pages()),
+    "08.6": lambda model: Calls(layer_parameters, dict(some_layers())),
 }
