@@ -11,6 +11,7 @@ import pytest
 from notebook_runs import FOLDER, HOLE, NOTEBOOKS, exercises, read
 
 import minigemma
+from minigemma.debug.catalogue import FAULTS
 from minigemma.interventions import token_losses
 from minigemma.ops import gelu, rms_norm, rope, rotation, softmax, visible
 
@@ -240,6 +241,13 @@ WRONG = [  # an exercise, a typical wrong answer, and what the reply must say
     ("07.3", lambda tiny: lambda x, table: (x @ table.T).argmax(-1), "values are right"),
     ("07.4", lambda tiny: lambda x, own, size: (own**2).sum() / (x**2).sum(), "too large"),
     ("08.5", lambda tiny: 5, "it is 1 too small"),
+    ("08.6", lambda tiny: lambda layer, D, N, P: 3 * D * layer.intermediate_size, "too small [E2B, layer 0]"),
+    ("09.2", lambda tiny: lambda theirs, ids: next(iter(theirs)), "that is not the answer [an early mistake]"),
+    ("09.4", lambda tiny: lambda port: None, "or your mistake changes nothing"),
+    ("09.4", lambda tiny: FAULTS["C1"].changes[0], "the verdict is fault: C1"),
+    ("09.8", lambda tiny: np.ones((4, 3), bool), "8 of 12 values are right (66.7%); look at [1, 0]"),
+    ("10.5", lambda tiny: lambda parts: (parts["token table"] / sum(parts.values()),) * 2, "[E2B]"),
+    ("10.6", lambda tiny: lambda name, length: False, "[E2B, 1,024 tokens]"),
     ("11.1", lambda tiny: (22, 12), "0 of 2 values are right"),
     ("11.4", lambda tiny: course_target("11.4", tiny).right * 96**-0.5, "1/sqrt(D)"),
     ("12.1", lambda tiny: 62, "it is 1 too small"),
