@@ -14,7 +14,7 @@ import numpy as np
 from ..config import GLOBAL, SLIDING
 from ..errors import Error
 from ..ops import linear
-from ..taps import Trace, axes_of, layer_of, names_of, part_of, tap_kind, time_axis
+from ..taps import axes_of, layer_of, names_of, part_of, tap_kind, time_axis
 from .foreign import keys_of, padding, part_that_has, read_trace
 from .replay import by_position, compare, ending, in_words
 
@@ -25,6 +25,8 @@ KINDS_OF_LAYERS = {
 LINEAR = ("attn.q_raw", "attn.k_raw", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 MATRICES = (*LINEAR, "attn.v_raw", "ple.proj")  # in layers; ple.gate is a product and GELU
 EXACT = 30  # times the error of ops without weights: then the rounding is in the weights, not in the numbers
+LARGE = 64  # adapters have a smaller rank
+MOST = 128  # positions are enough to see it
 CLIPPED = 0.7  # a product without its clip bounds is more like the right one than this cosine
 WEIGHTLESS = (
     "attn.v", "attn.rot_q", "attn.rot_k", "attn.scores", "attn.pattern", "attn.z", "resid_mid", "resid_ffn", "mlp.act",
@@ -183,9 +185,20 @@ def _other_matrices(judged, exact, run):
     scaled = [row for row in off if not row.own.cosine < 1 - row.own.error**2 / 20]  # or wrong at few positions
     if len(off) < 3 or scaled or any(layer_of(name) is not None and part_of(name) != "ple.gate" for name in others):
         return None
-    ours, replay = Trace([row.name for row in off]), run.replay()
-    run.through(lambda name, array: replay(name, ours(name, array)))
-    found = [_rank(row.name, ours[row.name], run.theirs[row.name], 4 * max(exact, 1e-6)) for row in off]
+    gate = next((row.name for row in off if tap_kind(row.name) == "layers.*.mlp.gate"), None)
+    names, found, same, replay = {row.name for row in off}, [], [], run.replay()
+
+    def judge(name, ours):
+        if name in names:
+            theirs = run.theirs[name]
+            ours_then = by_position(name, ending(name, ours, min(theirs.shape[time_axis(name)], MOST)))  # [T, n]
+            more = by_position(name, ending(name, theirs, MOST)) - ours_then  # [T, n]
+            found.append(_rank(ours_then, more, 4 * max(exact, 1e-6)))
+            if name == gate:
+                same.append(_of_other_inputs(run.weights.layers[layer_of(name)].gate_proj, more))
+        return replay(name, ours)
+
+    run.through(judge)
     ranks, shares = zip(*found, strict=True)
     if not (share := np.median(shares)):  # of some: a prompt that repeats itself shows no low rank in its first layers
         return None
@@ -195,34 +208,39 @@ def _other_matrices(judged, exact, run):
             "(LoRA) that one side merged, or merged with another scale (alpha / rank); "
             f"{broken_ops(list(judged.values()), run.config)}"
         )
-    errors, gate = defaultdict(list), next((row.name for row in off if tap_kind(row.name) == "layers.*.mlp.gate"), None)
-    if gate and _of_other_inputs(gate, ours[gate], run):  # llama.cpp rounds what it multiplies, to 8 bits
+    if any(same):  # llama.cpp rounds what it multiplies, to 8 bits
         return None
+    errors = defaultdict(list)
     for row in off:
         errors[part_of(row.name)].append(row.own.error)
-    return few_bits({part: np.array(found) for part, found in errors.items()})
+    found = few_bits({part: np.array(of_part) for part, of_part in errors.items()})
+    if found and max(ranks) < LARGE:
+        return found[0], f"{found[1]}; at so few positions an adapter (LoRA) of rank {max(ranks)} would look alike"
+    return found
 
 
-def _rank(name, ours, theirs, rounding):
-    """The rank of what was added to a matrix, from the product's values on the same inputs -> rank, share.
+def _rank(ours, more, rounding):
+    """The rank of what was added to a matrix, from our product and what theirs has more [T, n each] -> rank, share.
 
     share: of the directions that our product has, or of the rows or columns that are wrong, if they are fewer. A
     constant row, a bias, has rank 0. rounding: of the product, relative; where it hides the rank, the share is 1.
     """
-    ours = by_position(name, ending(name, ours, theirs.shape[time_axis(name)]))  # [T, n]
-    more = by_position(name, theirs) - ours  # [T, n]
+    if not more.any():
+        return 0, 0
     rounding *= np.linalg.norm(ours) / np.linalg.norm(more)
     wrong = np.abs(more) > 0.01 * np.abs(more).max()  # [T, n]
     rank, whole = (_directions(x, rounding) for x in (more, ours))
     return (rank, rank / min(whole, wrong.any(0).sum(), wrong.any(1).sum())) if rounding < 0.2 and whole else (0, 1)
 
 
-def _of_other_inputs(gate, ours, run):
-    """Whether their product is one of the same gate_proj [F, D] with other inputs; told where F is larger than D."""
-    matrix = np.asarray(run.weights.layers[layer_of(gate)].gate_proj, np.float64)  # [F, D]
-    more = (run.theirs[gate] - ending(gate, ours, len(run.theirs[gate]))).T  # [F, T]
-    left = more - matrix @ np.linalg.lstsq(matrix, more)[0]  # [F, T]
-    return len(matrix) > matrix.shape[1] and np.linalg.norm(left) < 0.1 * np.linalg.norm(more)
+def _of_other_inputs(matrix, more):
+    """Whether the same matrix [F, D] makes what their product has more [T, F] of other inputs; told where F > D."""
+    F, D = matrix.shape
+    rows = min(F, 2 * D)
+    columns, _ = np.linalg.qr(np.asarray(matrix[:rows], np.float64))  # [2D, D], of length 1
+    more = more[:, :rows].T  # [2D, T]
+    left = more - columns @ (columns.T @ more)  # [2D, T]
+    return F > D and np.linalg.norm(left) < 0.1 * np.linalg.norm(more)
 
 
 def _directions(x, rest):
