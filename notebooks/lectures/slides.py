@@ -174,7 +174,7 @@ def run(path):
     notebook = nbformat.read(path, as_version=4)
     for name in ("MINIGEMMA_WEIGHTS", "MPLBACKEND"):  # titles are about weights/tiny, and no window opens
         os.environ.pop(name, None)
-    program = ExecutePreprocessor(timeout=120, kernel_name="python3")
+    program = ExecutePreprocessor(timeout=120, kernel_name="python3", coalesce_streams=True)
     try:
         program.preprocess(notebook, {"metadata": {"path": str(FOLDER)}})
     except CellExecutionError as error:
