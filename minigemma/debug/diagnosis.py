@@ -190,8 +190,8 @@ class Search:
         able = [t for t in trials if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
         yield from map(self.trial, self.partial(able))
         if part_that_has(self.comparison.first_broken) == "text" and 1 < self.start < len(self.run.tokens) - 1:
-            late = self.mending([t.candidates[0]._replace(start=self.start) for t in able])
-            able = self.trials("mistakes that begin later", [(one,) for one in late] + self.fitted())
+            late = [t.candidates[0]._replace(start=self.start) for t in able] + self.numbered()
+            able = self.trials("mistakes that begin later", [(one,) for one in self.mending(late)])
             yield from sorted(able, key=Trial.rank)
             yield from map(self.trial, self.partial(able))
 
@@ -205,19 +205,17 @@ class Search:
                 advance(1)
         return found
 
-    def fitted(self):
-        """Mistakes that begin later and have a number: [(candidate,)] of each with the best, if it mends the first tap.
+    def numbered(self):
+        """Candidates of mistakes that begin later and have a number, such as how far positions jump.
 
-        Only where layer 0 shows them, so that a trial costs one layer.
+        Only small numbers where layer 0 does not show the mistake, as each then costs a pass of many layers.
         """
-        found, first = [], self.comparison.first_broken
-        for fault in FAULTS.values() if self.suspect in (0, 1) else ():
-            if "late" in fault.needs:
-                numbers = [change.function.keywords["by"] for change in fault.changes]
-                pairs = zip(fault.changes, numbers, strict=True)
-                forms = [Candidate(fault, change, f"by {number}", start=self.start) for change, number in pairs]
-                errors = [(self.errors([form], first) or {}).get(first, np.inf) for form in forms]
-                found += [(forms[np.argmin(errors)],)] if min(errors) <= self.allows(first) else []
+        found = []
+        for fault in (fault for fault in FAULTS.values() if "late" in fault.needs):
+            for change in fault.changes:
+                by = change.function.keywords["by"]
+                if self.suspect in (0, 1) or abs(by) <= 8:
+                    found.append(Candidate(fault, change, f"by {by}", start=self.start))
         return found
 
     def contradicted(self, candidates):

@@ -238,7 +238,7 @@ def test_a_mistake_of_the_second_call_only_is_named_with_its_first_position(id, 
 
 
 @pytest.mark.parametrize("by", [5, -3])
-@pytest.mark.parametrize("only", [None, "*.resid_post"])
+@pytest.mark.parametrize("only", [None, "*.resid_post", "logits"])
 def test_how_far_positions_jump_is_found(by, only, monkeypatch):
     change = next(change for change in FAULTS["E11"].changes if change.function.keywords["by"] == by)
     monkeypatch.setitem(FAULTS, "jump", replace(FAULTS["E11"], changes=change))
@@ -247,15 +247,8 @@ def test_how_far_positions_jump_is_found(by, only, monkeypatch):
     monkeypatch.delitem(FAULTS, "jump")
     run = Run(model, TOKENS, theirs)
     search = Search(run, compare_traces(theirs, run), None)
-    (jump,) = search.fitted()
-    assert jump[0].where == f"by {by}" and search.mends_all(search.trial(*jump))
-
-
-def test_a_mistake_without_a_number_is_fitted_by_none():
-    model = model_of("E2B")
-    theirs = captured(model, TOKENS, "D2", start=12)
-    run = Run(model, TOKENS, theirs)
-    assert Search(run, compare_traces(theirs, run), None).fitted() == []
+    (jump,) = search.mending(search.numbered())
+    assert jump.where == f"by {by}" and search.mends_all(search.trial(jump))
 
 
 @pytest.mark.parametrize("id", ["E10", "L10"])
