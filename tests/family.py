@@ -10,7 +10,7 @@ import minigemma
 from minigemma import Config, random_weights
 from minigemma.checkpoint import _value_of, assemble_tower, read_header, write_safetensors
 from minigemma.config import GLOBAL, SLIDING
-from minigemma.tensors import audio_tensors, vision_tensors
+from minigemma.tensors import audio_tensors, text_tensors, vision_tensors
 
 COMMON = {
     "vocab_size": 120,
@@ -114,9 +114,19 @@ def random_audio(config, seed=4, dtype=np.float32):
     return random_tower(tower_table(config, "audio"), seed, dtype)
 
 
+def arrays_of(table, weights):
+    """The arrays of a table's tensors, by their names in a checkpoint."""
+    return {tensor.name: _value_of(tensor, weights) for tensor in table}
+
+
+def text_arrays(config, weights):
+    """The arrays of the text model, by their names in a checkpoint."""
+    return arrays_of(text_tensors(config), weights)
+
+
 def tower_arrays(config, part, weights):
-    """The arrays of a tower under the names of a checkpoint."""
-    return {tensor.name: np.asarray(_value_of(tensor, weights)) for tensor in tower_table(config, part)}
+    """The arrays of a tower, by their names in a checkpoint; its clip bounds are arrays without axes."""
+    return {name: np.asarray(value) for name, value in arrays_of(tower_table(config, part), weights).items()}
 
 
 def write_tower(path, config, part, weights, prefix="model.", leave_out=()):

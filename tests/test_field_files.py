@@ -5,9 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
-from family import small
+from family import small, text_arrays
 from numpy.testing import assert_array_equal
-from test_weights import TOKENS, tensors_of, write
+from test_weights import TOKENS, write
 
 import minigemma
 from minigemma import Error, forward
@@ -18,7 +18,7 @@ from minigemma.checkpoint import write_safetensors
 def e2b():
     """Its config, its tensors by bare name, and their logits."""
     config, weights = small("E2B")
-    return config, tensors_of(config, weights), forward(TOKENS, weights, config)[0]
+    return config, text_arrays(config, weights), forward(TOKENS, weights, config)[0]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from family import small
+from family import small, text_arrays
 
 import minigemma
 from minigemma import Error, checkpoint, packed
@@ -247,18 +247,16 @@ def test_experts_that_are_matrices_of_their_own_are_the_released_files_stacks(bi
     monkeypatch.setattr(checkpoint, "SMALL", 0)  # bytes: nothing is converted at load
     config, weights = small("26B-A4B", hidden_size=64, moe_intermediate_size=32, intermediate_size=64)
     rows, arrays = [], []
-    for tensor in text_tensors(config):
-        owner = weights if tensor.layer is None else weights.layers[tensor.layer]
-        value = getattr(owner, tensor.attribute)
-        experts = len(tensor.shape) == 3
+    for name, value in text_arrays(config, weights).items():
+        experts = value.ndim == 3
         for e, matrix in enumerate(value) if experts else ():
-            gate_up = tensor.name.endswith("gate_up_proj")
+            gate_up = name.endswith("gate_up_proj")
             for part, half in zip(("gate", "up") if gate_up else ("down",), np.split(matrix, 1 + gate_up), strict=True):
-                name = f"{tensor.name.rpartition('.')[0]}.{e}.{part}_proj.weight"
-                rows += rows_of(name, half.shape, bits, 32) if bits < 16 else [(name, half.shape, "BF16")]
+                own = f"{name.rpartition('.')[0]}.{e}.{part}_proj.weight"
+                rows += rows_of(own, half.shape, bits, 32) if bits < 16 else [(own, half.shape, "BF16")]
                 arrays += pack(half, bits, 32) if bits < 16 else [packed.narrow(half)]
         if not experts:
-            rows.append((tensor.name, tensor.shape))
+            rows.append((name, value.shape))
             arrays.append(value)
     write_safetensors(tmp_path / "model.safetensors", "F32", rows, arrays)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
@@ -314,24 +312,18 @@ def random_packed(name, shape, zero, rng):
 def test_a_model_in_any_layout_is_as_exact_as_its_float32_twin(name, zero, member):
     config, plain = small(member, **WIDE if member == "E2B" else {"hidden_size": 64, "moe_intermediate_size": 32})
     rng, ids = np.random.default_rng(0), [2, 17, 90, 4, 33, 33, 8, 101]
-    forms = {form: [] for form in ("packed", "float32", "float64")}
-    table = text_tensors(config)
-    for tensor in table:
-        owner = plain if tensor.layer is None else plain.layers[tensor.layer]
-        value = getattr(owner, tensor.attribute)
-        if len(tensor.shape) > 1 and tensor.shape[-1] % 32 == 0 and "router" not in tensor.name:
-            value = random_packed(name, tensor.shape, zero, rng)
-        forms["packed"].append(value)
-        forms["float32"].append(np.asarray(value, np.float32))
-        forms["float64"].append(np.asarray(value).astype(np.float64))
+    few_bits = text_arrays(config, plain)
+    for tensor, array in few_bits.items():
+        if array.ndim > 1 and array.shape[-1] % 32 == 0 and "router" not in tensor:
+            few_bits[tensor] = random_packed(name, array.shape, zero, rng)
 
-    def logits(form):
-        names = [tensor.name for tensor in table]
-        weights = checkpoint.assemble(config, dict(zip(names, forms[form], strict=True)))
+    def logits(dtype=None):
+        given = {tensor: np.asarray(array).astype(dtype) if dtype else array for tensor, array in few_bits.items()}
+        weights = checkpoint.assemble(config, given)
         prompt, cache = forward(ids[:-1], weights, config)
         return np.concatenate([prompt, forward(ids[-1:], weights, config, cache)[0]]).astype(np.float64)
 
-    ours, twin, exact = map(logits, forms)
+    ours, twin, exact = logits(), logits(np.float32), logits(np.float64)
     assert 0.1 < exact.std() < 20  # the softcap of 30 hides nothing
     assert np.linalg.norm(ours - exact) <= 5 * np.linalg.norm(twin - exact)
     assert np.linalg.norm(ours[-1] - exact[-1]) <= 5 * np.linalg.norm(twin[-1] - exact[-1])  # one token has its own way

@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import pytest
-from family import small
+from family import small, text_arrays
 from numpy.testing import assert_array_equal
 
 import minigemma
@@ -27,26 +27,18 @@ def write(directory, config, arrays, dtype="F32", files=1, prefix="model."):
     else:
         shards = {f"model-{i + 1:05}-of-{files:05}.safetensors": names[i::files] for i in range(files)}
         weight_map = {prefix + name: shard for shard, held in shards.items() for name in held}
-        (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     for shard, held in shards.items():
         table = [(prefix + name, arrays[name].shape) for name in held]
         write_safetensors(directory / shard, dtype, table, [arrays[name] for name in held])
     return directory
 
 
-def tensors_of(config, weights):
-    """name -> float32 array of every tensor of the text model."""
-    return {
-        t.name: getattr(weights if t.layer is None else weights.layers[t.layer], t.attribute)
-        for t in text_tensors(config)
-    }
-
-
 @pytest.fixture
 def e2b():
     config, weights = small("E2B")
     expected, _ = forward(TOKENS, weights, config)
-    return config, tensors_of(config, weights), expected
+    return config, text_arrays(config, weights), expected
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "model.", ""])
@@ -105,7 +97,7 @@ def test_saving_and_loading_keeps_every_value_in_float32_and_the_nearest_in_bflo
     minigemma.save(tmp_path / "half", weights, config)
     again = minigemma.load(tmp_path / "half", "float32").weights
     for tensor in text_tensors(config):
-        before, after = tensors_of(config, weights)[tensor.name], tensors_of(config, again)[tensor.name]
+        before, after = text_arrays(config, weights)[tensor.name], text_arrays(config, again)[tensor.name]
         np.testing.assert_allclose(np.asarray(after), before, rtol=2**-8)
 
 
@@ -208,9 +200,9 @@ def test_random_weights_are_the_same_for_the_same_seed_and_nowhere_equal_to_one(
     config, weights = small(member)
     _, again = small(member)
     _, other = small(member, seed=2)
-    for name, array in tensors_of(config, weights).items():
-        assert_array_equal(array, tensors_of(config, again)[name])
-        assert not np.array_equal(array, tensors_of(config, other)[name])
+    for name, array in text_arrays(config, weights).items():
+        assert_array_equal(array, text_arrays(config, again)[name])
+        assert not np.array_equal(array, text_arrays(config, other)[name])
         assert not (array == 1).any()
 
 

@@ -19,8 +19,9 @@ from types import SimpleNamespace
 
 import needs
 import numpy as np
-from family import fields
+from family import fields, text_arrays
 from test_sounds import FORMS, wav
+from test_weights import write
 
 import minigemma
 from minigemma import Config, Error, Finite, Trace
@@ -61,7 +62,8 @@ class Base:
         self.talking = self._save("talking", "E2B", "bfloat16", **wide, num_kv_shared_layers=2)
         shutil.copy(minigemma.TINY / "tokenizer.json", self.talking)
         shutil.copy(minigemma.TINY / "generation_config.json", self.talking)
-        self.sharded = self._shard(self.plain)
+        plain = minigemma.load(self.plain)
+        self.sharded = write(scratch / "sharded", plain.config, text_arrays(plain.config, plain.weights), files=3)
         self.answers = {path: answer(path) for path in (self.plain, self.half, self.mixture, self.sharded)}
         self.said = _read_and_speak(self.talking)
         trace = Trace("*.attn.*")
@@ -95,26 +97,6 @@ class Base:
         config = Config.from_dict(fields(member, max_position_embeddings=LENGTH, **about, **changes))
         minigemma.save(self.scratch / name, minigemma.random_weights(config, 3), config, dtype)
         return self.scratch / name
-
-    def _shard(self, whole):
-        directory = self.scratch / "sharded"
-        directory.mkdir()
-        shutil.copy(whole / "config.json", directory)
-        entries, data = parse(whole / "model.safetensors")
-        weight_map = {}
-        for i in range(3):
-            name = f"model-{i + 1:05}-of-00003.safetensors"
-            part, blobs, end = [], [], 0
-            for key, entry in entries[i::3]:
-                start, stop = entry["data_offsets"]
-                part.append((key, entry | {"data_offsets": [end, end + stop - start]}))
-                end += stop - start
-                blobs.append(data[start:stop])
-                weight_map[key] = name
-            (directory / name).write_bytes(pack(part, b"".join(blobs)))
-        index = {"metadata": {"total_size": len(data)}, "weight_map": weight_map}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-        return directory
 
     def copy(self, source):
         """A fresh copy of a checkpoint, to be mutated."""

@@ -11,10 +11,9 @@ from unittest import mock
 
 import numpy as np
 import torch
+from family import text_arrays
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 from transformers.models.gemma4 import modeling_gemma4
-
-from minigemma.tensors import text_tensors
 
 torch.set_num_threads(1)
 
@@ -39,10 +38,7 @@ def precision(dtype):
 
 def state_dict(config, weights, prefix="model."):
     """minigemma's weights under the names of a checkpoint."""
-    state = {}
-    for tensor in text_tensors(config):
-        owner = weights if tensor.layer is None else weights.layers[tensor.layer]
-        state[prefix + tensor.name] = torch.from_numpy(getattr(owner, tensor.attribute))
+    state = {prefix + name: torch.from_numpy(array) for name, array in text_arrays(config, weights).items()}
     return state | {"lm_head.weight": state[f"{prefix}embed_tokens.weight"]}
 
 
