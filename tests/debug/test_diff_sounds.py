@@ -1,8 +1,9 @@
 """A trace of a sound beside our own pass: diff names the first broken op of the audio tower."""
 
 import pytest
-from family import random_sound
-from test_hear import SOUND, made, wav
+from family import random_sound, write_whole
+from test_hear import SOUND
+from test_sounds import wav
 
 import minigemma
 from minigemma import Edit, Trace
@@ -14,13 +15,13 @@ from minigemma.sampling import read_prompt
 
 
 @pytest.fixture(scope="module")
-def tower(tmp_path_factory):
-    return minigemma.load(made(tmp_path_factory.mktemp("E2B"), "E2B"))
+def tower(whole):
+    return minigemma.load(whole)
 
 
 @pytest.fixture(scope="module", params=["E2B", "12B"])
 def model(request, tower, tmp_path_factory):
-    return tower if request.param == "E2B" else minigemma.load(made(tmp_path_factory.mktemp("12B"), "12B"))
+    return tower if request.param == "E2B" else minigemma.load(write_whole(tmp_path_factory.mktemp("12B"), "12B"))
 
 
 @pytest.fixture(scope="module")
