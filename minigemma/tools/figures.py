@@ -90,7 +90,7 @@ def part_bars(accounts, across="parameters stored, billions"):
     for name, total in zip(accounts, totals, strict=True):
         axes.text(total, name, f" {total:.2f}", va="center")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.1 * max(totals))
+    axes.set_xlim(0, 1.16 * max(totals))
     return _finish(axes, across, legend=BESIDE)
 
 
@@ -116,7 +116,7 @@ def token_boxes(ids, labels, groups, across=100):
     for left, line, width, label, id in places:
         axes.barh(-line, width, left=left, height=0.8, color=colour_of.get(label, "#CCCCCC"), alpha=0.3)
         axes.text(left + width / 2, 0.12 - line, label, ha="center", va="center", family="monospace", fontsize=10)
-        axes.text(left + width / 2, -0.26 - line, str(id), ha="center", va="center", color="#444444", fontsize=6.5)
+        axes.text(left + width / 2, -0.26 - line, str(id), ha="center", va="center", color="#444444", fontsize=8)
     for name, colour in colours.items():
         axes.barh(0, 0, color=colour, alpha=0.3, label=name)
     axes.set_xlim(0, across)
