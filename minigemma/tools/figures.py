@@ -64,14 +64,15 @@ def titled(figure, sentence):
 
 
 def words(figure):
-    """The figure for those who cannot see it: its sentence, the labels of its axes, the legends, and texts in it."""
-    found, legends = [figure.get_suptitle()], [*figure.legends]
+    """The figure for those who cannot see it: its sentence, the labels of axes and legends, then the texts in it."""
+    labels, texts, legends = [figure.get_suptitle()], [], [*figure.legends]
     for axes in figure.axes:
-        found += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
-        found += [text.get_text() for text in axes.texts]
+        labels += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel()]
+        texts += [text.get_text() for text in axes.texts]
         legends += [axes.get_legend()] if axes.get_legend() else []
-    found += [text.get_text() for legend in legends for text in legend.get_texts()]
-    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in found if re.search("[A-Za-z]{2}", text)))
+    labels += [text.get_text() for legend in legends for text in legend.get_texts()]
+    found = [*dict.fromkeys(labels), *texts]
+    return "; ".join(" ".join(text.split()) for text in found if re.search("[A-Za-z]{2}", text))
 
 
 @plt.rc_context({"svg.hashsalt": "minigemma"})

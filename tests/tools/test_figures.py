@@ -49,6 +49,13 @@ def test_each_figure_says_its_finding_in_one_sentence_and_has_a_text_for_those_w
         assert alt.startswith(title) and len(alt) > len(title) + 40, name
 
 
+def test_the_words_of_a_figure_are_its_sentence_its_labels_and_its_texts():
+    figure = figures.curves([1, 2], {"ours": [0, 1], "theirs": [1, 0]}, "layer", "loss, nats")
+    figure.axes[0].text(1, 0, "the\nend")
+    figure.axes[0].text(1, 1, "7")
+    assert figures.words(figures.titled(figure, "They cross")) == "They cross; layer; loss, nats; ours; theirs; the end"
+
+
 def test_the_slides_show_figures_that_there_are(drawn):
     sessions = (Path(__file__).parents[2] / "notebooks" / "lectures").glob("session_*.ipynb")
     text = "".join(path.read_text(encoding="utf-8") for path in sessions)
