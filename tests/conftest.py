@@ -54,6 +54,7 @@ def run(capsys, monkeypatch):
 
     def command(*words, input=""):
         monkeypatch.setattr("sys.stdin", io.StringIO(input))
+        capsys.readouterr()  # what was printed before is no result of this command
         status = main([str(word) for word in words])
         return SimpleNamespace(returncode=status, **dict(zip(("stdout", "stderr"), capsys.readouterr(), strict=True)))
 

@@ -10,6 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 from family import MEMBERS, small
+from processes import one_line
 from vocabulary import SPECIAL, gemma_4_vocabulary
 
 import minigemma
@@ -270,9 +271,8 @@ def test_a_hostile_file_is_one_line_and_nothing_on_stdout(tmp_path, capsys, text
 
 
 @pytest.mark.parametrize(("words", "complaint"), [(["x", "--special"], "--special"), ([""], "prompt is empty")])
-def test_a_prompt_that_is_no_turn_is_refused(capsys, words, complaint):
-    assert main(["generate", *words, "--think"]) == 2
-    assert complaint in capsys.readouterr().err
+def test_a_prompt_that_is_no_turn_is_refused(words, complaint, run):
+    one_line(run("generate", *words, "--think"), complaint)
 
 
 def test_turns_shows_each_id_with_its_token_and_colour_on_a_terminal_alone(tmp_path, capsys, tools, tiny, monkeypatch):

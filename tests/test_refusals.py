@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from family import fields, small
+from processes import one_line
 
 import minigemma
 from minigemma import Config, Error, Tokenizer, Trace, checkpoint, forward, generate_ids
-from minigemma.__main__ import main
 from minigemma.account import compute, parameters
 from minigemma.files import make_directory, progress, read_json
 from minigemma.turns import render, to_ids
@@ -145,7 +145,7 @@ def test_a_tower_of_a_million_layers_is_refused(tmp_path):
         parameters.count(str(tmp_path / "config.json"))
 
 
-def test_a_tokenizer_without_turns_cannot_chat(tmp_path, checkpoint, capsys):
+def test_a_tokenizer_without_turns_cannot_chat(tmp_path, checkpoint, run):
     raw = json.loads((minigemma.TINY / "tokenizer.json").read_text(encoding="utf-8"))
     raw["added_tokens"] = [token for token in raw["added_tokens"] if "turn" not in token["content"]]
     raw["model"]["vocab"] = {
@@ -155,11 +155,9 @@ def test_a_tokenizer_without_turns_cannot_chat(tmp_path, checkpoint, capsys):
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
     with pytest.raises(Error, match=r"no <\|turn> token"):
         to_ids(render([{"role": "user", "content": "Hello"}], small=True), Tokenizer(tmp_path / "tokenizer.json"))
-    assert main(["chat", "--weights", str(checkpoint)]) == 2
-    assert "has no tokenizer.json" in capsys.readouterr().err
+    one_line(run("chat", "--weights", checkpoint), "has no tokenizer.json")
     (checkpoint / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
-    assert main(["chat", "--weights", str(checkpoint)]) == 2
-    assert "no <|turn> token" in capsys.readouterr().err
+    one_line(run("chat", "--weights", checkpoint), "no <|turn> token")
 
 
 def test_progress_is_shown_when_something_takes_longer_than_a_second(monkeypatch, capsys):

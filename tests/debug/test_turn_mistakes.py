@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from processes import one_line
 from vocabulary import SPECIAL, gemma_4_vocabulary
 
 from minigemma import TINY, Error, Trace
@@ -219,7 +220,7 @@ def test_pictures_that_stand_as_many_placeholders_are_no_mistake(tokenizer):
     assert mistakes_in([*ids[:at], *soft, *ids[at + 1 :]], tokenizer, True) == []
 
 
-def test_diagnose_names_the_mistake_in_ids_alone_without_a_forward_pass(tiny, monkeypatch, capsys):
+def test_diagnose_names_the_mistake_in_ids_alone_without_a_forward_pass(tiny, monkeypatch, capsys, run):
     for module in ("sampling", "debug.port", "debug.replay"):
         monkeypatch.setattr(import_module(f"minigemma.{module}"), "forward", None, raising=False)
     asked = [{"role": "user", "content": "Who is Tom?"}]
@@ -232,8 +233,7 @@ def test_diagnose_names_the_mistake_in_ids_alone_without_a_forward_pass(tiny, mo
         assert main(["diagnose", "--ids", ",".join(map(str, ids))]) == status
         out = capsys.readouterr().out
         assert all(word in out for word in words)
-    assert main(["diagnose"]) == 2
-    assert "nothing to diagnose" in capsys.readouterr().err
+    one_line(run("diagnose"), "nothing to diagnose")
 
 
 def test_diagnose_names_the_mistake_in_the_ids_of_a_trace_and_judges_the_trace_too(tiny, tmp_path, capsys):
@@ -268,12 +268,11 @@ def test_an_id_that_the_model_does_not_have_is_refused_and_not_called_clean(tiny
         diagnose_ids([*ids[:4], stranger, *ids[4:]], tiny)
 
 
-def test_ids_and_conversations_need_no_weights(tmp_path, capsys):
+def test_ids_and_conversations_need_no_weights(tmp_path, capsys, run):
     for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
         (tmp_path / name).write_bytes((TINY / name).read_bytes())
     (tmp_path / "talk.json").write_text('[{"role": "user", "content": "Hello"}]', encoding="utf-8")
     assert main(["turns", str(tmp_path / "talk.json"), "--weights", str(tmp_path), "--json"]) == 0
     ids = capsys.readouterr().out.strip().strip("[]").replace(" ", "")
     assert main(["diagnose", "--ids", ids, "--weights", str(tmp_path)]) == 0
-    assert main(["generate", "Hello", "--weights", str(tmp_path)]) == 2
-    assert "no .safetensors file" in capsys.readouterr().err
+    one_line(run("generate", "Hello", "--weights", tmp_path), "no .safetensors file")
