@@ -89,6 +89,7 @@ class Candidate(NamedTuple):
     where: str = ""  # which layers, in words; "": all
     layers: frozenset | None = None  # their numbers
     start: int = 0  # the first position with the mistake
+    step: int = 1  # how many tokens a later call has, for a mistake that needs a cache
 
 
 class Trial(NamedTuple):
@@ -189,9 +190,11 @@ class Search:
         """
         able = [t for t in trials if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
         yield from map(self.trial, self.partial(able))
-        if part_that_has(self.comparison.first_broken) == "text" and 1 < self.start < len(self.run.tokens) - 1:
-            late = [t.candidates[0]._replace(start=self.start) for t in able] + self.numbered()
-            able = self.trials("mistakes that begin later", [(one,) for one in self.mending(late)])
+        count = len(self.run.tokens)
+        if part_that_has(self.comparison.first_broken) == "text" and 1 < self.start < count - 1:
+            late = self.mending([t.candidates[0]._replace(start=self.start) for t in able] + self.numbered())
+            late += [t.candidates[0]._replace(step=count) for t in trials if "cached" in t.fault.needs]
+            able = self.trials("mistakes that begin later", [(one,) for one in late])
             yield from sorted(able, key=Trial.rank)
             yield from map(self.trial, self.partial(able))
 
@@ -248,7 +251,7 @@ class Search:
                 return array
 
             with np.errstate(all="ignore"), suppress(_Reached):
-                port.run(tap, self.prefill if cached else None)
+                port.run(tap, *((self.prefill, candidates[0].step) if cached else ()))
         except (ValueError, LookupError, AttributeError, TypeError):
             if len(candidates) == 1:
                 self.skipped.append(candidates[0].fault.id)
@@ -293,7 +296,8 @@ class Search:
     def finding(self, candidate, explained, errors):
         """The Finding of a mistake that explains this fraction of the excess; errors are those of its Trial."""
         fault, begins = candidate.fault, candidate.start and f"from position {candidate.start} on"
-        title = ", ".join(filter(None, (fault.title, candidate.where, begins)))
+        call = candidate.step > 1 and "all later tokens in one call"
+        title = ", ".join(filter(None, (fault.title, candidate.where, begins, call)))
         mended = [n for n in self.broken if errors.get(n, np.inf) <= self.allows(n)]
         worst = max(self.broken, key=lambda name: self.own_error[name])
         evidence = (

@@ -473,10 +473,11 @@ def _not_finite(bad, theirs, run):
     wrong, order = ~np.isfinite(rows), list(run.shapes)  # [T, n]
     before = [name for name in order[: order.index(bad.name)] if name in run.theirs]
     unseen = order[order.index(before[-1]) + 1 if before else 0 : order.index(bad.name) + 1]  # may be broken
-    softmax = part_of(bad.name).startswith("attn") and "attn.pattern" in map(part_of, unseen)
-    if softmax and np.isnan(rows[wrong.any(-1)]).all():
+    softmax = "attn.pattern" in map(part_of, unseen) and np.isnan(rows[wrong.any(-1)]).all()
+    if softmax and part_of(bad.name).startswith("attn"):
         return f"all of {where} is NaN: these queries see no key, or their scores overflow"
-    return f"{wrong.sum()} of its {rows.size} numbers, at {where}, are not finite: an overflow, or a division by 0"
+    cause = "an overflow, a division by 0, or queries that see no key" if softmax else "an overflow, or a division by 0"
+    return f"{wrong.sum()} of its {rows.size} numbers, at {where}, are not finite: {cause}"
 
 
 def _mask(missing, extra, count):

@@ -96,11 +96,11 @@ class Port:
 
         return watch
 
-    def run(self, tap=no_tap, prefill=None):
-        """The pass -> logits [T, V]. prefill: the number of tokens in the first call; the others follow one by one."""
+    def run(self, tap=no_tap, prefill=None, step=1):
+        """The pass -> logits [T, V]. prefill: the number of tokens in the first call; `step` in each later one."""
 
-        watched = self.watched(tap)
-        bounds = [0, len(self.tokens)] if prefill is None else [0, *range(prefill, len(self.tokens) + 1)]
+        watched, T = self.watched(tap), len(self.tokens)
+        bounds = [0, T] if prefill is None else [0, *range(prefill, T, step), T]
         rows, cache = [], EMPTY
         for self.start, end in pairwise(bounds):
             self.seen.clear()

@@ -118,7 +118,7 @@ def broken_ops(rows, config):
     ops = "; ".join(f"{', '.join(parts)}{place(numbers)}" for numbers, parts in where.items())
     first, line = broken[0], f"the broken ops: {ops}"
     if first.own and not (wrong := ~(first.own.errors <= first.allowed)).all():
-        line += f"; {first.name} is wrong at {in_words(np.flatnonzero(wrong))}"
+        line += f"; the first is wrong at {in_words(np.flatnonzero(wrong))}"
     behind = [row.verdict for row in rows[rows.index(first) + 1 :] if row.verdict != "MISSING"]
     verbs = {"POISONED": "are poisoned", "DRIFT": "drift"}
     follows = [f"{behind.count(name)} {verb}" for name, verb in verbs.items() if name in behind]

@@ -224,16 +224,19 @@ def test_a_mistake_in_some_layers_only_is_named_with_those_layers(id, kind, only
     assert f"{FAULTS[id].title}, on {words} only" in found.sentence
 
 
-LATER = [("D2", "", "*.resid_post"), ("C1", "the global layers", None)]
+LATER = [
+    ("D2", "", "*.resid_post", "from position 12 on"),
+    ("C1", "the global layers", None, "on the global layers only, from position 12 on"),
+    ("E7", "", "*.resid_post", "all later tokens in one call"),
+]
 
 
-@pytest.mark.parametrize("id, words, only", LATER)
-def test_a_mistake_of_the_second_call_only_is_named_with_its_first_position(id, words, only):
-    model, start = model_of("E2B"), 12
-    theirs = captured(model, TOKENS, id, only, layer_groups(model.config).get(words), start)
+@pytest.mark.parametrize("id, words, only, where", LATER)
+def test_a_mistake_of_the_second_call_only_is_named_with_its_first_position(id, words, only, where):
+    model = model_of("E2B")
+    theirs = captured(model, TOKENS, id, only, layer_groups(model.config).get(words), start=12)
     found = diagnose(theirs, Run(model, TOKENS, theirs))
     assert [fault.id for fault in found.faults] == [id]
-    where = f"on {words} only, from position {start} on" if words else f"from position {start} on"
     assert f"{FAULTS[id].title}, {where}: explains" in found.sentence
 
 
