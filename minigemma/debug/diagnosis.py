@@ -28,7 +28,7 @@ from .runs import PictureRun, Run, SoundRun
 from .samerun import layer_groups, lengths_of, notes_of, read_theirs, stated, unrelated, with_other_bos
 from .turn_mistakes import mistakes_in
 
-FLIPPED = 0.2  # of an error may be left by a mistake that rounds: some numbers it rounds the other way
+FLIPPED = 0.3  # of an error may be left by a mistake that rounds: some numbers it rounds the other way
 NAMED = 0.8  # the fraction of the excess that a named fault must explain
 PREFIX, BEYOND = 128, 64  # of a long trace at least so many positions are searched, and so many behind the first wrong
 SHORTER = 0.75  # of a trace: a longer prefix saves less than the check on the whole costs
@@ -256,9 +256,11 @@ class Search:
             if len(candidates) == 1:
                 self.skipped.append(candidates[0].fault.id)
             return None  # two changes that exclude each other, such as two windows, or one that this trace cannot show
-        flips = all(candidate.fault.flips for candidate in candidates)
-        found = {name: difference.errors[start:] for name, difference in replay.found.items()}
-        errors = {name: typical(rows) if flips else float(rows.max(initial=0)) for name, rows in found.items()}
+        errors = {name: float(d.errors[start:].max(initial=0)) for name, d in replay.found.items()}
+        if all(candidate.fault.flips for candidate in candidates):  # then the worst position says little
+            for name in errors.keys() & self.known.keys():
+                left, before = (typical(d.errors[start:]) for d in (replay.found[name], self.known[name][1]))
+                errors[name] = self.own_error[name] * left / before if before else errors[name]
         for name in errors.keys() & self.known.keys() if start else ():
             errors[name] = max(errors[name], float(self.known[name][1].errors[:start].max(initial=0)))
         return errors | dict.fromkeys(replay.misshapen, np.inf)

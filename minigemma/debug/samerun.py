@@ -245,8 +245,9 @@ def _of_other_inputs(matrix, more):
 
 def _directions(x, rest):
     """How many directions of x [T, n], its mean row aside, leave no more than this fraction of it."""
-    values = np.linalg.svd(x - x.mean(0), compute_uv=False)[::-1]  # the smallest first
-    return int((np.sqrt(np.cumsum(values**2)) > rest * np.linalg.norm(x)).sum())
+    around = x - x.mean(0)  # [T, n]
+    sizes = np.linalg.eigvalsh(around @ around.T)  # [T] of the directions, squared, the smallest first
+    return int((np.cumsum(sizes) > rest**2 * (x * x).sum()).sum())
 
 
 def few_bits(errors):

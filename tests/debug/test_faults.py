@@ -16,7 +16,7 @@ from ports import captured
 from minigemma import Error, Trace, forward
 from minigemma.__main__ import main
 from minigemma.debug import diagnosis
-from minigemma.debug.catalogue import FAULTS, PROBES, Fault, applicable
+from minigemma.debug.catalogue import FAULTS, PROBES, Fault, applicable, to_bfloat16
 from minigemma.debug.diagnosis import Search, diagnose
 from minigemma.debug.diff import compare_traces
 from minigemma.debug.port import Port
@@ -172,6 +172,20 @@ def test_every_mistake_of_the_catalogue_can_be_tried_on_every_member(member, len
     for candidate in candidates:
         assert search.errors([candidate]) is not None
     assert not search.skipped
+
+
+def test_a_mistake_that_rounds_explains_nothing_of_another_at_few_positions():
+    model, trace = model_of("E2B", layer_types=kinds(1, 1), num_kv_shared_layers=2), Trace()
+    late = np.where(np.arange(len(TOKENS)) % 8, 1, 1.04).astype(np.float32)[:, None]  # [T, 1]: two times the allowed
+
+    def port(name, x):
+        return trace(name, to_bfloat16(x * late if name == "layers.3.mlp.gate" else x))
+
+    forward(TOKENS, model.weights, model.config, tap=port)
+    run = Run(model, TOKENS, dict(trace))
+    search = Search(run, compare_traces(dict(trace), run), prefill=None)
+    assert search.broken == ["layers.3.mlp.gate"]
+    assert all(search.trial(one).explained < 0.1 for one in search.candidates() if one.fault.flips)
 
 
 def raises(port):
