@@ -12,8 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def python(*arguments, path=(), env=None, **options):
-    """A finished Python process. path: directories in front of those that it imports from; env: added to os.environ."""
+    """A finished Python process. path: directories in front of those that it imports from.
+
+    env: added to os.environ; what is None there is taken from it.
+    """
     environment = needs.environment(os.pathsep.join(map(str, [*path, ROOT])), **env or {})
+    environment = {name: value for name, value in environment.items() if value is not None}
     return subprocess.run(
         [sys.executable, *map(str, arguments)], check=False, env=environment, timeout=120,
         **{"cwd": ROOT, "capture_output": True, "encoding": "utf-8"} | options,
@@ -23,6 +27,12 @@ def python(*arguments, path=(), env=None, **options):
 def command(*arguments, **options):
     """A finished `python -m minigemma`; options as of `python`."""
     return python("-m", "minigemma", *arguments, **options)
+
+
+def shell(line):
+    """A finished command of a POSIX shell, in which {} stands for `python -m minigemma`."""
+    line = line.format(f"{sys.executable} -m minigemma")
+    return subprocess.run(["sh", "-c", line], check=False, capture_output=True, cwd=ROOT, text=True, timeout=120)
 
 
 def one_line(result, *words):

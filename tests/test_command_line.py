@@ -1,11 +1,9 @@
 """The command line as a user meets it: results on stdout, one clear line and status 2 for every mistake."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT, command, one_line
+from processes import command, one_line, shell
 
 import minigemma
 from minigemma import Trace
@@ -106,7 +104,5 @@ def test_weights_come_from_the_environment(tmp_path):
 
 
 def test_a_closed_pipe_is_silent():
-    shell = f"{sys.executable} -m minigemma generate 'Once upon a time' -n 400 | head -c 5"
-    result = subprocess.run(["sh", "-c", shell], check=False, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert len(result.stdout) == 5
-    assert result.stderr == ""
+    result = shell("{} generate 'Once upon a time' -n 400 | head -c 5")
+    assert (len(result.stdout), result.stderr) == (5, "")

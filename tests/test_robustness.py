@@ -15,7 +15,7 @@ import needs
 import numpy as np
 import pytest
 from family import fields, small
-from processes import command, interrupt_at, one_line, python
+from processes import command, interrupt_at, one_line, python, shell
 
 import minigemma
 from minigemma import Error
@@ -164,10 +164,8 @@ def test_too_little_memory_is_one_line(monkeypatch, capfd):
 
 @needs.SHELL
 def test_a_command_without_an_output_still_ends_well():
-    result = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m minigemma params E2B >&-"], check=False, capture_output=True, cwd=ROOT
-    )
-    assert (result.returncode, result.stderr) == (0, b"")
+    result = shell("{} params E2B >&-")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_terminal_that_lacks_a_letter_shows_its_number_and_bytes_that_are_no_text_are_refused():
@@ -265,8 +263,7 @@ def test_a_chat_ends_each_answer_at_the_end_of_its_turn_whatever_the_files_say(t
 
 @needs.SHELL
 def test_a_chat_whose_input_is_closed_ends():
-    closed = ["sh", "-c", f"{sys.executable} -m minigemma chat <&-"]
-    assert subprocess.run(closed, check=False, cwd=ROOT, capture_output=True).returncode == 0
+    assert shell("{} chat <&-").returncode == 0
 
 
 def test_a_turn_that_the_model_ends_at_once_stays_in_the_conversation(tiny, monkeypatch):

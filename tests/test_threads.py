@@ -2,13 +2,11 @@
 
 import math
 import os
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from family import small
 
@@ -16,18 +14,13 @@ from minigemma import forward, ops, threads
 from minigemma.packed import HalfMatrix, narrow, product, stacked_product
 from minigemma.threads import blocks, count, cpu_quota, share_out
 
-ROOT = Path(__file__).parents[1]
 SIZES = [1, 2, 3, 4]  # threads of the pool
 
 
 def python(code, **settings):
     """What a program prints in a fresh interpreter, without the settings of threads that this one may have."""
-    names = (*threads.BLAS_SETTINGS, "OMP_NUM_THREADS")
-    environment = {name: value for name, value in os.environ.items() if name not in names} | settings
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False,
-    )  # fmt: skip
+    unset = dict.fromkeys((*threads.BLAS_SETTINGS, "OMP_NUM_THREADS"))
+    run = processes.python("-c", code, env=unset | settings)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 
