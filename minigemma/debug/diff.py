@@ -434,12 +434,12 @@ def find_hint(bad, run):
     ours = ending(bad.name, ours, len(by_position(bad.name, theirs)))
     if ours.shape != theirs.shape:
         return None
-    unknown, hidden = np.False_, np.False_  # values that say nothing: masked scores; keys that a query may not see
+    unknown, hidden = np.False_, None  # values that say nothing: masked scores; keys that a query of text may not see
     if part_that_has(bad.name) == "text" and part_of(bad.name) in ("attn.scores", "attn.pattern"):
         hidden = hidden_keys(run.config, bad.name, theirs.shape, len(run.tokens), run.last)  # [T, S]
     if bad.name.endswith("attn.scores") and (theirs <= MASKED).any():
         unknown = theirs <= MASKED  # [N, T, S]
-        if words := _mask(*wrong_masks(unknown, hidden), len(run.tokens)):
+        if hidden is not None and (words := _mask(*wrong_masks(unknown, hidden), len(run.tokens))):
             return words
     ours, theirs = np.where(unknown, 0, ours), np.where(unknown, 0, theirs)
     if not np.isfinite(theirs).all():
@@ -494,11 +494,11 @@ def _mask(missing, extra, count):
 
 
 def _pattern(ours, theirs, hidden, good, count):
-    """What is wrong with a pattern, whatever its scores are, or None. hidden [T, S]: of text; count: as in `_mask`."""
+    """What is wrong with a pattern, whatever its scores are, or None. hidden: [T, S], in text; count: as in `_mask`."""
     sums = theirs.sum(-1)  # [N, T]
     if np.abs(sums - 1).max() > 0.01:
         return f"its rows sum to {sums.min():.2g} to {sums.max():.2g}, not to 1"
-    if not np.ndim(hidden):
+    if hidden is None:
         return None
     extra, least = hidden & (theirs > good), np.where(theirs > 0, theirs, 1).min(-1)  # [N, T, S], [N, T]
     alike = (theirs.max(-1) < 1.01 * least) & (least < 1)  # [N, T]

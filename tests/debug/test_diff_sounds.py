@@ -1,5 +1,6 @@
 """A trace of a sound beside our own pass: diff names the first broken op of the audio tower."""
 
+import numpy as np
 import pytest
 from family import random_sound, write_whole
 from test_hear import SOUND
@@ -52,6 +53,14 @@ def test_a_right_trace_of_a_sound_and_of_its_text_is_clean(model, tmp_path):
     found = diff_file(captured(tmp_path / "t", model), model)
     assert found.clean and "the sound: all" in found.sentence and "the text: all" in found.sentence
     assert {row.verdict for row in found.rows} == {"OK"}
+
+
+def test_masked_scores_of_a_sound_are_not_judged_by_the_masks_of_the_text(tower, tmp_path):
+    def masked(name, array):
+        return np.where(np.arange(array.shape[-1]) < 2, -np.inf, 2 * array) if name.endswith("attn.scores") else array
+
+    found = diff_file(captured(tmp_path / "t", tower, masked, text=False), tower)
+    assert found.first_broken == "audio.layers.0.attn.scores" and "query" not in found.hint
 
 
 def test_a_trace_of_a_sound_alone_needs_no_ids(model, tmp_path):
