@@ -1,8 +1,11 @@
 """Fixtures shared by the default suite, and the runs of the notebooks beside it."""
 
 import io
+import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import minigemma  # before NumPy, so that its BLAS gets one thread
@@ -46,6 +49,17 @@ def tiny():
 def whole(tmp_path_factory):
     """A checkpoint that sees and hears."""
     return write_whole(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def course():
+    """The module that the notebooks share."""
+    folder = str(Path(__file__).parents[1] / "notebooks")
+    sys.path.insert(0, folder)
+    with warnings.catch_warnings():  # it changes the filters
+        import course
+    yield course
+    sys.path.remove(folder)
 
 
 @pytest.fixture

@@ -16,17 +16,6 @@ from minigemma.interventions import token_losses
 from minigemma.ops import gelu, rms_norm, rope, rotation, softmax, visible
 
 
-@pytest.fixture(scope="module")
-def course():
-    import sys
-
-    sys.path.insert(0, str(FOLDER))
-    import course
-
-    yield course
-    sys.path.remove(str(FOLDER))
-
-
 @pytest.fixture
 def said(course, tiny, capsys, monkeypatch):
     """A function: the name of an exercise and an answer -> what check prints."""

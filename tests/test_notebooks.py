@@ -3,11 +3,10 @@
 import math
 import re
 import socket
-import warnings
 
 import numpy as np
 import pytest
-from notebook_runs import FOLDER, NOTEBOOKS, exercises, pictures, read, texts
+from notebook_runs import NOTEBOOKS, exercises, pictures, read, texts
 
 import minigemma
 from minigemma import Error
@@ -139,16 +138,6 @@ def test_a_stored_notebook_is_small_and_names_no_machine(path):
             assert not re.search(r"(?<![\w.])/(?:home|root|tmp|Users|work|opt|usr|var|mnt)\b|[A-Z]:\\", shown), shown
             assert socket.gethostname() not in shown
             assert not re.search(r" at 0x[0-9a-f]+", shown), f"an address of this run: {shown}"
-
-
-@pytest.fixture
-def course(monkeypatch):
-    """The module that the notebooks share."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    with warnings.catch_warnings():  # it changes the filters
-        import course
-
-        yield course
 
 
 def test_a_machine_with_wrong_products_is_told_what_to_upgrade(course, capsys, monkeypatch):
