@@ -223,14 +223,15 @@ def _rank(ours, more, rounding):
     """The rank of what was added to a matrix, from our product and what theirs has more [T, n each] -> rank, share.
 
     share: of the directions that our product has, or of the rows or columns that are wrong, if they are fewer. A
-    constant row, a bias, has rank 0. rounding: of the product, relative; where it hides the rank, the share is 1.
+    constant row, a bias, has rank 0. rounding: of the product, relative; where it hides the rank, T and 1.
     """
     if not more.any():
         return 0, 0
     rounding *= np.linalg.norm(ours) / np.linalg.norm(more)
     wrong = np.abs(more) > 0.01 * np.abs(more).max()  # [T, n]
     rank, whole = (_directions(x, rounding) for x in (more, ours))
-    return (rank, rank / min(whole, wrong.any(0).sum(), wrong.any(1).sum())) if rounding < 0.2 and whole else (0, 1)
+    hidden = rounding > 0.2 or not whole
+    return (len(more), 1) if hidden else (rank, rank / min(whole, wrong.any(0).sum(), wrong.any(1).sum()))
 
 
 def _of_other_inputs(matrix, more):
