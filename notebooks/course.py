@@ -8,6 +8,7 @@ import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the notebooks run from a clone, not from an install
 
@@ -20,6 +21,7 @@ from exercises import check, progress  # noqa: F401 (for the notebooks)
 
 from minigemma.debug.goldens import check_goldens
 from minigemma.tools import figures
+from minigemma.tools.grade import grade_file, grades_text
 
 # NumPy 2.0 to 2.3 on Apple silicon warns of a division by zero in products that hold none (numpy#28687).
 warnings.filterwarnings("ignore", message=".* encountered in matmul", category=RuntimeWarning)
@@ -177,6 +179,14 @@ def large_kind():
     for layer in weights.layers:
         layer.router_proj *= 10  # random routers are nearly indifferent; this makes their choices visible
     return config, weights
+
+
+def grade(text):
+    """Print what `python -m minigemma grade` says of a file with this text."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "student.py")
+        file.write_text(text, encoding="utf-8")
+        print(grades_text(grade_file(file)))
 
 
 def fits(size, what):
