@@ -20,7 +20,7 @@ def captured(model, tokens, id, only=None, layers=None, start=0):
     if not start:
         port.run(trace)
         return dict(trace)
-    _, cache = forward(tokens[:start], model.weights, model.config, tap=first)
-    forward(tokens[start:], port.weights, port.config, cache, tap=port.watched(trace))
+    _, port.cache = forward(tokens[:start], model.weights, model.config, tap=first)
+    forward(tokens[start:], port.weights, port.config, port.cache, tap=port.watched(trace))
     whole = [name for name in trace if "S" not in axes_of(name)]
     return {name: np.concatenate([first[name], trace[name]], time_axis(name)) for name in whole}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..cache import Buffer, Cache, Entry
 from ..checkpoint import fingerprint, read_unused
 from ..errors import Error
 from ..files import progress
@@ -130,15 +131,16 @@ class Search:
         self.start = int(min((places[0] for places in wrong), default=0))  # the first wrong position
         if prefill is None and 1 < self.start < len(run.tokens):
             self.prefill = self.start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
-        arrays, replay = {}, run.replay()
+        arrays, onward, replay = {}, {}, run.replay()
 
         def kept(name, array):
             arrays[name] = array.copy() if ".heads." in name else array  # a head's array is used again
-            return replay(name, array)
+            onward[name] = replay(name, array)
+            return onward[name]
 
         run.through(kept)
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
-        self.past = {n: array for n, array in arrays.items() if part_of(n) in ("attn.rot_k", "attn.v")}  # right K and V
+        self.kv = {name: array for name, array in onward.items() if part_of(name) in ("attn.rot_k", "attn.v")}
         self.early = None  # a Search of the first positions, where they are right, as nothing is wrong until much later
         if self.start >= 2 * PREFIX and in_one_call(run) and not shapes:
             calls = prefill and min(prefill, PREFIX)
@@ -231,18 +233,18 @@ class Search:
     def errors(self, candidates, until=None):
         """Own errors with these mistakes in our pass -> tap: error; infinite where shapes differ.
 
-        Of one that begins later, the pass is right before: earlier positions reach later ones through K and V alone.
+        Of one that begins later, only the later positions are passed, as a call behind the cache of those before.
         until: the tap behind which the pass ends.
         """
-        start = candidates[0].start
-        run, port = self.run, self.run.port(self.suspect, self.wrong)
-        port.past = {name: array[:start] for name, array in self.past.items()} if start else {}
+        run, port, start = self.run, self.run.port(self.suspect, self.wrong), candidates[0].start
         cached = any("cached" in candidate.fault.needs for candidate in candidates)
         try:
             for candidate in candidates:
                 port.only = candidate.layers
                 candidate.change(port)
-            replay = run.replay(port.config, {} if cached else self.known)
+            calls = {"cache": self.before(port.config)} if start else {}
+            calls |= {"prefill": self.prefill, "step": candidates[0].step} if cached else {}
+            replay = run.replay(port.config, {} if calls else self.known, start)
 
             def tap(name, array):
                 array = replay(name, array)
@@ -251,19 +253,26 @@ class Search:
                 return array
 
             with np.errstate(all="ignore"), suppress(_Reached):
-                port.run(tap, *((self.prefill, candidates[0].step) if cached else ()))
+                port.run(tap, **calls)
         except (ValueError, LookupError, AttributeError, TypeError):
             if len(candidates) == 1:
                 self.skipped.append(candidates[0].fault.id)
             return None  # two changes that exclude each other, such as two windows, or one that this trace cannot show
-        errors = {name: float(d.errors[start:].max(initial=0)) for name, d in replay.found.items()}
+        errors = {name: d.error for name, d in replay.found.items()}
         if all(candidate.fault.flips for candidate in candidates):  # then the worst position says little
             for name in errors.keys() & self.known.keys():
-                left, before = (typical(d.errors[start:]) for d in (replay.found[name], self.known[name][1]))
+                left, before = typical(replay.found[name].errors), typical(self.known[name][1].errors[start:])
                 errors[name] = self.own_error[name] * left / before if before else errors[name]
-        for name in errors.keys() & self.known.keys() if start else ():
-            errors[name] = max(errors[name], float(self.known[name][1].errors[:start].max(initial=0)))
         return errors | dict.fromkeys(replay.misshapen, np.inf)
+
+    def before(self, config):
+        """The cache that the positions before the first wrong one leave to a port of this config: they are right."""
+        start, entries = self.start, {}
+        for layer in config.layers:
+            if not layer.shares_kv:
+                k, v = (self.kv[f"layers.{layer.index}.attn.{part}"][:start] for part in ("rot_k", "v"))
+                entries[layer.index] = Entry(Buffer(k, v, start), 0, start).trim(layer.window)
+        return Cache(start, entries)
 
     def trial(self, *candidates):
         """Put these mistakes together into our pass -> Trial.

@@ -37,7 +37,7 @@ class Port:
         self.after_call = lambda cache: cache
         self.start = 0  # position of the current call's first token
         self.only = None  # the numbers of the layers that a change may touch; None: all
-        self.past = {}  # tap of K or V -> its rows before the position at which the mistakes begin
+        self.cache = EMPTY  # what the current call continues
         self.mistakes = []  # ids of the catalogue's entries that were put in
 
     def copy(self):
@@ -86,8 +86,6 @@ class Port:
             for only, function in self.edits[short]:
                 if only is None or i in only:
                     array = function(At(self, i), array)
-            if name in self.past:
-                array = np.concatenate([self.past[name], array[len(self.past[name]) :]])
             array = tap(name, array)
             if i not in self.seen and i:  # of layers behind us only what a later one may read
                 self.seen[i - 1] = {key: self.seen[i - 1][key] for key in KEPT if key in self.seen[i - 1]}
@@ -96,20 +94,22 @@ class Port:
 
         return watch
 
-    def run(self, tap=no_tap, prefill=None, step=1):
-        """The pass -> logits [T, V]. prefill: the number of tokens in the first call; `step` in each later one."""
+    def run(self, tap=no_tap, prefill=None, step=1, cache=EMPTY):
+        """The pass of the tokens behind `cache` -> logits [T, V].
 
-        watched, T = self.watched(tap), len(self.tokens)
-        bounds = [0, T] if prefill is None else [0, *range(prefill, T, step), T]
-        rows, cache = [], EMPTY
+        prefill: the number of tokens in the first call; `step` in each later one.
+        """
+        watched, T, start = self.watched(tap), len(self.tokens), cache.length
+        bounds = [start, T] if prefill is None else [start, *range(prefill, T, step), T]
+        rows, self.cache = [], cache
         for self.start, end in pairwise(bounds):
             self.seen.clear()
             # one call gets all of them, so that a position outside the prompt is refused
-            soft = self.soft_tokens if prefill is None else self._soft_between(self.start, end)
+            soft = self.soft_tokens if len(bounds) == 2 and not start else self._soft_between(self.start, end)
             call = self.tokens[self.start : end]
             with self.named_errors():
-                out, cache = forward(call, self.weights, self.config, cache, tap=watched, soft_tokens=soft)
-                cache = self.after_call(cache)
+                out, after = forward(call, self.weights, self.config, self.cache, tap=watched, soft_tokens=soft)
+                self.cache = self.after_call(after)
             rows.append(out)
         return np.concatenate(rows)  # [T, V]
 
@@ -137,17 +137,24 @@ class PicturePort(Port):
         return [self.layer(i) for i in range(len(self.weights.layers))]
 
     def layer(self, i):
-        return self.config.vision, self.weights.layers[i]
+        return self.tower, self.weights.layers[i]
+
+    @property
+    def tower(self):
+        return self.config.vision
 
     @property
     def eps(self):
-        return self.config.vision.rms_norm_eps
+        return self.tower.rms_norm_eps
 
-    def run(self, tap=no_tap, prefill=None):
+    def encoded(self, tap):
+        return encoder(self.config)(self.image, self.weights, self.config, tap=tap)
+
+    def run(self, tap=no_tap):
         """The pass -> soft tokens [M, Y]."""
         self.seen.clear()
         with self.named_errors():
-            return encoder(self.config)(self.image, self.weights, self.config, tap=self.watched(tap))
+            return self.encoded(self.watched(tap))
 
 
 class SoundPort(PicturePort):
@@ -160,18 +167,12 @@ class SoundPort(PicturePort):
         super().__init__(config, weights, None, suspect=suspect)
         self.heard, self.samples = heard, samples
 
-    def layer(self, i):
-        return self.config.audio, self.weights.layers[i]
-
     @property
-    def eps(self):
-        return self.config.audio.rms_norm_eps
+    def tower(self):
+        return self.config.audio
 
-    def run(self, tap=no_tap, prefill=None):
-        """The pass -> soft tokens [M, Y]."""
-        self.seen.clear()
-        with self.named_errors():
-            return listener(self.config)(self.heard, self.weights, self.config, tap=self.watched(tap))
+    def encoded(self, tap):
+        return listener(self.config)(self.heard, self.weights, self.config, tap=tap)
 
 
 def listener(config):
@@ -217,8 +218,9 @@ class At:
         return self.port.tokens[self.positions]
 
     def from_donor(self, name):
-        """A tap of the layer whose K and V this layer reads, this one included."""
-        return self.port.seen[self.layer.kv_from][name]
+        """K (attn.rot_k) or V (attn.v) of the layer whose keys this layer reads, this one included: [S, K, H]."""
+        new, cached = self.port.seen[self.layer.kv_from][name], self.port.cache.entries.get(self.layer.kv_from)
+        return np.concatenate([cached.k if name == "attn.rot_k" else cached.v, new]) if cached else new
 
     def rotation(self, x):
         """Cosines and sines of RoPE for x [T, heads, H], the last T positions of this call: two of [T, 1, H/2]."""

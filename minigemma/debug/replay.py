@@ -116,14 +116,14 @@ class Replay:
     finite, or if it has another shape, the pass goes on with ours. config: of the pass; it says which scores must be
     masked. known: tap name -> (our array, Difference) of an earlier replay: most ops give the same array again, and
     checking that is quicker than comparing anew. last: as in `hidden_keys`. count: how many tokens the prompt has, for
-    a prompt that comes in several calls.
+    a prompt that comes in several calls. start: the position at which the first call begins, behind a cache.
     """
 
-    def __init__(self, theirs, config=None, known=None, last=None, count=None):
+    def __init__(self, theirs, config=None, known=None, last=None, count=None, start=0):
         self.theirs, self.config, self.known, self.last, self.count = theirs, config, known or {}, last, count
         self._found, self.misshapen = {}, {}
         self._calls = defaultdict(list)  # tap -> pairs (ours, theirs) of later calls, still to compare
-        self.start = self.end = 0  # the positions of this call: a sequence may come in several
+        self.begin = self.start = self.end = start  # the positions of this call: a sequence may come in several
 
     @property
     def found(self):
@@ -171,8 +171,10 @@ class Replay:
         first = count - rows  # the position of their first row
         if name.startswith(("vision.", "audio.")) or not rows or first < 0:
             return theirs
-        if "S" in axes_of(name) and (self.start, self.end) != (0, count):
-            return None  # a later call sees other keys
+        if "S" in axes_of(name):
+            if (self.start, self.end) != (self.begin, count):
+                return None  # a later call sees other keys
+            theirs = theirs[..., -np.shape(array)[-1] :] if self.begin else theirs
         begin = max(first, self.start)
         if begin >= self.end:
             return None
@@ -188,9 +190,8 @@ class Replay:
         if name.endswith("probs"):
             return compare(name, ours, theirs)
         best = np.argsort(-self.probs, axis=-1, kind="stable")[:, : ours.shape[1]]  # [T, k], as the pass chooses
-        chosen = np.asarray(self.theirs.get(name.replace(".weights", ".experts"), best)).astype(int)  # [T, k]
-        if chosen.shape != best.shape:
-            chosen = best
+        chosen = self._theirs_at(name.replace(".weights", ".experts"), best)  # [T, k]
+        chosen = best if chosen is None or chosen.shape != best.shape else chosen.astype(int)
         if name.endswith("experts"):  # the probability that their choice loses: a tie may go either way
             p, q = (np.take_along_axis(self.probs, e, -1).sum(-1) for e in (best, theirs.astype(int)))  # [T] each
             return Difference((p - q) / p, 1.0, 1.0)

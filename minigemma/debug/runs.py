@@ -84,9 +84,9 @@ class Run:
         """Run our pass with this tap."""
         forward(self.tokens, self.weights, self.config, tap=tap, soft_tokens=self.soft_tokens)
 
-    def replay(self, config=None, known=None):
-        """A Replay of their arrays. config: of a port; known: as in Replay."""
-        return Replay(self.theirs, config or self.config, known, self.last, len(self.tokens))
+    def replay(self, config=None, known=None, start=0):
+        """A Replay of their arrays. config: of a port; known, start: as in Replay."""
+        return Replay(self.theirs, config or self.config, known, self.last, len(self.tokens), start)
 
     def replayed(self, theirs):
         """Run our pass, each op on their input -> the Replay."""

@@ -23,7 +23,7 @@ from minigemma.debug.replay import compare, in_words
 from minigemma.debug.runs import Run
 from minigemma.ops import visible
 from minigemma.packed import narrow, widen
-from minigemma.taps import axes_of, layer_of, names_of, part_of, tap_kind, time_axis
+from minigemma.taps import axes_of, layer_of, names_of, tap_kind, time_axis
 
 TOKENS = np.random.default_rng(3).integers(3, 120, 23)
 MEMBERS = {"A4": "12B", "D6": "31B"}  # A4: where no PLE has a norm before the layers; D6: two global kv heads
@@ -265,13 +265,13 @@ def test_what_is_wrong_with_a_pattern_is_said(hint, layer):
 def test_queries_of_a_later_call_that_see_no_key_are_named(tap, first):
     """Sliding layers read the last 5 keys of a call that begins at 12: its first 6 queries see none of them."""
     model, theirs = model_of("E2B"), {}
-    right, port, wrong = recorded(model), Port(model.config, model.weights, TOKENS), Trace()
-    port.past = {name: array[:12] for name, array in right.items() if part_of(name) in ("attn.rot_k", "attn.v")}
+    right, port, later = recorded(model), Port(model.config, model.weights, TOKENS), Trace()
     FAULTS["G4"].changes[0](port)
-    port.run(wrong)
+    port.run(later, cache=forward(TOKENS[:12], model.weights, model.config)[1])
     for name, array in right.items():
-        rows = array.take(range(first, 12), time_axis(name)), wrong[name].take(range(12, T), time_axis(name))
-        theirs[name] = np.concatenate(rows, time_axis(name))
+        keys = T - later[name].shape[-1] if "S" in axes_of(name) else 0  # that this call does not read
+        wrong = np.concatenate([np.zeros_like(later[name], shape=(*later[name].shape[:-1], keys)), later[name]], -1)
+        theirs[name] = np.concatenate([array.take(range(first, 12), time_axis(name)), wrong], time_axis(name))
     unseen = ("scores", "pattern") if tap == "attn.z" else "scores"
     theirs = {name: array for name, array in theirs.items() if not name.endswith(unseen)}
     run = Run(model, TOKENS, theirs, start=first)
@@ -745,9 +745,9 @@ def test_a_mistake_that_would_show_long_before_the_fault_is_tried_on_the_first_p
     run = Run(model, tokens, theirs)
     search = Search(run, compare_traces(theirs, run), None)
 
-    def counted(port, *rest):
+    def counted(port, tap, **calls):
         tried.append((*port.mistakes, len(port.tokens)))
-        return whole(port, *rest)
+        return whole(port, tap, **calls)
 
     monkeypatch.setattr(Port, "run", counted)
     search.trials("known mistakes", [(one,) for one in search.candidates()])

@@ -281,6 +281,17 @@ def test_two_prompts_in_one_row_are_named_where_there_is_a_second_bos(id, only):
         assert all(search.mends_all(search.trial(candidate)) for candidate in tried)
 
 
+@pytest.mark.parametrize("id", ["B9b", "D7", "D11", "D13", "F12", "G4", "G3"])
+def test_a_mistake_of_the_second_call_that_reads_other_positions_explains_it(id):
+    """What it reads of other positions is that call's, and K and V of all."""
+    model, start = model_of("E2B"), 12
+    theirs = captured(model, TOKENS, id, ["*.resid_post", "*.attn.z"], start=start)
+    run = Run(model, TOKENS, theirs)
+    search = Search(run, compare_traces(theirs, run), None)
+    one = next(one for one in search.candidates() if one.fault.id == id)
+    assert search.mends_all(search.trial(one._replace(start=start)))
+
+
 def test_a_harmless_mistake_is_called_harmless():
     found = diagnosed(model_of("E2B"), "B7")
     assert found.faults[0].id == "B7"

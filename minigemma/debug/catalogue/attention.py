@@ -68,7 +68,8 @@ def turned_and_normed(at, x):
 
 def acausal(at, x, ahead):
     """The pattern if a query sees the window's keys before it and `ahead` keys from itself on: [N, T, S]."""
-    away = at.positions[-x.shape[1] :, None] - np.arange(x.shape[-1])  # [T, S]
+    end = at.positions[-1] + 1
+    away = at.positions[-x.shape[1] :, None] - np.arange(end - x.shape[-1], end)  # [T, S]
     return masked_softmax(at, (away < (at.layer.window or x.shape[-1])) & (away > -ahead))
 
 

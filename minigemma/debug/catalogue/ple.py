@@ -40,7 +40,7 @@ def captured_contexts_of_residuals(port):
 
     def context(at, x):
         seen = Trace("layers.*.resid_pre")
-        residuals.run(seen)
+        residuals.run(seen, cache=port.cache)
         return np.stack([own_context(port, i, h) for i, h in enumerate(seen.values())], axis=1)  # [T, L, P]
 
     port.edit("ple.context", context)
