@@ -26,7 +26,7 @@ class Difference:
 
 def by_position(name, array):
     """A tap's array as rows of float64, one for each token: [T, everything else]."""
-    rows = np.moveaxis(np.asarray(array, np.float64), time_axis(name), 0)
+    rows = np.ascontiguousarray(np.moveaxis(np.asarray(array), time_axis(name), 0), np.float64)  # one copy
     return rows.reshape(len(rows), -1)
 
 
@@ -42,7 +42,7 @@ def compare(name, ours, theirs):
     """Two arrays of one tap and one shape -> Difference; infinite at positions where theirs is not finite."""
     a, b = by_position(name, ours), by_position(name, theirs)  # [T, n] each
     finite = np.isfinite(b).all(-1)  # [T]
-    b = np.where(finite[:, None], b, a)  # [T, n]
+    b = b if finite.all() else np.where(finite[:, None], b, a)  # [T, n]
     d = a - b  # [T, n]
     aa, bb, ab, dd = np.vecdot(a, a), np.vecdot(b, b), np.vecdot(a, b), np.vecdot(d, d)  # [T] each
     size = np.sqrt(aa)  # [T]
