@@ -124,6 +124,8 @@ def step(args):
 
     At a terminal Enter goes on and q ends the pass; to a pipe or from one, every tap is printed.
     """
+    from .debug.runs import numbers_of_pass
+    from .inputs import check_memory
     from .tools.step import Quit, Step
 
     def wait():
@@ -134,6 +136,7 @@ def step(args):
     tap, content = Step(model, args.at, wait), place_files(_prompt(args), _files(args, model))
     with suppress(Quit, EOFError):
         ids, soft_tokens = read_prompt(model, content, args.budget, args.special, tap)
+        check_memory(4 * numbers_of_pass(model.config, len(ids)), f"to show {len(ids)} tokens", "give a shorter prompt")
         model(ids, tap=tap, soft_tokens=soft_tokens)
 
 

@@ -383,3 +383,19 @@ def as_tap(tap, config):
         return result
 
     return checked
+
+
+def free_memory():
+    """Bytes of memory that this machine can still give; None where the system does not tell it as Linux does."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")), None)
+    except OSError:
+        return None
+
+
+def check_memory(need, what, advice):
+    """Raise Error if `need` bytes are more than this machine can give. what: that takes them; advice: what to do."""
+    free = free_memory()
+    if free is not None and need > free:
+        raise Error(f"{what} takes {need / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free; {advice}")

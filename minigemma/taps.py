@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import Error
 from .files import read_safetensors_header, replacing
-from .inputs import check_tap, no_tap
+from .inputs import check_tap, free_memory, no_tap
 
 
 class Tap(NamedTuple):
@@ -342,15 +342,6 @@ class Selection:
     def fitting(self, name):
         """The first pattern that fits a tap's name, or None."""
         return next((pattern for pattern, form in self.patterns.items() if form.match(name)), None)
-
-
-def free_memory():
-    """Bytes of memory that this machine can still give; None where the system does not tell it as Linux does."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")), None)
-    except OSError:
-        return None
 
 
 class Trace(Selection, Mapping):

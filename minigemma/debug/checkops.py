@@ -8,6 +8,7 @@ layer_scalar are fitted to their own output: many rows share them, so they canno
 import numpy as np
 
 from ..errors import Error
+from ..inputs import check_memory
 from ..ops import attention_scores, attention_values, gelu, rms_norm, rope, rotation, softmax, top_k, visible
 from ..taps import PRECISIONS, part_of, tap_of, time_axis
 from .diff import MARGIN, ROUNDING, Comparison, Noise, Row, stored_precision
@@ -16,6 +17,7 @@ from .replay import compare, unmasked
 from .runs import angles_in_float32, looking_ahead
 from .samerun import notes_of
 
+PEAK = 160  # bytes of memory for each number of the largest array, measured with tracemalloc: 80 to 140
 ROWS = 8  # a weight is fitted to at least so many rows: one row could be fitted exactly
 
 
@@ -23,13 +25,15 @@ def check_ops(theirs, config, length, tokens=None, precision=None):
     """Judge every op of the text model that needs no weights -> diff.Comparison, with rows of the judged taps only.
 
     theirs: tap -> array; those of towers are left out. length: T, the number of tokens. tokens: their ids [T], which
-    matter only if there are pictures. precision: as in `diff`. Raises Error where no op can be judged, and where the
-    arrays have more positions than the prompt.
+    matter only if there are pictures. precision: as in `diff`. Raises Error where no op can be judged, where the arrays
+    have more positions than the prompt, and where they need more memory than there is.
     """
     theirs = {name: array for name, array in theirs.items() if part_that_has(name) == "text"}
     longest = max((np.shape(array)[time_axis(name)] for name, array in theirs.items()), default=0)
     if longest > length:
         raise Error(f"the trace has {longest} positions and the prompt {length} ids; give the ids that their run had")
+    largest = max((np.size(array) for array in theirs.values()), default=0)
+    check_memory(PEAK * largest, f"to check {len(theirs)} taps", "capture a shorter prompt, or fewer taps")
     last = None if tokens is None else looking_ahead(tokens, config)  # [T]
     given = precision or stored_precision(theirs) or "float32"
     found = judged(theirs, config, length, last, given)

@@ -24,7 +24,7 @@ from ..checkpoint import Stored, read_header
 from ..config import AudioTower, VisionTower
 from ..errors import Error
 from ..files import check_file, read_json
-from ..inputs import as_tokens, placeholders
+from ..inputs import as_tokens, check_memory, placeholders
 from ..ops import softcap, softmax
 from ..packed import widen
 from ..taps import AUDIO_TAPS, TAPS, VISION_TAPS, audio_names, layer_of, names_of, part_of, tap_kind, vision_names
@@ -234,6 +234,8 @@ class Reader:
         found = sorted(self.each(self.check, named), key=lambda item: item.indirect)
         self.place(found)
         items = self.each(self.fit, found)
+        need = sum(4 * math.prod(item.shape) for item in items)
+        check_memory(need, f"{self.path}: to read {len(items)} arrays", "capture a shorter prompt, or fewer taps")
         orders = _orders(items, self.config)
         self.each(self.keep, self.each(lambda item: _decide(item, orders, trace.metadata.get("axes")), items))
         self.join_ple()

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import AudioTower, VisionEmbedder, VisionTower
 from ..errors import Error
-from ..inputs import as_patches
+from ..inputs import as_patches, check_memory
 from ..model import forward
 from ..ops import horizon, rope, rope_2d
 from ..taps import Finite, Trace, axes_of, layer_of
@@ -34,12 +34,8 @@ class Run:
     def __post_init__(self):
         self.config, self.weights, self.tokens = self.model.config, self.own_weights(), np.asarray(self.tokens)
         self.last = None if self.soft_tokens is None else looking_ahead(self.tokens, self.config)  # [T]
-        need, free = self.needs(), available_memory()
-        if free is not None and need > free:
-            raise Error(
-                f"to compare {len(self.tokens)} tokens and {len(self.theirs)} taps takes {need / 1e9:.2g} GB, and "
-                f"{free / 1e9:.2g} GB are free; capture a shorter prompt that still shows the fault, or fewer taps"
-            )
+        what = f"to compare {len(self.tokens)} tokens and {len(self.theirs)} taps"
+        check_memory(self.needs(), what, "capture a shorter prompt that still shows the fault, or fewer taps")
         self.ours = Trace(list(self.theirs))
         self.shapes = {}  # of every tap, in the order of execution
         self.healthy = {}  # size of rounding -> what `healthy` found
@@ -76,9 +72,8 @@ class Run:
         return 4 * sum(sizes) + 6 * max(sizes, default=0) + 4 * self.numbers()
 
     def numbers(self):
-        """How many numbers our pass holds at its peak: eight arrays of scores [N, T, T] and three of logits [T, V]."""
-        T = len(self.tokens)
-        return 8 * self.config.num_attention_heads * T * T + 3 * T * self.config.vocab_size
+        """How many numbers our pass holds at its peak."""
+        return numbers_of_pass(self.config, len(self.tokens))
 
     def through(self, tap):
         """Run our pass with this tap."""
@@ -212,10 +207,6 @@ def looking_ahead(tokens, config):
     return horizon(np.asarray(tokens), np.arange(len(tokens)), config)
 
 
-def available_memory():
-    """Bytes of memory that a process can still get; None where the system does not say: only Linux does."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
+def numbers_of_pass(config, T):
+    """How many numbers a watched pass of T tokens holds at its peak: eight arrays [N, T, T] and three [T, V]."""
+    return 8 * config.num_attention_heads * T * T + 3 * T * config.vocab_size

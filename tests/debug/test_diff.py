@@ -1,6 +1,7 @@
 """`diff`: a healthy trace is called healthy, a broken op is found where it is, and another run is told as such."""
 
 import json
+import re
 import tracemalloc
 from dataclasses import replace
 
@@ -681,14 +682,22 @@ def test_a_comparison_that_does_not_fit_in_memory_is_refused_before_it_runs(monk
     model = model_of("E2B")
     theirs = recorded(model)
     monkeypatch.setattr(Run, "through", lambda *_: pytest.fail("the pass ran"))
-    monkeypatch.setattr("minigemma.debug.runs.available_memory", lambda: 10**6)
+    monkeypatch.setattr("minigemma.inputs.free_memory", lambda: 10**6)
     with pytest.raises(Error, match=r"23 tokens and [0-9]+ taps takes .* GB, and 0.001 GB are free"):
         Run(model, TOKENS, theirs)
 
 
+@pytest.mark.parametrize("command", [["diff"], ["diagnose"], ["check-ops", "--config", str(TINY)], ["step"]])
+def test_a_command_that_does_not_fit_in_memory_says_so_in_one_line(command, tmp_path, monkeypatch, capsys):
+    save_file(recorded(load(), "logits") | {"tokens": TOKENS}, path := tmp_path / "t.safetensors")
+    monkeypatch.setattr("minigemma.inputs.free_memory", lambda: 1000)
+    assert main([*command, "Hi" if command == ["step"] else str(path)]) == 2
+    assert re.fullmatch(r"minigemma: .* takes .* GB, and 1e-06 GB are free; .*\n", capsys.readouterr().err)
+
+
 def test_a_system_that_does_not_say_its_memory_is_no_obstacle(monkeypatch):
     model = model_of("E2B")
-    monkeypatch.setattr("minigemma.debug.runs.available_memory", lambda: None)
+    monkeypatch.setattr("minigemma.inputs.free_memory", lambda: None)
     assert compared(model, recorded(model)).clean
 
 
