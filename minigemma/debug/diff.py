@@ -642,10 +642,10 @@ def _donor(bad, run, keep, fits):
 
 
 def _positions(bad, run):
-    """Which positions are wrong, if some are right."""
-    errors = bad.own.errors
-    wrong = np.flatnonzero(errors > bad.allowed)
-    if len(wrong) in (0, len(errors)):
+    """Which positions are wrong, if some of those that they captured are right."""
+    errors, rows = bad.own.errors, len(by_position(bad.name, run.theirs[bad.name]))
+    wrong, begin = np.flatnonzero(errors > bad.allowed), len(errors) - rows
+    if len(wrong) in (0, rows):
         return None
     window, asked = run.config.sliding_window if part_that_has(bad.name) == "text" else -2, ""
     first = next(name for name in run.shapes if name in run.theirs)
@@ -653,10 +653,10 @@ def _positions(bad, run):
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked
-        right = "position 0 is right" if wrong[0] == 1 else f"positions 0 to {wrong[0] - 1} are right"
-        return f"{right}, from {wrong[0]} on all are wrong{reason}"
+        are = "is" if wrong[0] == begin + 1 else "are"
+        return f"{in_words(np.arange(begin, wrong[0]))} {are} right, from {wrong[0]} on all are wrong{reason}"
     end = wrong[0] + window - 1  # from here on a window holds only keys from the first wrong position on
     if wrong[0] and len(wrong) == wrong[-1] - wrong[0] + 1 and end - 3 <= wrong[-1] < end:
         asked = f"; from {end} on the window of {window} holds only keys from {wrong[0]} on, and all are right"
     are = "are" if len(wrong) > 1 else "is"
-    return f"only {in_words(wrong)} {are} wrong, {len(wrong)} of {len(errors)}{asked}"
+    return f"only {in_words(wrong)} {are} wrong, {len(wrong)} of {rows}{asked}"

@@ -382,6 +382,18 @@ def test_positions_in_words_name_runs_of_them(places, words):
     assert in_words(np.array(places)) == words
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("late", [False, True])
+def test_positions_that_were_not_captured_are_not_called_right(rows, late):
+    model, noise = model_of("E2B"), np.random.default_rng(1).uniform(0.5, 2, (T, 24)).astype(np.float32)
+    noise[: 20 * late] = 1
+    whole = recorded(model, "layers.*.resid_mid", tap=Edit({"layers.1.resid_mid": lambda x: x * noise}))
+    theirs = {name: array[-rows:] for name, array in whole.items()}
+    found = compare_traces(theirs, Run(model, TOKENS, theirs, start=T - rows))
+    right = "positions 14 to 19 are right, from 20 on all are wrong" if late and rows > 1 else None
+    assert (found.first_broken, found.hint) == ("layers.1.resid_mid", right)
+
+
 @pytest.mark.parametrize("only", [None, ["embed", "layers.*.resid_post", "logits"]])
 def test_another_prompt_and_other_weights_are_recognised(only):
     model = model_of("E2B")
