@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from family import kinds, model_of, small
+from family import MEMBERS, kinds, model_of, small
 from ports import captured
 
 from minigemma import Error, Trace, forward
@@ -160,7 +160,11 @@ def test_a_mistake_is_named_among_those_of_its_part_also_where_it_needs_a_cache(
     assert [fault.id for fault in diagnose(theirs, Run(model, TOKENS, theirs), prefill=prefill).faults] == [id]
 
 
-@pytest.mark.parametrize("length, only", [(23, None), (23, ["layers.*.attn.scores"]), (1, ["logits"])])
+TRIED = [*((member, 23, None) for member in MEMBERS), ("E2B", 23, ["layers.*.attn.scores"]), ("E2B", 1, ["logits"])]
+TRIED += [("26B-A4B", 23, ["layers.*.attn.scores"]), ("26B-A4B", 1, ["logits"])]
+
+
+@pytest.mark.parametrize("member, length, only", TRIED)
 def test_every_mistake_of_the_catalogue_can_be_tried_on_every_member(member, length, only):
     model, tokens, trace = model_of(member), TOKENS[-length:], Trace(only)
     soft = np.array([0]), np.ones((1, model.config.hidden_size), np.float32)
@@ -200,8 +204,10 @@ def test_a_mistake_that_cannot_be_tried_on_a_trace_is_skipped_with_a_note(monkey
     assert found.notes == ["not tried, as this trace cannot show them: Z1"]
 
 
-@pytest.mark.parametrize("wrong", ["layers.2.mlp.act", "layers.3.attn.q", "layers.0.resid_pre", "embed"])
-@pytest.mark.parametrize("late", [False, True])
+CUT = [("embed", False), ("layers.0.resid_pre", True), ("layers.2.mlp.act", False), ("layers.3.attn.q", True)]
+
+
+@pytest.mark.parametrize("wrong, late", CUT)
 def test_no_capture_of_the_last_position_ends_in_a_traceback(wrong, late):
     """A mistake that is not in the catalogue, in a file cut as hooks on generate() see it."""
     model, trace = model_of("E2B", layer_types=kinds(1, 1), num_kv_shared_layers=2), Trace()
