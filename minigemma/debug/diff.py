@@ -647,16 +647,20 @@ def _positions(bad, run):
     wrong, begin = np.flatnonzero(errors > bad.allowed), len(errors) - rows
     if len(wrong) in (0, rows):
         return None
-    window, asked = run.config.sliding_window if part_that_has(bad.name) == "text" else -2, ""
+    text = part_that_has(bad.name) == "text"
+    window, asked = run.config.sliding_window if text else -2, ""
     first = next(name for name in run.shapes if name in run.theirs)
-    if bad.name == first and not run.own_ids:  # no tap before it shows a wrong token
+    packed = text and wrong[0] > 1 and run.tokens[wrong[0]] == run.config.source.get("bos_token_id")
+    if packed:
+        asked = f"; <bos> is at {wrong[0]}: if two prompts are in one row, compare each alone"
+    elif bad.name == first and not run.own_ids:  # no tap before it shows a wrong token
         asked = f"; is their id at {wrong[0]} also {run.tokens[wrong[0]]}?"
     if len(wrong) == len(errors) - wrong[0]:
         reason = f" (the window is {window})" if abs(wrong[0] - window) <= 1 else asked
         are = "is" if wrong[0] == begin + 1 else "are"
         return f"{in_words(np.arange(begin, wrong[0]))} {are} right, from {wrong[0]} on all are wrong{reason}"
     end = wrong[0] + window - 1  # from here on a window holds only keys from the first wrong position on
-    if wrong[0] and len(wrong) == wrong[-1] - wrong[0] + 1 and end - 3 <= wrong[-1] < end:
+    if not packed and wrong[0] and len(wrong) == wrong[-1] - wrong[0] + 1 and end - 3 <= wrong[-1] < end:
         asked = f"; from {end} on the window of {window} holds only keys from {wrong[0]} on, and all are right"
     are = "are" if len(wrong) > 1 else "is"
     return f"only {in_words(wrong)} {are} wrong, {len(wrong)} of {rows}{asked}"

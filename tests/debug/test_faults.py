@@ -281,7 +281,9 @@ def test_two_prompts_in_one_row_are_named_where_there_is_a_second_bos(id, only):
     theirs = captured(model, tokens, id, only)
     for ids, known in (tokens, True), (np.where(np.arange(23) == 12, 7, tokens), False):
         run = Run(model, ids, theirs)
-        search = Search(run, compare_traces(theirs, run), None)
+        found = compare_traces(theirs, run)
+        assert ("<bos> is at 12: if two prompts are in one row, compare each alone" in (found.hint or "")) == known
+        search = Search(run, found, None)
         tried = [candidate for candidate in search.candidates() if candidate.fault.id == id]
         assert len(tried) == known
         assert all(search.mends_all(search.trial(candidate)) for candidate in tried)
