@@ -1,6 +1,7 @@
 """Fixtures shared by the default suite, and the runs of the notebooks beside it."""
 
 import io
+import os
 import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -79,12 +80,12 @@ RUNS = pytest.StashKey()
 
 
 def pytest_collection_finish(session):
-    """Start the runs of the notebooks that tests ask for: they go on in two processes while other tests run here."""
+    """Start the runs of the notebooks that tests ask for, on all cores but the one on which the other tests go on."""
     paths = [item.callspec.params["path"] for item in session.items if "runs" in item.fixturenames]
     if paths and not session.config.option.collectonly:
         from notebook_runs import run_with_solutions
 
-        pool = ProcessPoolExecutor(2, get_context("spawn"))
+        pool = ProcessPoolExecutor(max(1, (os.cpu_count() or 2) - 1), get_context("spawn"))
         session.stash[RUNS] = {path: pool.submit(run_with_solutions, path) for path in paths}
         session.config.add_cleanup(lambda: pool.shutdown(cancel_futures=True))
 

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_no_file_of_the_package_imports_what_is_not_in_the_requirements():
                 assert package in allowed or package in sys.stdlib_module_names, f"{path.name}: {package}"
 
 
+@cache
 def imports(path):
     """Every import statement of a file, those inside functions too."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
