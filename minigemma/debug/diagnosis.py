@@ -192,10 +192,12 @@ class Search:
         """
         able = [t for t in trials if "cached" not in t.fault.needs and not t.fault.benign and t.fault.id != "B11"]
         yield from map(self.trial, self.partial(able))
-        count = len(self.run.tokens)
-        if part_that_has(self.comparison.first_broken) == "text" and 1 < self.start < count - 1:
-            late = self.mending([t.candidates[0]._replace(start=self.start) for t in able] + self.numbered())
+        count, first = len(self.run.tokens), self.comparison.first_broken
+        if part_that_has(first) == "text" and 1 < self.start < count - 1:
+            late = [t.candidates[0]._replace(start=self.start) for t in able]
+            late = late if first in AFTER else self.mending(late)  # what mends logits in some layers may not in all
             late += [t.candidates[0]._replace(step=count) for t in trials if "cached" in t.fault.needs]
+            late += self.mending(self.numbered())
             able = self.trials("mistakes that begin later", [(one,) for one in late])
             yield from sorted(able, key=Trial.rank)
             yield from map(self.trial, self.partial(able))
