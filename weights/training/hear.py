@@ -7,9 +7,7 @@ word. Then the clipped linears get their bounds. Then the text model answers que
 stands for a word, and the loss of its answers goes through it into the tower.
 """
 
-import argparse
 import csv
-import json
 import math
 import time
 from pathlib import Path
@@ -17,10 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import whole
-from see import answers, begin, set_bounds, tower
+from see import answers, arguments, begin, distances, learn, prepare, save, set_bounds
 from tokenizers import Tokenizer
-from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 from words import ACCENTS, FACTS, FORMS, SEED, SPOKEN, VARIANTS, clip, question, version
 
 from minigemma.audio import log_mel
@@ -86,14 +82,6 @@ def shifted(mel, rng):
     return np.pad(mel, ((0, 0), (3, 3)), "edge")[:, start : start + BINS]
 
 
-def load(directory):
-    """The model of a checkpoint directory -> Gemma4ForConditionalGeneration in float32."""
-    fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = Gemma4Config.from_dict(fields | {"audio_config": AUDIO})
-    model = Gemma4ForConditionalGeneration.from_pretrained(directory, config=config, dtype=torch.float32)
-    return model.requires_grad_(False)
-
-
 def hear(model, mels):
     """Log mels [R, C] of several clips -> their soft tokens, a list of [M, D]."""
     sizes = torch.tensor([len(mel) for mel in mels])
@@ -109,7 +97,7 @@ def imitation(soft, text, numbers):
     for each, number in zip(classes, numbers, strict=True):
         each[-SAID:] = 1 + number % len(SPOKEN)
     flat, classes = torch.cat(soft), torch.cat(classes)
-    distance = (flat.square().sum(-1, keepdim=True) - 2 * flat @ text.rows.T + text.rows.square().sum(-1)) / 64
+    distance = distances(flat, text.rows)
     each = F.cross_entropy(-distance, classes, reduction="none") + 0.02 * (flat - text.rows[classes]).square().mean(-1)
     said = classes > 0
     return each[said].mean() + each[~said].mean(), (distance.argmin(-1) == classes)[said].float().mean()
@@ -137,17 +125,12 @@ def share(right, *wanted):
 def train(args, model, text):
     rng = np.random.default_rng(args.seed)
     clips, others = Clips("train", args.clips, args.work), Clips("validation", 450, args.work)
-    tensors = tower(model, "audio")
-    begin(tensors)
-    learned = [tensor for tensor in tensors.values() if tensor.requires_grad]
-    print(version(), "parameters", sum(tensor.numel() for tensor in tensors.values()), flush=True)
-    optimizer = torch.optim.AdamW(learned, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    print(version())
+    tensors, optimizer = begin(model, "audio", args.lr)
     log, seconds, batches, end = [], 0.0, clips.batches(args.batch, rng), args.imitate + args.answer
     for step in range(end):
         began = time.perf_counter()
         lr = args.lr * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / end))
-        for group in optimizer.param_groups:
-            group["lr"] = max(lr, args.lr * 0.02)
         if step == args.imitate:
             some = [[clips[number] for number in next(batches)] for _ in range(16)]
             set_bounds(model.model.audio_tower, some, lambda mels: hear(model, mels))
@@ -158,10 +141,7 @@ def train(args, model, text):
             asked = zip(numbers[::2], soft[::2], strict=True)  # the text model costs more time than the tower
             examples = [text.example(n, len(s), rng.choice(list(FORMS)), rng) for n, s in asked]
             loss = answers(model, examples, soft[::2])[0].mean() + args.keep * loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
+        learn(optimizer, loss, max(lr, args.lr * 0.02))
         seconds += time.perf_counter() - began
         if step % 20 == 0:
             print(step, f"loss {loss:.3f} words {words:.3f} seconds {seconds:.0f}", flush=True)
@@ -182,35 +162,17 @@ def made_of():
     return f"accents: {' '.join(ACCENTS)}; variants for {'; for '.join(variants)}"
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, help="the checkpoint directory whose text model reads")
+def main():
+    parser = arguments(__doc__, imitate=2000, answer=500, keep=0.3, batch=64, lr=3e-3, measure=900, every=250)
     parser.add_argument("--work", type=Path, default=Path("work/hear"), help="folder of the clips and of the tower")
     parser.add_argument("--log", type=Path, help="train, and write the log here, as CSV; without it only measure")
     parser.add_argument("--clips", type=int, default=12000, help="training clips")
-    parser.add_argument("--imitate", type=int, default=2000, help="steps of the first part")
-    parser.add_argument("--answer", type=int, default=500, help="steps of the last part")
-    parser.add_argument("--keep", type=float, default=0.3, help="weight of imitation in the last part")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--measure", type=int, default=900, help="held-out clips that are asked about at the end")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=250)
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
-
-
-def main():
-    args = arguments()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    model = load(args.weights)
+    args = parser.parse_args()
+    model = prepare(args, audio_config=AUDIO)
     text = Text(args.weights, model)
     if args.log:
         train(args, model, text)
-        arrays = {name: tensor.detach().numpy() for name, tensor in tower(model, "audio").items()}
-        whole.add_tower(args.weights, "audio", AUDIO, arrays)
-        model = load(args.weights)  # as it is saved, in bfloat16
+        model = save(args.weights, model, "audio", AUDIO)
     right = measure(model, text, Clips("heldout", args.measure, args.work))
     for form in FORMS:
         print(form, share(right, form), *(f"{kind}: {share(right, form, kind)}" for kind in FACTS))

@@ -98,22 +98,36 @@ class Text:
         return ids, self.encode(answer + "<turn|>" * bool(last))
 
 
-def load(directory):
-    """The model of a checkpoint directory -> Gemma4ForConditionalGeneration in float32."""
+def load(directory, **parts):
+    """The model of a checkpoint directory, with these parts of its config -> a model of transformers in float32."""
     fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    config = Gemma4Config.from_dict(fields | {"vision_config": VISION})
+    config = Gemma4Config.from_dict(fields | parts)
     model = Gemma4ForConditionalGeneration.from_pretrained(directory, config=config, dtype=torch.float32)
     return model.requires_grad_(False)
 
 
-def begin(tensors):
-    """Draw a new tower, by its names, to be trained."""
+def begin(model, kind, lr):
+    """Draw a new tower, to be trained -> its tensors by their names in the checkpoint, and its optimizer."""
+    tensors = tower(model, kind)
     for name, tensor in tensors.items():
         if tensor.ndim > 1:
             std = 0.02 if "position" in name else tensor[0].numel() ** -0.5
             torch.nn.init.normal_(tensor, std=std)
         if tensor.ndim:
             tensor.requires_grad_(True)
+    print("parameters", sum(tensor.numel() for tensor in tensors.values()), flush=True)
+    learned = [tensor for tensor in tensors.values() if tensor.requires_grad]
+    return tensors, torch.optim.AdamW(learned, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def learn(optimizer, loss, lr):
+    """One step of the optimizer at this learning rate."""
+    (group,) = optimizer.param_groups
+    group["lr"] = lr
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+    optimizer.step()
 
 
 def tower(model, kind):
@@ -135,9 +149,14 @@ def see(model, images):
     return model.model.embed_vision(seen.last_hidden_state).reshape(len(images), SOFT, -1)  # [B, SOFT, D]
 
 
+def distances(soft, rows):
+    """Squared distances of soft tokens [..., D] from rows [words, D], divided by 64 -> [..., words]."""
+    return (soft.square().sum(-1, keepdim=True) - 2 * soft @ rows.T + rows.square().sum(-1)) / 64
+
+
 def imitation(soft, text, captions):
     """How far soft tokens [B, SOFT, D] are from the words [B, SOFT] -> (loss, share of them nearest to their word)."""
-    distance = (soft.square().sum(-1, keepdim=True) - 2 * soft @ text.rows.T + text.rows.square().sum(-1)) / 64
+    distance = distances(soft, text.rows)
     loss = F.cross_entropy(-distance.flatten(0, 1), captions.flatten(), weight=text.importance)
     squared = (soft - text.rows[captions]).square().mean()
     return loss + 0.02 * squared, (distance.argmin(-1) == captions).float().mean()
@@ -237,11 +256,7 @@ def training_pictures(step, count, skip):
 
 def train(args, model, text):
     rng = np.random.default_rng(args.seed)
-    tensors = tower(model, "vision")
-    begin(tensors)
-    learned = [tensor for tensor in tensors.values() if tensor.requires_grad]
-    print("parameters", sum(tensor.numel() for tensor in tensors.values()), flush=True)
-    optimizer = torch.optim.AdamW(learned, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    tensors, optimizer = begin(model, "vision", args.lr)
     log, seconds, first = [], 0.0, 0
     if args.resume:
         state = torch.load(args.work)
@@ -255,8 +270,6 @@ def train(args, model, text):
         began = time.perf_counter()
         done = step - args.restart
         lr = args.lr * min(1, (done + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * done / (end - args.restart)))
-        for group in optimizer.param_groups:
-            group["lr"] = max(lr, args.lr * 0.02)
         if step == args.imitate:
             some = [np.stack([picture("train", at + i).image for i in range(32)]) for at in range(0, 256, 32)]
             set_bounds(model.model.vision_tower, some, lambda images: see(model, images))
@@ -270,10 +283,7 @@ def train(args, model, text):
             examples = [text.example(each, FORMS[rng.integers(len(FORMS))], rng.integers(4)) for each in asked]
             each, right = answers(model, examples, soft[::2])
             loss = each.mean() + args.keep * loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
+        learn(optimizer, loss, max(lr, args.lr * 0.02))
         seconds += time.perf_counter() - began
         if step % 20 == 0:
             share = right.float().mean().item()
@@ -292,39 +302,52 @@ def train(args, model, text):
                     csv.writer(file).writerows([header, *log])
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description, **defaults):
+    """A parser with the arguments that the training of both towers has, and these defaults of them."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, help="the checkpoint directory whose text model reads")
+    parser.add_argument("--imitate", type=int, help="steps of the first part")
+    parser.add_argument("--answer", type=int, help="steps of the last part")
+    parser.add_argument("--keep", type=float, help="weight of imitation in the last part")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--measure", type=int, help="held-out pictures or clips that are asked about at the end")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def prepare(args, **parts):
+    """Seed PyTorch and hold it to the threads that were asked for -> the model, with these parts of its config."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    return load(args.weights, **parts)
+
+
+def save(directory, model, kind, fields):
+    """Write a trained tower beside the text model -> the model as it is saved, in bfloat16."""
+    arrays = {name: tensor.detach().numpy() for name, tensor in tower(model, kind).items()}
+    whole.add_tower(directory, kind, fields, arrays)
+    return load(directory, **{f"{kind}_config": fields})
+
+
+def main():
+    parser = arguments(__doc__, imitate=1250, answer=1000, keep=1.0, batch=32, lr=2e-3, measure=320, every=200)
     parser.add_argument(
         "--work", type=Path, help="file of the training state; without it the tower is only measured"
     )
     parser.add_argument("--log", type=Path, help="write the training log here, as CSV")
-    parser.add_argument("--imitate", type=int, default=1250, help="steps of the first part")
-    parser.add_argument("--answer", type=int, default=1000, help="steps of the last part")
-    parser.add_argument("--keep", type=float, default=1.0, help="weight of imitation in the last part")
     parser.add_argument("--skip", type=float, default=0.0, help="share of the pictures of coloured things to leave out")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--measure", type=int, default=320, help="held-out pictures that are asked about at the end")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=200)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--restart", type=int, default=0, help="the step at which the learning rate starts again")
-    return parser.parse_args()
-
-
-def main():
-    args = arguments()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    model = load(args.weights)
+    args = parser.parse_args()
+    model = prepare(args, vision_config=VISION)
     text = Text(args.weights, model)
     if args.work:
         train(args, model, text)
-        arrays = {name: tensor.detach().numpy() for name, tensor in tower(model, "vision").items()}
-        whole.add_tower(args.weights, "vision", VISION, arrays)
-        model = load(args.weights)  # as it is saved, in bfloat16
+        model = save(args.weights, model, "vision", VISION)
     table, numbers = summary(measure(model, text, "heldout", args.measure))
     for form, shares in zip(FORMS, table, strict=True):
         print(*shares, repr("".join(form)))
