@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import Error
 from ..files import read_text
+from ..tokenizer import BYTE
 
 
 # ------------------------------------------------------------------------------------------------------------- texts
@@ -87,7 +88,7 @@ def token_ends(tokenizer, ids, text):
     pieces = []
     for id in ids:
         piece = tokenizer.token(id)
-        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
+        byte = BYTE.fullmatch(piece)
         pieces.append(bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode())
     if len(ids) and ids[0] == tokenizer.bos:
         pieces[0] = b""
