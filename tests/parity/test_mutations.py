@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 
 from family import fields
 
+from minigemma import forward
 from minigemma.debug.catalogue import FAULTS, applicable
 from minigemma.debug.port import Port
 from minigemma.tensors import unused_tensors
@@ -19,12 +20,13 @@ from .case import Case, disagreements, distance
 MEMBERS = {"D5": "E4B", "D6": "31B", "D6b": "E4B"}  # where the mistake needs more than one kv head; else by its needs
 OTHER_IDS = ("J1", "J2")  # these run other tokens: their logits have another shape
 INVISIBLE = ("B8", "C1b", "L6")  # in float32; the others that are called benign still move a logit by 1e-4
-WHOLE, CACHED, SOFT = "one call", "a cached sequence", "soft tokens"
+WHOLE, CACHED, SOFT, LATE, PACKED = "one call", "a cached sequence", "soft tokens", "a later call", "two prompts"
 PREFILL = 12  # tokens before the cached sequence goes on one by one
 # those with pictures and sounds are in test_picture_mistakes.py and test_sound_mistakes.py
 ELSEWHERE = {id for id in FAULTS if id[0] in "VS"} | {*OTHER_IDS}
 ENTRIES = [entry for entry in FAULTS.values() if entry.changes and entry.id not in ELSEWHERE]
-CHANGES = [(entry, number) for entry in ENTRIES for number in range(len(entry.changes))]
+FORMS = 8  # of an entry that has a form for each of many numbers
+CHANGES = [(entry, number) for entry in ENTRIES for number in range(len(entry.changes[:FORMS]))]
 SIZES = {}  # how far each mistake moves the logits, for the report
 
 
@@ -34,13 +36,16 @@ def member_of(entry):
 
 
 def how(entry):
-    return CACHED if "cached" in entry.needs else SOFT if "soft" in entry.needs else WHOLE
+    needed = {"cached": CACHED, "soft": SOFT, "late": LATE, "packed": PACKED}
+    return next((needed[need] for need in entry.needs if need in needed), WHOLE)
 
 
 @cache
 def case_of(member, how):
-    raw, rng = fields(member), np.random.default_rng(11)
+    raw, rng = fields(member) | {"bos_token_id": 2}, np.random.default_rng(11)
     prompt, soft = rng.integers(0, raw["vocab_size"], 23), None
+    if how == PACKED:
+        prompt[[0, PREFILL]] = 2
     if how == SOFT:
         where = np.array([4, 5, 6, 15])
         soft = where, rng.standard_normal((len(where), raw["hidden_size"])).astype(np.float32)
@@ -61,6 +66,9 @@ def logits_with(change, member, how, dtype):
     case = case_of(member, how)
     port = Port(case.config, case.weights(dtype), case.prompt, case.soft(dtype), unused=unused(case.config, dtype))
     change(port)
+    if how == LATE:
+        first, cache = forward(case.prompt[:PREFILL], case.weights(dtype), case.config)
+        return {"logits": np.concatenate([first, port.run(cache=cache)])}
     return {"logits": port.run(prefill=PREFILL if how == CACHED else None)}
 
 
@@ -95,7 +103,8 @@ def test_what_a_norm_divides_away_shows_in_double_only(id):
 def test_every_entry_that_a_model_can_have_is_tried():
     case = case_of("E2B", WHOLE)
     assert len(CHANGES) > 80
-    assert all(applicable(e, case.config, True, True, True) for e in ENTRIES if member_of(e) == "E2B")
+    facts = dict.fromkeys(("cached", "soft", "unused", "late", "packed"), True)
+    assert all(applicable(entry, case.config, **facts) for entry in ENTRIES if member_of(entry) == "E2B")
 
 
 def test_report_of_how_far_each_mistake_moves_the_logits():
