@@ -10,7 +10,6 @@ import importlib.util
 import inspect
 import io
 import json
-import sys
 import traceback
 from collections import defaultdict
 from functools import wraps
@@ -363,7 +362,3 @@ def _write(folder, name, result):
     part = folder / f"{name}.part"
     part.write_text(json.dumps(result), encoding="utf-8")
     part.replace(folder / f"{name}.json")
-
-
-if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], sys.argv[3:])
