@@ -1,9 +1,11 @@
-"""Python processes of their own, as a user starts them; one line for a mistake; Ctrl-C at a chosen call."""
+"""Python processes of their own, as a user starts them; one line for a mistake; memory; Ctrl-C at a call."""
 
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import needs
@@ -41,6 +43,18 @@ def one_line(result, *words):
     (line,) = result.stderr.splitlines()
     for word in ("minigemma: ", *words):
         assert word in line
+
+
+@contextmanager
+def peak_memory():
+    """Trace what Python allocates inside -> a list that then holds the peak in bytes."""
+    peak = []
+    tracemalloc.start()
+    try:
+        yield peak
+        peak.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
 
 
 def interrupt_at(monkeypatch, owner, name, call):

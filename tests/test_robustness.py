@@ -7,7 +7,6 @@ import stat
 import subprocess
 import sys
 import time
-import tracemalloc
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import needs
 import numpy as np
 import pytest
 from family import fields, small
-from processes import command, interrupt_at, one_line, python, shell
+from processes import command, interrupt_at, one_line, peak_memory, python, shell
 
 import minigemma
 from minigemma import Error
@@ -459,11 +458,6 @@ def test_a_temperature_as_low_as_floats_go_is_greedy(checkpoint):
 def test_absurd_sizes_are_refused_before_anything_is_allocated(checkpoint, changes):
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     (checkpoint / "config.json").write_text(json.dumps(config | changes))
-    tracemalloc.start()
-    try:
-        with pytest.raises(Error):
-            minigemma.load(checkpoint)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 10e6  # bytes; the frequencies of one such head are 8 GB, and so is a list of that many layers
+    with peak_memory() as peak, pytest.raises(Error):
+        minigemma.load(checkpoint)
+    assert peak[0] < 10e6  # bytes; the frequencies of one such head are 8 GB, and so is a list of that many layers

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import tracemalloc
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from family import (
     seeing,
     small,
 )
-from processes import one_line
+from processes import one_line, peak_memory
 from test_audio import hear
 from test_vision import see
 
@@ -330,11 +329,9 @@ def test_the_estimated_peak_of_a_chunk_is_near_the_measured_one(member, sizes):
     config, weights = small(member, max_position_embeddings=4096, **sizes)
     new, past = 200, 800
     _, cache = forward(np.arange(past) % 100, weights, config, logits=None)
-    tracemalloc.start()
-    forward(np.arange(new) % 100, weights, config, cache, logits="last")
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert 0.9 < memory.activations(config, new, past)["peak"] / peak < 1.3
+    with peak_memory() as peak:
+        forward(np.arange(new) % 100, weights, config, cache, logits="last")
+    assert 0.9 < memory.activations(config, new, past)["peak"] / peak[0] < 1.3
 
 
 # Compute
@@ -490,21 +487,27 @@ def test_the_groups_of_the_towers_add_up_to_their_parts(name):
         assert sum(groups.values()) == account.parts[part]
 
 
-@pytest.mark.parametrize("seer", VISION)
-def test_the_account_of_a_picture_is_the_products_that_its_pass_makes(seer, monkeypatch):
-    config = Config.from_dict(seeing(seer))
-    products, product = Counter(), minigemma.ops.product
+@pytest.fixture
+def products(monkeypatch):
+    """A count of the multiply-adds of the products with weights, as "matrices"."""
+    found, product = Counter(), minigemma.ops.product
 
     def counted(x, weight):
-        products["matrices"] += len(x) * math.prod(weight.shape)
+        found["matrices"] += len(x) * math.prod(weight.shape)
         return product(x, weight)
 
+    monkeypatch.setattr(minigemma.ops, "product", counted)
+    return found
+
+
+@pytest.mark.parametrize("seer", VISION)
+def test_the_account_of_a_picture_is_the_products_that_its_pass_makes(seer, products):
+    config = Config.from_dict(seeing(seer))
     def tap(name, array):
         if name.endswith(".scores"):
             products["attention over patches"] += 2 * array.size * config.vision.head_dim
         return array
 
-    monkeypatch.setattr(minigemma.ops, "product", counted)
     see(config, random_vision(config), tap=tap)
     account = compute.picture_multiply_adds(config, 6)
     assert account.pop("attention over patches", 0) == products["attention over patches"]
@@ -527,11 +530,9 @@ def test_the_estimated_peak_of_a_picture_is_near_the_measured_one(vision):
     unified = vision | {"patch_size": 16, "mm_embed_dim": 3840}
     config = Config.from_dict(seeing("E2B", unified if "mm_embed_dim" in vision else TOWER | PROPORTIONS | vision))
     weights = random_vision(config)
-    tracemalloc.start()
-    see(config, weights, (7, 10))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert 0.9 < memory.picture_memory(config, 256)[70]["encoder"] / peak < 1.3
+    with peak_memory() as peak:
+        see(config, weights, (7, 10))
+    assert 0.9 < memory.picture_memory(config, 256)[70]["encoder"] / peak[0] < 1.3
 
 
 def test_pictures_that_fit_into_the_context_with_their_two_marks():
@@ -545,14 +546,8 @@ def test_pictures_that_fit_into_the_context_with_their_two_marks():
 
 @pytest.mark.parametrize("hearer", HEARING)
 @pytest.mark.parametrize("samples", [161, 3000, 16000])
-def test_the_account_of_a_sound_is_the_products_that_its_pass_makes(hearer, samples, monkeypatch):
+def test_the_account_of_a_sound_is_the_products_that_its_pass_makes(hearer, samples, products):
     config = Config.from_dict(hearing(hearer))
-    products, product = Counter(), minigemma.ops.product
-
-    def counted(x, weight):
-        products["matrices"] += len(x) * math.prod(weight.shape)
-        return product(x, weight)
-
     def tap(name, array):
         if name.endswith(".scores"):  # q k, q rel_k, and the pattern times v
             products["attention over frames"] += 3 * array.size * config.audio.hidden_size // len(array)
@@ -560,7 +555,6 @@ def test_the_account_of_a_sound_is_the_products_that_its_pass_makes(hearer, samp
             products["matrices"] += array.size * config.audio.conv_kernel_size
         return array
 
-    monkeypatch.setattr(minigemma.ops, "product", counted)
     hear(config, random_audio(config), samples, tap=tap)
     account = compute.sound_multiply_adds(config, samples)
     assert account.pop("attention over frames", 0) == products["attention over frames"]
@@ -577,11 +571,9 @@ def test_a_second_of_sound_is_15_gflop_in_e2b_and_30_seconds_445():
 def test_the_estimated_peak_of_a_sound_is_near_the_measured_one(audio):
     config = Config.from_dict(hearing("E2B", audio))
     weights, mel = random_audio(config), log_mel(random_sound(16000))
-    tracemalloc.start()
-    encode_audio(mel, weights, config)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert 0.9 < memory.sound_memory(config, 256)[1]["encoder"] / peak < 1.3
+    with peak_memory() as peak:
+        encode_audio(mel, weights, config)
+    assert 0.9 < memory.sound_memory(config, 256)[1]["encoder"] / peak[0] < 1.3
 
 
 def test_half_minutes_of_sound_that_fit_into_the_context_with_their_two_marks():

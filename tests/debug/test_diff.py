@@ -2,14 +2,13 @@
 
 import json
 import re
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from family import model_of
 from ports import captured
-from processes import one_line
+from processes import one_line, peak_memory
 from safetensors.numpy import save_file
 
 from minigemma import TINY, Edit, Error, Replay, Trace, forward, load
@@ -682,12 +681,10 @@ def test_a_trace_with_one_position_more_than_ids_is_an_error_unless_bos_explains
 def test_the_memory_of_a_comparison_is_estimated(only):
     model, tokens = load(), np.arange(300) + 300
     theirs = recorded(model, only, tokens)
-    tracemalloc.start()
-    run = Run(model, tokens, theirs)
-    compare_traces(theirs, run)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert run.needs() / 2 < peak < run.needs()
+    with peak_memory() as peak:
+        run = Run(model, tokens, theirs)
+        compare_traces(theirs, run)
+    assert run.needs() / 2 < peak[0] < run.needs()
 
 
 def test_a_comparison_that_does_not_fit_in_memory_is_refused_before_it_runs(monkeypatch):

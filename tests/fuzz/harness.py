@@ -55,6 +55,12 @@ def rng_of(seed, kind, number):
     return np.random.default_rng([seed, zlib.crc32(kind.encode()), number])
 
 
+def pick(rng, items):
+    """One of them."""
+    items = list(items)
+    return items[rng.integers(len(items))]
+
+
 def attempt(case, scratch):
     """Try one input -> "accepted" or "refused". Raises Broken with the reason."""
     reset = _memory_now()

@@ -37,7 +37,7 @@ from minigemma.tokenizer import Mark
 from minigemma.turns import render
 
 from .files import gguf_file, mmproj_file, packed_file
-from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message, make_link, make_pipe
+from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, check_message, make_link, make_pipe, pick
 from .pictures import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,11 +141,6 @@ def pack(entries, data, text=None, length=None, metadata=None):
         text += " " * (-len(text) % 8)
     head = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", (len(head) if length is None else length) % 2**64) + head + data
-
-
-def pick(rng, items):
-    items = list(items)
-    return items[rng.integers(len(items))]
 
 
 NONSENSE = [

@@ -9,7 +9,7 @@ from PIL import Image
 
 from minigemma.inputs import BUDGETS, FORMATS, fit_image, read_image
 
-from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, make_link, make_pipe
+from .harness import REFUSED, SAME, SAME_OR_REFUSED, SOUND, Broken, Case, make_link, make_pipe, pick
 
 SIDE = 48
 LOSSLESS = {"PNG", "BMP", "TIFF", "PPM"}
@@ -23,11 +23,6 @@ OTHERS = {  # what is no picture that may be opened
     "safetensors": struct.pack("<Q", 2) + b"{}", "a wave": b"RIFF\x24\0\0\0WAVEfmt ", "Windows bitmap": b"BM",
     "an icon": b"\0\0\1\0\1\0\x10\x10", "Photoshop": b"8BPS\0\1" + bytes(30), "XPM": b"/* XPM */\nstatic char *x[] = {",
 }  # fmt: skip
-
-
-def pick(rng, items):
-    items = list(items)
-    return items[rng.integers(len(items))]
 
 
 def see(source, budget):
