@@ -217,7 +217,7 @@ drifted apart, to a cosine of {cosine:.2f}
 {row:,} bytes of {2 * table / 1e9:.1f} GB
 = {row // 2:,}.""",
         "02": f"""turns by {slowest:.0f} degrees in the whole window of {near.window}
-The global heads stop at pair {turning - 1}, and the {len(far.inv_freq) - turning} pairs behind it never turn
+The global heads stop at pair {turning - 1}, and the {len(far.inv_freq) - turning} pairs after it never turn
 {2 * np.pi / far.inv_freq[turning - 1]:.0f} tokens. No single pair
 {turning} of {len(far.inv_freq)}; all {len(near.inv_freq)}.""",
         "04": f"""through {e2b.config.first_kv_shared_layer} of its {e2b.config.num_hidden_layers} layers only
