@@ -7,7 +7,6 @@ Every length, count and offset is checked before it is used. Sources: the format
 conversion of gemma4.
 """
 
-import json
 import math
 import mmap
 import os
@@ -362,47 +361,17 @@ def ids_of(keys, names):
     return {token: i for i, token in enumerate(tokens) if token in names} if isinstance(tokens, list) else {}
 
 
-def tokenizer_json(path, marks):
-    """The tokenizer.json that a GGUF file's tokens and merges stand for, as text. Raises Error if they are missing.
+def vocabulary(path):
+    """The tokens of a GGUF file, the number of each one's type, and the merges as pairs.
 
-    marks: names of special tokens. llama.cpp writes some of them as tokens that it prints.
+    Raises Error if they are missing.
     """
     keys = read(path).keys
-    tokens, merges, kinds = (keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges", "token_type"))
-    whole = all(isinstance(part, list) for part in (tokens, merges, kinds)) and len(kinds) == len(tokens)
+    tokens, kinds, merges = (keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges"))
+    whole = all(isinstance(part, list) for part in (tokens, kinds, merges)) and len(kinds) == len(tokens)
     if not whole or not all(isinstance(text, str) for text in (*tokens, *merges)):
         raise Error(f"{path}: has no tokens with types and merges; put the model's tokenizer.json beside it")
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    special = [
-        {"id": i, "content": token, "special": kind == 3 or token in marks} | plain
-        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind in (3, 4)  # control tokens, and tokens of the model's authors
-    ]
-    space, mark = {"String": " "}, "\u2581"
-    return json.dumps(
-        {
-            "version": "1.0",
-            "added_tokens": special,
-            "normalizer": {"type": "Replace", "pattern": space, "content": mark},
-            "pre_tokenizer": {"type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": False},
-            "decoder": {
-                "type": "Sequence",
-                "decoders": [
-                    {"type": "Replace", "pattern": {"String": mark}, "content": " "},
-                    {"type": "ByteFallback"},
-                    {"type": "Fuse"},
-                ],
-            },
-            "model": {
-                "type": "BPE",
-                "unk_token": "<unk>",
-                "fuse_unk": True,
-                "byte_fallback": True,
-                "vocab": {token: i for i, token in enumerate(tokens)},
-                "merges": [_pair(merge) for merge in merges],
-            },
-        }
-    )
+    return tokens, kinds, [_pair(merge) for merge in merges]
 
 
 def chat_template(path):
@@ -414,4 +383,4 @@ def chat_template(path):
 def _pair(merge):
     """Two tokens with a space between them; the first may itself begin with one."""
     middle = merge.find(" ", 1)
-    return [merge[:middle], merge[middle + 1 :]]
+    return merge[:middle], merge[middle + 1 :]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import Error
 from .files import check_file
-from .gguf import is_gguf, tokenizer_json
+from .gguf import is_gguf, vocabulary
 
 LARGEST = 256 * 2**20  # bytes of a tokenizer.json; Gemma 4's has 32 MB
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token that is one byte of a character
@@ -43,12 +43,12 @@ class Tokenizer:
         import tokenizers
 
         if is_gguf(path):
-            text = tokenizer_json(path, MARKS)
+            held = vocabulary(path)
         else:
             check_file(path, LARGEST)
-            text = Path(path).read_bytes()
+            held = Path(path).read_bytes()
         try:
-            self._text = tokenizers.Tokenizer.from_str(text if isinstance(text, str) else text.decode())
+            self._text = _from_gguf(*held) if is_gguf(path) else tokenizers.Tokenizer.from_str(held.decode())
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises plain Exception, and where its Rust panics not even that
@@ -128,3 +128,23 @@ class Tokenizer:
     def _text_after(self, before, held):
         """The text of `held` where it follows `before`: some decoders treat the first token of a text differently."""
         return self.decode(before + held)[len(self.decode(before)) :]
+
+
+def _from_gguf(tokens, kinds, merges):
+    """`vocabulary` of a GGUF file -> a tokenizer of the library, with the rules of Gemma 4's tokenizer.json."""
+    import tokenizers
+
+    ids, space = {token: i for i, token in enumerate(tokens)}, "\u2581"
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    made.normalizer = tokenizers.normalizers.Replace(" ", space)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")
+    decoders = tokenizers.decoders
+    made.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.add_tokens([
+        tokenizers.AddedToken(token, special=kind == 3 or token in MARKS, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (3, 4)  # control tokens, and tokens of the model's authors: llama.cpp gives some marks this kind
+    ])  # fmt: skip
+    return made
