@@ -51,7 +51,7 @@ def read_json(path, kind=dict):
     """
     check_file(path, LARGEST_JSON)
     try:
-        data = json.loads(read_text(path), object_pairs_hook=_without_repeats)
+        data = json.loads(read_text(path), object_pairs_hook=without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not a readable JSON file ({error})") from None
     if not isinstance(data, kind):
@@ -76,13 +76,13 @@ def read_safetensors_header(path):
                 raise ValueError(f"a header of {start} bytes")
             with safetensors.safe_open(path, framework="np"):
                 pass
-            return json.loads(file.read(start - 8), object_pairs_hook=_without_repeats), start
+            return json.loads(file.read(start - 8), object_pairs_hook=without_repeats), start
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise Error(f"{path}: not a whole safetensors file ({error}); download it again") from None
 
 
-def _without_repeats(pairs):
-    """A JSON object as a dict. Refuses a name that is there twice: readers do not agree on which value counts."""
+def without_repeats(pairs):
+    """A JSON object as a dict. Raises ValueError for a name that is there twice: readers do not agree on its value."""
     data = dict(pairs)
     if len(data) < len(pairs):
         names = [name for name, _ in pairs]

@@ -33,7 +33,7 @@ from itertools import groupby, starmap
 from pathlib import Path
 
 from .errors import Error
-from .files import check_file, read_text
+from .files import check_file, read_text, without_repeats
 from .media import KINDS, Media, lay_out, make_prompt
 from .messages import SCHEMA_SHAPE, TOOL_SHAPE, Message, check, check_json, checked_messages
 from .tokenizer import (
@@ -479,11 +479,6 @@ def parse_object(parts, kind="call"):
         bare = word[2] and word[1].strip()
         return f"{json.dumps(bare)}:" if bare else word[0]
 
-    def unique(pairs):
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key is there twice")
-        return dict(pairs)
-
     head = re.match(rf"\s*{kind}:\s*([^\s{{}}]+)\s*(?={{)", parts[0] if parts else "")
     if head is None:
         raise ValueError(f"it does not begin with {kind}:NAME{{")
@@ -494,4 +489,5 @@ def parse_object(parts, kind="call"):
             text.append('"')
         else:
             text.append(json.dumps(part)[1:-1] if in_string else WORD.sub(quoted, part))
-    return head[1], check_json(json.loads("".join(text), strict=False, object_pairs_hook=unique), "its arguments")
+    arguments = json.loads("".join(text), strict=False, object_pairs_hook=without_repeats)
+    return head[1], check_json(arguments, "its arguments")
