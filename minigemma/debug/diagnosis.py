@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -173,16 +173,22 @@ class Search:
     def partial(self, trials):
         """Candidates in some layers only, as a mistake in one kernel makes them. trials: of each in all layers.
 
-        Where taps of layers show the fault, only those that mend the first broken tap.
+        Where taps of layers show the fault, only those that mend the first broken tap. Whether one does is known from
+        its trial, unless the layer of that tap reads the K and V of a layer that is right.
         """
         first = self.comparison.first_broken
         if part_that_has(first) != "text" or (self.suspect is None and first not in AFTER):
             return []
         tried = [t for t in trials if t.fault.first and layer_of(t.fault.first.replace("*", "0")) is not None]
-        if self.suspect is not None:
-            tried = [t for t in tried if t.errors.get(first, np.inf) <= self.allows(first)]
-        parts = {f"on {words} only": layers for words, layers in layer_groups(self.run.config).items()}
-        return [t.candidates[0]._replace(where=where, layers=part) for t in tried for where, part in parts.items()]
+        mends, found = [t.errors.get(first, np.inf) <= self.allows(first) for t in tried], []
+        for words, part in layer_groups(self.run.config).items():
+            forms = [t.candidates[0]._replace(where=f"on {words} only", layers=part) for t in tried]
+            if self.suspect is None:
+                found += forms
+            elif self.suspect in part:
+                known = self.run.config.layers[self.suspect].kv_from in part
+                found += compress(forms, mends) if known else self.mending(forms)
+        return found
 
     def narrower(self, trials):
         """Trials of candidates in some layers only, then from the first wrong position on, then both. trials: of all.
@@ -205,7 +211,7 @@ class Search:
     def mending(self, candidates):
         """Those that mend the first broken tap, where the pass can end, or that may leave a part of its error."""
         found, first = [], self.comparison.first_broken
-        with progress(f"trying mistakes that begin at {self.start}", len(candidates)) as advance:
+        with progress("trying mistakes up to the first broken tap", len(candidates)) as advance:
             for one in candidates:
                 error = (self.errors([one], first) or {}).get(first, np.inf)
                 found += [one] if error <= self.allows(first) or one.fault.rounds or one.fault.flips else []

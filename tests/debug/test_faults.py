@@ -232,7 +232,7 @@ def test_two_mistakes_at_once_are_both_named():
 
 
 PARTS = [("D1", "global", None), ("D1", "sliding", "*.resid_post"), ("C1", "KV-sharing", None)]
-PARTS += [("D2", "global", "logits"), ("B1", "global", "*.resid_post")]
+PARTS += [("D2", "global", "logits"), ("B1", "global", "*.resid_post"), ("E5", "KV-sharing", "*.resid_post")]
 
 
 @pytest.mark.parametrize("id, kind, only", PARTS)
