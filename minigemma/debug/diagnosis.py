@@ -126,23 +126,22 @@ class Search:
         self.own_error = {row.name: row.own.error for row in judged} | dict.fromkeys(shapes, np.inf)
         self.broken = [*(row.name for row in broken), *shapes]
         self.suspect = layer_of(comparison.first_broken or "")
-        wrong = [np.flatnonzero(row.own.errors > row.allowed) for row in broken]
-        self.wrong = wrong[0] if wrong else ()
-        self.start = int(min((places[0] for places in wrong), default=0))  # the first wrong position
+        self.wrong, self.start = wrong_positions(comparison)
         if prefill is None and 1 < self.start < len(run.tokens):
             self.prefill = self.start  # if they decoded, it began there; not at 1: RoPE does not turn position 0
-        arrays, onward, replay = {}, {}, run.replay()
+        self.kv, arrays, replay = {}, {}, run.replay()
 
         def kept(name, array):
             arrays[name] = array.copy() if ".heads." in name else array  # a head's array is used again
-            onward[name] = replay(name, array)
-            return onward[name]
+            onward = replay(name, array)
+            if part_of(name) in ("attn.rot_k", "attn.v"):
+                self.kv[name] = onward
+            return onward
 
         run.through(kept)
         self.known = {name: (arrays[name], difference) for name, difference in replay.found.items()}
-        self.kv = {name: array for name, array in onward.items() if part_of(name) in ("attn.rot_k", "attn.v")}
         self.early = None  # a Search of the first positions, where they are right, as nothing is wrong until much later
-        if self.start >= 2 * PREFIX and in_one_call(run) and not shapes:
+        if self.start >= 2 * PREFIX and has_prefixes(run, comparison):
             calls = prefill and min(prefill, PREFIX)
             self.early = Search(run.prefix(PREFIX), replace(comparison, rows=[]), calls)
 
@@ -378,9 +377,16 @@ def _judged(comparison, run, precision, prefill=None):
     return found
 
 
-def in_one_call(run):
+def wrong_positions(comparison):
+    """The wrong positions of the first broken tap, and the first wrong position of all."""
+    wrong = [np.flatnonzero(row.own.errors > row.allowed) for row in comparison.rows if row.verdict == "BROKEN"]
+    return wrong[0] if wrong else (), int(min((places[0] for places in wrong if len(places)), default=0))
+
+
+def has_prefixes(run, comparison):
     """Whether a trace has all positions of a text at each tap: then its first positions are a trace too."""
-    return type(run) is Run and run.soft_tokens is None and lengths_of(run.theirs, run) == {len(run.tokens)}
+    whole = type(run) is Run and run.soft_tokens is None and lengths_of(run.theirs, run) == {len(run.tokens)}
+    return whole and all(row.verdict != "SHAPE" for row in comparison.rows)
 
 
 def _in_prefix(run, comparison, prefill):
@@ -388,11 +394,8 @@ def _in_prefix(run, comparison, prefill):
 
     No token changes what stands before it. What is named must then explain the whole trace too.
     """
-    wrong = [np.flatnonzero(row.own.errors > row.allowed) for row in comparison.rows if row.verdict == "BROKEN"]
-    first = min((int(places[0]) for places in wrong if len(places)), default=0)
-    length = max(PREFIX, first + BEYOND, prefill or 0)
-    shapes = any(row.verdict == "SHAPE" for row in comparison.rows)
-    if length > SHORTER * len(run.tokens) or shapes or not in_one_call(run):
+    length = max(PREFIX, wrong_positions(comparison)[1] + BEYOND, prefill or 0)
+    if length > SHORTER * len(run.tokens) or not has_prefixes(run, comparison):
         return None
     short = run.prefix(length)
     shorter = compare_traces(short.theirs, short, comparison.precision)
