@@ -112,7 +112,7 @@ def lecture_figures():
             "2, and for lookup and projection of another word together and alone.",
         ),
         "swap": (
-            "Another word behind the same past is still read after the last layer, with PLE and without",
+            "Another word after the same past is still read after the last layer, with PLE and without",
             "Lines over the layers passed for the model with PLE and two twins without: how often the probe names the "
             "new word; the word that stood there is hardly ever named.",
         ),
