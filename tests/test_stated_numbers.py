@@ -95,8 +95,9 @@ nearer to that of PLE's word in {obeys[MIXED]} and {obeys[REVERSED]} % of cases
 If PLE writes twice as much, its word takes over after {np.mean(crossings([TINY], twice)):.1f} layers; if it writes
 nothing, its word is named in at most {most([TINY], never, "second"):.1f} %
 
-the new word is named after the last layer in {swapped[0]} % of cases with PLE, in {swapped[1]} and {swapped[2]} % by
-the twins; the old word in at most {most(RESULTS, "another word", "second"):.1f} %
+the new word is named after the last layer in {swapped[0]} % of cases with PLE
+
+it is named in {swapped[1]} and {swapped[2]} %, the old word in at most {most(RESULTS, "another word", "second"):.1f} %
 
 after six layers its states are nearest to their own embedding in {middle(TINY)} % of cases, those of the twins in
 {middle(NO_PLE)} and {middle(WIDE)} %
