@@ -32,3 +32,10 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_it():
 def test_every_link_of_the_readme_leads_to_a_file():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_catalogue_has_as_many_mistakes_as_the_readme_says():
+    from minigemma.debug.catalogue import FAULTS
+
+    tried = sum(bool(fault.changes) for fault in FAULTS.values())
+    assert f"{tried} known mistakes of real ports" in README and f"has {len(FAULTS)} entries" in README
