@@ -200,11 +200,12 @@ class Search:
         count, first = len(self.run.tokens), self.comparison.first_broken
         if part_that_has(first) == "text" and 1 < self.start < count - 1:
             late = [t.candidates[0]._replace(start=self.start) for t in able]
-            late = late if first in AFTER else self.mending(late)  # what mends logits in some layers may not in all
-            late += [t.candidates[0]._replace(step=count) for t in trials if "cached" in t.fault.needs]
-            late += self.mending(self.numbered())
-            able = self.trials("mistakes that begin later", [(one,) for one in late])
+            whole = late if first in AFTER else self.mending(late)  # what mends logits in some layers may not in all
+            others = [t.candidates[0]._replace(step=count) for t in trials if "cached" in t.fault.needs]
+            others += self.mending(self.numbered())
+            able = self.trials("mistakes that begin later", [(one,) for one in whole + others])
             yield from sorted(able, key=Trial.rank)
+            able += [Trial((one,), -1.0, np.inf, {}) for one in late if one not in whole]
             yield from map(self.trial, self.partial(able))
 
     def mending(self, candidates):
