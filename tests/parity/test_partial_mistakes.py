@@ -19,6 +19,8 @@ from minigemma.debug.diagnosis import diagnose
 from minigemma.debug.runs import Run
 from minigemma.debug.samerun import layer_groups
 
+pytest.importorskip("torch")  # not used here; but 20 s belong into the parity suite, not into the default one
+
 TOKENS = np.concatenate([[2], np.random.default_rng(3).integers(3, 120, 22)])
 START = 12  # the window is 5
 STEP = 1 if "LONG_RUN" in os.environ else 25
