@@ -65,6 +65,22 @@ def test_softmax_gives_masked_keys_nothing_and_survives_large_scores():
     assert_array_equal(weights, np.array([[0.5, 0.5, 0, 0]], np.float32))
 
 
+@pytest.mark.parametrize(("R", "C"), [(5, 5), (4, 6), (5, 2)])
+def test_halve_is_a_convolution_at_every_second_place(R, C):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(R, C, 2)), rng.normal(size=(3, 2, 3, 3))  # [R, C, A], [B, A, 3, 3]
+    padded = np.pad(x, ((1, 3), (1, 3), (0, 0)))
+    expected = [
+        [np.einsum("ija,baij->b", padded[r : r + 3, c : c + 3], kernel) for c in range(0, C, 2)] for r in range(0, R, 2)
+    ]
+    assert_allclose(ops.halve(x, kernel), expected)
+
+
+def test_the_sinusoids_of_a_distance_go_from_one_radian_to_a_ten_thousandth():
+    assert_allclose(ops.sinusoids(3, 4, float)[2], [np.sin(2), np.sin(2e-4), np.cos(2), np.cos(2e-4)])
+    assert_allclose(ops.sinusoids(3, 2, float)[2], [np.sin(2), np.cos(2)])
+
+
 def test_rope_rotates_the_pairs_half_a_head_apart_and_leaves_pairs_of_frequency_zero_still():
     x = np.arange(1.0, 9.0).reshape(1, 1, 8)  # [T, N, H]
     turned = ops.rope(x, *ops.rotation(np.array([3]), np.array([0.5, 0.0, 0.0, 0.0]), np.float64))

@@ -109,7 +109,7 @@ def test_mistakes_in_the_tower_are_named_from_the_soft_tokens_alone():
 
 def test_padding_and_overflow_leave_their_mark():
     found = {fault.id: judged(sight_of(fault.member), taken(fault)) for fault in port.TOWER if fault.id in LOCATED}
-    assert found["V3"].comparison.hint.startswith("only positions 0 are wrong")
+    assert found["V3"].comparison.hint.startswith("only position 0 is wrong")
     assert "not finite: an overflow" in found["V21"].comparison.hint
 
 
