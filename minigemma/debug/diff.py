@@ -391,7 +391,7 @@ def _overflow(bad, rows, precision, run):
     after = sum(row.verdict == "POISONED" for row in rows)
     return (
         f"float16 overflow at {bad.name}: the right value there is {peak:.6g}, and float16 ends at "
-        f"{LARGEST_FLOAT16:g}; {after} taps behind it are poisoned; compute in bfloat16 or float32"
+        f"{LARGEST_FLOAT16:g}; {after} taps after it are poisoned; compute in bfloat16 or float32"
     )
 
 

@@ -122,7 +122,7 @@ def broken_ops(rows, config):
     behind = [row.verdict for row in rows[rows.index(first) + 1 :] if row.verdict != "MISSING"]
     verbs = {"POISONED": "are poisoned", "DRIFT": "drift"}
     follows = [f"{behind.count(name)} {verb}" for name, verb in verbs.items() if name in behind]
-    return f"{line}; of the {len(behind)} taps behind it {' and '.join(follows)}" if follows else line
+    return f"{line}; of the {len(behind)} taps after it {' and '.join(follows)}" if follows else line
 
 
 def one_id_less(run):
@@ -235,7 +235,10 @@ def _rank(ours, more, rounding):
 
 
 def _of_other_inputs(matrix, more):
-    """Whether the same matrix [F, D] makes what their product has more [T, F] of other inputs; told where F > D."""
+    """Whether theirs multiplied the same matrix [F, D] by other inputs. more: what their product has more, [T, F].
+
+    If F is at most D this cannot be told, and the answer is no.
+    """
     F, D = matrix.shape
     rows = min(F, 2 * D)
     columns, _ = np.linalg.qr(np.asarray(matrix[:rows], np.float64))  # [2D, D], of length 1
